@@ -1,0 +1,58 @@
+"""Fast-Slow Training for DSPy programs: prompts and weights learned together.
+
+`FST` is the optimizer, `Policy` the local model that it trains, `load` brings a finished run back.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config import (
+    BudgetConfig,
+    EvalConfig,
+    FastConfig,
+    FSTConfig,
+    LoraConfig,
+    RolloutConfig,
+    TrainConfig,
+)
+from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
+
+if TYPE_CHECKING:
+    from fst_optimizer.loading import load
+    from fst_optimizer.optimizer import FST, CompileResult
+    from fst_optimizer.policy import Policy
+
+__version__ = "0.1.0"
+__all__ = [
+    "FST",
+    "BudgetConfig",
+    "CompileResult",
+    "EngineError",
+    "EvalConfig",
+    "FSTConfig",
+    "FSTError",
+    "FastConfig",
+    "LoraConfig",
+    "MetricError",
+    "Policy",
+    "RolloutConfig",
+    "TrainConfig",
+    "TrainingError",
+    "UserError",
+    "load",
+]
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_LATE = {"FST": "optimizer", "CompileResult": "optimizer", "Policy": "policy", "load": "loading"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs dspy or torch when it is first asked for."""
+    if name in _LATE:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,318 @@
+"""One cycle of Fast-Slow Training, reading straight down.
+
+    population = evolve(population, policy, anchor)      # fast
+    for batch in next T batches:
+        groups = collect(population, policy, batch)      # G rollouts a problem, over all K candidates
+        policy = update(policy, credit(groups))          # slow; publishes the next version
+    state = evaluate and keep the best pair
+
+Source: arXiv 2605.12484. The four methods are this cycle with parts left out, so that comparing them compares the
+methods: `rl` has no fast rounds, `gepa` no slow steps, `sequential` first only the one, then only the other.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from fst_optimizer.config import FSTConfig
+from fst_optimizer.data import batch_at
+from fst_optimizer.evolve.population import spread
+from fst_optimizer.evolve.reflect import Reflector
+from fst_optimizer.evolve.round import evolve
+from fst_optimizer.policy import Policy
+from fst_optimizer.rollout.collector import Collector, Request, grouped
+from fst_optimizer.rollout.credit import credit
+from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
+from fst_optimizer.run.files import RunFiles, write_json
+from fst_optimizer.run.metrics import MetricsLog
+from fst_optimizer.run.state import Best, State
+from fst_optimizer.train.trainer import Trainer
+from fst_optimizer.types import Candidate, Item, Population, Rollout
+
+ROLLOUTS_KEPT = 32
+"""Rollouts of a cycle that are written down for people to read."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a cycle works with, and does not change itself."""
+
+    config: FSTConfig
+    policy: Policy
+    collector: Collector
+    trainer: Trainer | None
+    """None when the method has no slow steps."""
+    reflector: Reflector
+    components: tuple[str, ...]
+    trainset: tuple[Item, ...]
+    valset: tuple[Item, ...]
+    files: RunFiles
+    metrics: MetricsLog
+
+
+def run_cycle(parts: Parts, state: State) -> State:
+    """One fast round, T slow steps, one evaluation. Sets `ended` when the budget is spent."""
+    batches = next_batches(parts, state)
+    spent_before = state.rollouts.training
+    if fast_now(parts.config, state):
+        state = fast_round(parts, state, batches)
+    if slow_now(parts.config, state):
+        if parts.config.method == "sequential":
+            state = replace(state, population=Population((state.best.candidate,), state.policy_version))
+        for batch in batches:
+            if slow_cost(parts.config, batch) > rollouts_left(parts.config, state):
+                state = replace(state, ended="budget")
+                break
+            state = slow_step(parts, state, batch)
+    if state.rollouts.training == spent_before and not state.ended:
+        state = replace(state, ended="budget")
+    state = replace(state, cycle=state.cycle + 1, batch=state.batch + len(batches))
+    return validated(parts, state)
+
+
+def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) -> State:
+    """Evolve the population under the newest policy version, on examples that the coming steps will use."""
+    config, anchor = parts.config, draw_anchor(parts.config, batches, state)
+    cost_before = parts.reflector.cost_usd
+    progress = counting(parts.metrics, "fast", min(config.fast.max_rollouts, rollouts_left(config, state)))
+
+    def score(candidate: Candidate, items: Sequence[Item], *, capture: bool) -> Sequence[Rollout]:
+        requests = [Request(candidate, item) for item in items]
+        return parts.collector.run(
+            requests,
+            version=state.policy_version,
+            temperature=config.fast.temperature,
+            capture=capture,
+            on_rollout=progress,
+        )
+
+    reflections_left = None
+    if config.fast.reflection_calls is not None:
+        reflections_left = config.fast.reflection_calls - state.reflection_calls
+    found = evolve(
+        state.population,
+        score,
+        anchor,
+        parts.reflector,
+        config.fast,
+        policy_version=state.policy_version,
+        cycle=state.cycle,
+        seed=config.seed,
+        components=parts.components,
+        rollouts_left=fast_left(config, state),
+        reflections_left=reflections_left,
+    )
+    state = replace(
+        state,
+        population=found.population,
+        rollouts=state.rollouts.plus(fast=found.rollouts, reused=found.reused),
+        reflection_calls=state.reflection_calls + found.reflection_calls,
+        cost_usd=added_cost(state.cost_usd, cost_before, parts.reflector.cost_usd),
+    )
+    write_json(parts.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
+    parts.metrics.line(
+        "fast",
+        cycle=state.cycle,
+        step=state.step,
+        policy_version=state.policy_version,
+        rollouts=state.rollouts,
+        proposals=found.proposals,
+        accepted=found.accepted,
+        population=len(found.population.candidates),
+        best_score=found.best_score,
+        frontier=len(found.frontier),
+        reused=found.reused,
+    )
+    return state
+
+
+def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
+    """Collect one batch of groups under the newest version, update the weights, publish the next version."""
+    assert parts.trainer is not None
+    config = parts.config
+    requests = group_requests(state.population, batch, config.rollout.group_size)
+    rollouts = parts.collector.run(
+        requests,
+        version=state.policy_version,
+        temperature=config.rollout.temperature,
+        on_rollout=counting(parts.metrics, "slow", len(requests)),
+    )
+    collected_s = parts.metrics.time_s
+    credited = credit(grouped(rollouts), config.rollout, config.train.advantage_eps)
+    report = parts.trainer.step(credited.rows)
+    if report.updated:
+        version = parts.policy.publish()
+        parts.policy.retire_all_but({version, state.best.policy_version})
+        state = replace(state, policy_version=version)
+    state = replace(state, step=state.step + 1, rollouts=state.rollouts.plus(slow=len(rollouts)))
+    keep_rollouts(parts.files, state.cycle, rollouts)
+    parts.metrics.line(
+        "step",
+        cycle=state.cycle,
+        step=state.step,
+        policy_version=state.policy_version,
+        rollouts=state.rollouts,
+        reward_mean=credited.reward_mean,
+        groups=credited.groups,
+        flat_groups=credited.flat_groups,
+        calls=sum(len(rollout.calls) for rollout in rollouts),
+        tokens=sum(rollout.tokens for rollout in rollouts),
+        updated=report.updated,
+        failed=sum(rollout.outcome != "ok" for rollout in rollouts),
+        grad_norm=report.grad_norm,
+        ratio_mean=report.ratio_mean,
+        clipped_share=report.clipped_share,
+        entropy=report.entropy,
+        advantage_delta=report.advantage_delta,
+        lr=report.lr,
+        step_s=round(parts.metrics.time_s - collected_s, 3),
+        note=report.reason,
+    )
+    return state
+
+
+def validated(parts: Parts, state: State) -> State:
+    """Score the leading candidates at the newest version on the validation set; keep the best pair."""
+    config, items = parts.config.eval, parts.valset[: parts.config.eval.max_examples]
+    for candidate in leading(state.population, config.candidates):
+        scored = evaluate(
+            parts.collector,
+            candidate,
+            items,
+            version=state.policy_version,
+            temperature=config.temperature,
+            on_rollout=counting(parts.metrics, "eval", len(items)),
+        )
+        kl, extra = measure_kl(
+            parts.collector, parts.policy, candidate, parts.valset, config, version=state.policy_version
+        )
+        state = replace(state, rollouts=state.rollouts.plus(eval=scored.rollouts + extra))
+        parts.metrics.line(
+            "eval",
+            cycle=state.cycle,
+            step=state.step,
+            policy_version=state.policy_version,
+            rollouts=state.rollouts,
+            split="val",
+            score=scored.score,
+            kl_to_base=kl,
+            candidate=candidate.id,
+            failed=scored.failed,
+        )
+        if scored.score > state.best.score:
+            state = replace(state, best=Best(candidate, state.policy_version, scored.score, kl))
+    return state
+
+
+# -- which parts of the cycle a method has, and what the budget leaves ------------------------------------------
+
+
+def fast_now(config: FSTConfig, state: State) -> bool:
+    """Whether this cycle has a fast round: the method has them, and a candidate on the anchor can be paid for."""
+    return config.method != "rl" and fast_left(config, state) >= config.fast.anchor_size
+
+
+def slow_now(config: FSTConfig, state: State) -> bool:
+    """Whether this cycle has slow steps."""
+    if config.method == "sequential":
+        return not fast_now(config, state)
+    return config.method in ("fst", "rl")
+
+
+def rollouts_left(config: FSTConfig, state: State) -> int:
+    """Fast and slow rollouts that the run may still spend."""
+    cap = config.budget.max_rollouts
+    return (1 << 62) if cap is None else max(0, cap - state.rollouts.training)
+
+
+def fast_left(config: FSTConfig, state: State) -> int:
+    """Rollouts that fast rounds may still spend: for `sequential`, what is left of the first half."""
+    if config.method != "sequential" or config.budget.max_rollouts is None:
+        return rollouts_left(config, state)
+    return max(0, config.budget.max_rollouts // 2 - state.rollouts.training)
+
+
+def slow_cost(config: FSTConfig, batch: Sequence[Item]) -> int:
+    """Rollouts of one slow step."""
+    return len(batch) * config.rollout.group_size
+
+
+def added_cost(total: float | None, before: float | None, after: float | None) -> float | None:
+    """Dollars so far; None once any price was unknown."""
+    return None if total is None or before is None or after is None else total + after - before
+
+
+# -- the data of a cycle ----------------------------------------------------------------------------------------
+
+
+def next_batches(parts: Parts, state: State) -> list[tuple[Item, ...]]:
+    """The next T batches."""
+    config = parts.config
+    return [
+        batch_at(parts.trainset, state.batch + offset, config.rollout.batch_size, config.seed)
+        for offset in range(config.train.steps_per_cycle)
+    ]
+
+
+def draw_anchor(config: FSTConfig, batches: Sequence[Sequence[Item]], state: State) -> tuple[Item, ...]:
+    """Examples from those that the coming batches will use."""
+    pool = list({item.id: item for batch in batches for item in batch}.values())
+    random.Random(f"anchor/{config.seed}/{state.cycle}").shuffle(pool)
+    return tuple(pool[: config.fast.anchor_size])
+
+
+def group_requests(population: Population, batch: Sequence[Item], group_size: int) -> list[Request]:
+    """G rollouts an example, shared over the candidates as evenly as they divide."""
+    shares = spread(group_size, len(population.candidates))
+    members = [
+        candidate for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
+    ]
+    return [Request(candidate, item, index) for item in batch for index, candidate in enumerate(members)]
+
+
+def leading(population: Population, count: int) -> tuple[Candidate, ...]:
+    """The candidates with the best anchor means."""
+    return tuple(sorted(population.candidates, key=population.mean_score, reverse=True)[:count])
+
+
+def counting(metrics: MetricsLog, phase: str, total: int) -> OnRollout:
+    """A callback that reports how many of a phase's rollouts are done."""
+    done = 0
+
+    def count(_: Rollout) -> None:
+        nonlocal done
+        done += 1
+        metrics.progress(phase, done, total)
+
+    return count
+
+
+def keep_rollouts(files: RunFiles, cycle: int, rollouts: Sequence[Rollout]) -> None:
+    """Write the first step's rollouts of a cycle down, those that failed or scored least first."""
+    path = files.rollouts(cycle)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    worst_first = sorted(rollouts, key=lambda rollout: (rollout.outcome == "ok", rollout.score))
+    with path.open("w") as handle:
+        for rollout in worst_first[:ROLLOUTS_KEPT]:
+            handle.write(json.dumps(readable(rollout), ensure_ascii=False) + "\n")
+
+
+def readable(rollout: Rollout) -> dict[str, object]:
+    """A rollout as people read it: texts, not token ids."""
+    return {
+        "candidate": rollout.candidate_id,
+        "example": rollout.example_id,
+        "policy_version": rollout.policy_version,
+        "outcome": str(rollout.outcome),
+        "score": rollout.score,
+        "error": rollout.error,
+        "calls": [
+            {"predictor": call.predictor, "text": call.text, "tokens": len(call.completion_ids)}
+            for call in rollout.calls
+        ],
+    }

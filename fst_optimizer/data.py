@@ -1,0 +1,83 @@
+"""The data of a run: ids, the held-out fifth, and an order of batches that follows from the seed alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fst_optimizer.errors import UserError
+from fst_optimizer.types import Item, items_of
+
+if TYPE_CHECKING:
+    import dspy
+
+HELD_OUT_SHARE = 5
+"""Without a validation set, one example in this many is held out of the training set."""
+
+
+def split_data(
+    trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None, seed: int
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
+    """Training and validation items. `valset=None` holds a seeded fifth of the training set out.
+
+    Raises:
+        UserError: nothing to train on or to validate on.
+    """
+    if not trainset:
+        raise UserError("trainset is empty: give at least one example")
+    if valset is None:
+        if len(trainset) < 2:
+            raise UserError("trainset has one example and valset is None: give more examples, or a valset")
+        order = list(range(len(trainset)))
+        random.Random(f"held-out/{seed}").shuffle(order)
+        held = set(order[: max(1, len(order) // HELD_OUT_SHARE)])
+        everything = items_of(trainset, "train")
+        return (
+            tuple(item for index, item in enumerate(everything) if index not in held),
+            tuple(item for index, item in enumerate(everything) if index in held),
+        )
+    if not valset:
+        raise UserError("valset is empty: give examples, or None to hold a fifth of the trainset out")
+    shared = {fingerprint(example) for example in trainset} & {fingerprint(example) for example in valset}
+    if shared:
+        warnings.warn(
+            f"trainset and valset share {len(shared)} example(s): validation scores will flatter the result",
+            stacklevel=4,
+        )
+    return items_of(trainset, "train"), items_of(valset, "val")
+
+
+def fingerprint(example: dspy.Example) -> str:
+    """A hash of an example's inputs: two examples that ask the same are the same."""
+    try:
+        asked = dict(example.inputs())
+    except ValueError as error:
+        raise UserError(
+            f"example {example!r} does not say which fields are inputs: call .with_inputs(...) on it"
+        ) from error
+    text = json.dumps(asked, sort_keys=True, default=repr, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def batch_at(items: Sequence[Item], index: int, size: int, seed: int) -> tuple[Item, ...]:
+    """Batch number `index` of an endless stream: every epoch is a new shuffle, and no state is kept.
+
+    A batch may span two epochs, and never holds an example twice unless it is larger than the data.
+    """
+    size = min(size, len(items))
+    batch: dict[str, Item] = {}
+    position = index * size
+    while len(batch) < size:
+        epoch, offset = divmod(position, len(items))
+        order = list(range(len(items)))
+        random.Random(f"epoch/{seed}/{epoch}").shuffle(order)
+        for place in order[offset:]:
+            if len(batch) == size:
+                break
+            position += 1
+            batch.setdefault(items[place].id, items[place])
+    return tuple(batch.values())

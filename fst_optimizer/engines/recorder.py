@@ -1,0 +1,277 @@
+"""The bridge from dspy to an engine: messages become token ids once, and every call is kept as it was sampled.
+
+dspy hands a request to `RecordingEngine.complete`. The chat template turns its messages into prompt ids, the engine
+samples, and the rollout's `Recorder`, found in `dspy.settings`, keeps the `Call`. Text is only ever made from the
+sampled ids, never the other way round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.engines.base import Generation, GenerationRequest
+from fst_optimizer.errors import EngineError, PromptTooLong, RetiredVersion
+from fst_optimizer.types import Call, Outcome
+
+if TYPE_CHECKING:
+    import dspy
+    from dspy.lm15 import Request, Response
+
+    from fst_optimizer.policy import Policy
+
+SETTING = "fst_recorder"
+"""The key in `dspy.settings` under which a rollout's recorder travels, into dspy's worker threads too."""
+COMPONENT = "_fst_component"
+"""The attribute that names a predictor; unlike its identity it survives the copies that BestOfN and Refine make."""
+
+
+class RolloutCancelled(EngineError):
+    """The rollout timed out or was cancelled; its program may not sample any more."""
+
+
+@dataclass
+class Recorder:
+    """Collects the calls of one rollout, and decides what they are sampled from."""
+
+    policy: Policy
+    policy_version: int
+    temperature: float
+    """Used by every call for which the program did not ask for its own."""
+    seed_key: tuple[object, ...] = ()
+    """What the sampling seeds follow from: (seed, policy version, candidate, example, rollout)."""
+    calls: list[Call] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    """The last user message of each call, for people to read."""
+    failure: Outcome | None = None
+    """Set when the engine refused or failed a call."""
+    _cancelled: bool = False
+    _seen: Counter[tuple[object, ...]] = field(default_factory=Counter)
+    _pending: set[Future[Generation]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def sampling_seed(self, predictor: str, prompt_ids: tuple[int, ...]) -> int:
+        """A seed from what is asked, not from when: thread timing inside the program does not choose the data."""
+        key = (predictor, prompt_ids)
+        with self._lock:
+            occurrence = self._seen[key]
+            self._seen[key] += 1
+        text = repr((self.seed_key, predictor, prompt_ids, occurrence))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+    def add(self, call: Call, prompt: str) -> None:
+        """Keep a finished call."""
+        with self._lock:
+            self.calls.append(call)
+            self.prompts.append(prompt)
+
+    def track(self, future: Future[Generation]) -> Future[Generation]:
+        """Let `cancel` reach this request."""
+        with self._lock:
+            if not self._cancelled:
+                self._pending.add(future)
+                future.add_done_callback(self._pending.discard)
+                return future
+        future.cancel()
+        raise RolloutCancelled("the rollout was cancelled")
+
+    def cancel(self) -> None:
+        """Refuse every further call of this rollout, and drop those still queued."""
+        with self._lock:
+            self._cancelled = True
+            pending = tuple(self._pending)
+        for future in pending:
+            future.cancel()
+
+
+def calling_component() -> str:
+    """The component name of the predictor that is calling the LM now, or ""."""
+    import dspy
+
+    for module in reversed(dspy.settings.get("caller_modules") or []):
+        name = getattr(module, COMPONENT, None)
+        if name is not None:
+            return str(name)
+    return ""
+
+
+def name_components(program: dspy.Module, component_names: Sequence[tuple[str, Any]] | None = None) -> None:
+    """Write each predictor's name on it, so that its calls can be told apart."""
+    for name, predictor in component_names or program.named_predictors():
+        setattr(predictor, COMPONENT, name)
+
+
+class RecordingEngine:
+    """A dspy engine over a policy. `version=None` serves the policy's current version.
+
+    `trainable=False` marks a frozen use of the policy (its base as a judge or a reflector): such calls are sampled
+    from `version` even inside a rollout, and never recorded.
+    """
+
+    def __init__(self, policy: Policy, version: int | None = None, *, trainable: bool = True) -> None:
+        self.policy = policy
+        self.version = version
+        self.trainable = trainable
+        self._ids = itertools.count()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> RecordingEngine:
+        return self  # dspy deep-copies a program's LMs; the weights behind them are shared on purpose
+
+    def complete(self, request: Request) -> Response:
+        """Sample one completion (dspy's custom engine contract)."""
+        pending = self._submit(request)
+        try:
+            generation = pending.future.result()
+        except BaseException as error:
+            raise self._failed(pending, error) from error
+        return self._finish(pending, generation)
+
+    async def acomplete(self, request: Request) -> Response:
+        """`complete` for a running event loop."""
+        pending = self._submit(request)
+        try:
+            generation = await asyncio.wrap_future(pending.future)
+        except asyncio.CancelledError:
+            pending.future.cancel()
+            raise
+        except BaseException as error:
+            raise self._failed(pending, error) from error
+        return self._finish(pending, generation)
+
+    def _submit(self, request: Request) -> _Pending:
+        import dspy
+        from dspy.lm15 import ContextLengthError
+
+        recorder: Recorder | None = dspy.settings.get(SETTING)
+        if recorder is not None and (not self.trainable or recorder.policy is not self.policy):
+            recorder = None
+        component = calling_component() if recorder else ""
+        messages = chat_messages(request)
+        try:
+            prompt_ids = self.policy.encode_chat(messages)
+            max_tokens = self._room(prompt_ids, request.config.max_tokens)
+        except PromptTooLong as error:
+            if recorder:
+                recorder.failure = Outcome.PROMPT_TOO_LONG
+            raise ContextLengthError(str(error)) from error
+        temperature = request.config.temperature
+        if temperature is None:
+            temperature = recorder.temperature if recorder else self.policy.temperature
+        seed = request.config.seed
+        if seed is None:
+            seed = recorder.sampling_seed(component, prompt_ids) if recorder else self.policy.fresh_seed()
+        generation_request = GenerationRequest(
+            prompt_ids=prompt_ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop=tuple(request.config.stop or ()),
+            seed=seed,
+            version=self._version(recorder),
+        )
+        future = self.policy.engine.submit(generation_request)
+        if recorder:
+            recorder.track(future)
+        return _Pending(generation_request, future, recorder, component, messages[-1]["content"])
+
+    def _version(self, recorder: Recorder | None) -> int:
+        if recorder:
+            return recorder.policy_version
+        return self.policy.version if self.version is None else self.version
+
+    def _room(self, prompt_ids: tuple[int, ...], wanted: int | None) -> int:
+        room = self.policy.engine.context_length - len(prompt_ids)
+        if room < 1:
+            raise PromptTooLong(
+                f"the prompt has {len(prompt_ids)} tokens and the model's context is "
+                f"{self.policy.engine.context_length}: shorten the inputs, the demos or the instruction"
+            )
+        return min(wanted or self.policy.max_tokens, room)
+
+    def _failed(self, pending: _Pending, error: BaseException) -> BaseException:
+        if isinstance(error, CancelledError):
+            return RolloutCancelled("the rollout was cancelled")
+        if pending.recorder and isinstance(error, Exception) and not isinstance(error, RetiredVersion):
+            pending.recorder.failure = Outcome.ENGINE_ERROR
+        return error
+
+    def _finish(self, pending: _Pending, generation: Generation) -> Response:
+        from dspy.lm15 import Message, Response, TextPart, Usage
+
+        sampled = self.policy.decode(generation.completion_ids)
+        if pending.recorder:
+            call = Call(
+                predictor=pending.component,
+                prompt_ids=pending.request.prompt_ids,
+                completion_ids=generation.completion_ids,
+                logprobs=generation.logprobs,
+                temperature=pending.request.temperature,
+                policy_version=pending.request.version,
+                finish_reason=generation.finish_reason,
+                text=sampled,
+            )
+            pending.recorder.add(call, pending.prompt)
+        text = visible_text(sampled, pending.request.stop)
+        return Response(
+            id=f"fst-{next(self._ids)}",
+            model=self.policy.name,
+            message=Message.assistant([TextPart(text or " ")]),  # dspy refuses an empty part
+            finish_reason="length" if generation.finish_reason == "length" else "stop",
+            usage=Usage(input_tokens=len(pending.request.prompt_ids), output_tokens=len(generation.completion_ids)),
+        )
+
+
+class AsyncRecordingEngine:
+    """The coroutine face of a `RecordingEngine`, as dspy wants it: a second object."""
+
+    def __init__(self, engine: RecordingEngine) -> None:
+        self.sync = engine
+
+    def __deepcopy__(self, memo: dict[int, object]) -> AsyncRecordingEngine:
+        return self
+
+    async def complete(self, request: Request) -> Response:
+        """Sample one completion without blocking the event loop."""
+        return await self.sync.acomplete(request)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    request: GenerationRequest
+    future: Future[Generation]
+    recorder: Recorder | None
+    component: str
+    prompt: str
+
+
+def chat_messages(request: Request) -> list[dict[str, str]]:
+    """The request's system text and messages as a chat template wants them."""
+    messages = []
+    if request.system:
+        system = request.system if isinstance(request.system, str) else "".join(part.text for part in request.system)
+        messages.append({"role": "system", "content": system})
+    roles = {"developer": "system"}
+    for message in request.messages:
+        messages.append({"role": roles.get(message.role, message.role), "content": message.text or ""})
+    return messages
+
+
+def visible_text(sampled: str, stop: Sequence[str] = ()) -> str:
+    """What the program sees: without the `<think>` part and from the first stop string on.
+
+    A `<think>` that was never closed hides the rest: the model was cut while thinking and gave no answer. A
+    `</think>` without its opening belongs to a template that opened it in the prompt.
+    """
+    text = sampled
+    if "</think>" in text:
+        text = text.rsplit("</think>", 1)[1]
+    elif "<think>" in text:
+        text = text.split("<think>", 1)[0]
+    cuts = [index for index in (text.find(word) for word in stop) if index >= 0]
+    return text[: min(cuts)].strip() if cuts else text.strip()

@@ -1,0 +1,51 @@
+"""What raises, and what is only recorded.
+
+Three kinds of things go wrong, and each has one fate:
+
+- **A user's mistake** (a wrong setting, an unusable program, a taken directory) raises `UserError` before
+  the first token is bought. Its text names the field, the value and the remedy.
+- **A bad rollout** (an unparsable answer, a cut completion, a failing tool, a timeout) is data: the collector
+  records it as the rollout's `Outcome`, and it earns its configured reward. It never raises.
+- **A broken part** (the metric, the engine, the trainer) raises `MetricError`, `EngineError` or `TrainingError`,
+  chained with `from` to its cause and saying what was being done. The run stops; its last checkpoint stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FSTError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+class UserError(FSTError, ValueError):
+    """A mistake in what was passed in; the text says which field, which value, and what to do."""
+
+
+class MetricError(FSTError):
+    """The metric raised, or returned something that is not a finite number."""
+
+
+class EngineError(FSTError):
+    """The engine could not generate at all (as opposed to one bad completion)."""
+
+
+class PromptTooLong(EngineError):
+    """One prompt plus one new token exceed the model's context: recorded as the rollout's outcome."""
+
+
+class RetiredVersion(EngineError):
+    """A request named a policy version that the engine no longer serves."""
+
+
+class TrainingError(FSTError):
+    """The slow step broke, or was skipped too many times in a row."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The remedy's second half: the nearest known name if there is one, else all of them."""
+    options = sorted(known)
+    near = get_close_matches(name, options, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(options)}"

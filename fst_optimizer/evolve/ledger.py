@@ -1,0 +1,64 @@
+"""Who pays for the round's rollouts: each is checked against the budget, and run once where once is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from fst_optimizer.errors import FSTError
+from fst_optimizer.types import Candidate, Item, Rollout
+
+
+class Score(Protocol):
+    """Runs one candidate at the current policy version."""
+
+    def __call__(self, candidate: Candidate, items: Sequence[Item], *, capture: bool) -> Sequence[Rollout]:
+        """One rollout per item; with `capture`, trace and feedback are filled in."""
+        ...
+
+
+class Ledger:
+    """Every rollout of the round, paid once: with greedy decoding a second run would only repeat the first."""
+
+    def __init__(self, score: Score, limit: int, *, reuse: bool) -> None:
+        """`limit` rollouts may be executed; `reuse` says whether one stands for its repetitions."""
+        self.limit = limit
+        self.reuse = reuse
+        self.spent = 0
+        self._score = score
+        self._kept: dict[tuple[str, str], Rollout] = {}
+        self._served_again: set[tuple[str, str]] = set()
+
+    @property
+    def left(self) -> int:
+        """Rollouts that may still be executed."""
+        return self.limit - self.spent
+
+    @property
+    def reused(self) -> int:
+        """Executed rollouts that served twice or more, each counted once."""
+        return len(self._served_again)
+
+    def run(self, candidate: Candidate, items: Sequence[Item], *, capture: bool) -> list[Rollout]:
+        """One rollout per item, in order; an item that comes twice in one call is run once."""
+        wanted = {item.id: item for item in items}
+        found = {name: self._kept[candidate.id, name] for name in wanted if (candidate.id, name) in self._kept}
+        self._served_again.update((candidate.id, name) for name in found)
+        missing = [item for name, item in wanted.items() if name not in found]
+        if missing:
+            found |= self._execute(candidate, missing, capture)
+        return [found[item.id] for item in items]
+
+    def _execute(self, candidate: Candidate, items: Sequence[Item], capture: bool) -> dict[str, Rollout]:
+        assert len(items) <= self.left, "the budget is checked before it is spent"
+        self.spent += len(items)
+        rollouts = self._score(candidate, items, capture=capture or self.reuse)
+        fresh = {rollout.example_id: rollout for rollout in rollouts}
+        if len(rollouts) != len(items) or fresh.keys() != {item.id for item in items}:
+            raise FSTError(
+                f"scoring candidate {candidate.id}: asked for examples {[item.id for item in items]}, "
+                f"got rollouts of {[rollout.example_id for rollout in rollouts]}"
+            )
+        if self.reuse:
+            self._kept.update({(candidate.id, name): rollout for name, rollout in fresh.items()})
+        return fresh

@@ -1,0 +1,70 @@
+"""Which candidates stay: Pareto over scores, and how a group is shared among those that did. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fst_optimizer.types import Population
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Candidate id -> example id -> score, all at one policy version and over the same examples."""
+
+
+def frontier(scores: Scores) -> tuple[str, ...]:
+    """The ids that GEPA keeps as dominators, highest mean first; the earlier candidate wins a tie.
+
+    A candidate is dropped, worst mean first, when each example that it is best on has another candidate as good that is
+    still kept. What remains is best, together, on every example, and none of it can be spared.
+
+    Source: `gepa.gepa_utils.find_dominator_programs`. GEPA leaves ties of equal means to the order of the
+    examples; here the earlier candidate stays, so that a copy in other words does not push out its parent.
+    """
+    from gepa.gepa_utils import find_dominator_programs
+
+    ids = list(scores)
+    examples = {example for row in scores.values() for example in row}
+    if not examples:
+        return tuple(ids[:1])
+    fronts = {example: _best_on(example, ids, scores) for example in sorted(examples)}
+    worth = {index: (_mean(scores[name]), -index) for index, name in enumerate(ids)}
+    kept = find_dominator_programs(fronts, worth)  # type: ignore[no-untyped-call]
+    return tuple(ids[index] for index in sorted(kept, key=worth.__getitem__, reverse=True))
+
+
+def select(population: Population, k: int) -> Population:
+    """The top `k` of the population's frontier, highest mean first, with their scores; fewer when it is smaller.
+
+    The candidate with the highest mean always stays: dominance may drop it when specialists together match it on
+    every example, and a policy should not train without its best instructions.
+    """
+    scores = {candidate.id: population.scores.get(candidate.id, {}) for candidate in population.candidates}
+    by_id = {candidate.id: candidate for candidate in reversed(population.candidates)}
+    best = population.best.id
+    kept = (best, *(name for name in frontier(scores) if name != best))[:k]
+    return Population(
+        candidates=tuple(by_id[name] for name in kept),
+        policy_version=population.policy_version,
+        scores={name: dict(scores[name]) for name in kept},
+    )
+
+
+def spread(group_size: int, candidates: int) -> tuple[int, ...]:
+    """How many of a group's rollouts each candidate gets: as even as possible, the better ones take the remainder.
+
+    `spread(8, 3)` is `(3, 3, 2)`. It sums to `group_size`; candidates beyond `group_size` get none.
+    """
+    if candidates < 1 or group_size < 0:
+        raise ValueError(f"cannot spread {group_size} rollouts over {candidates} candidates")
+    each, over = divmod(group_size, candidates)
+    return tuple(each + (index < over) for index in range(candidates))
+
+
+def _best_on(example: str, ids: Sequence[str], scores: Scores) -> set[int]:
+    """The indices of all candidates that reach the highest score on one example."""
+    column = {index: scores[name][example] for index, name in enumerate(ids) if example in scores[name]}
+    top = max(column.values())
+    return {index for index, score in column.items() if score == top}
+
+
+def _mean(row: Mapping[str, float]) -> float:
+    return sum(row.values()) / len(row) if row else 0.0

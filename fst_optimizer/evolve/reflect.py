@@ -1,0 +1,245 @@
+"""Who writes new instructions: a reflection LM, or, with no LM at hand, the recurring sentences of the feedback."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import dspy
+
+logger = logging.getLogger(__name__)
+
+PERFECT = 1.0
+"""The score from which on there is nothing to learn from an example."""
+
+
+_SHOWN = ("Inputs", "Generated Outputs", "Feedback")
+
+
+class Reflector(Protocol):
+    """Proposes a new text for one component from examples of what it did."""
+
+    calls: int
+    """How often it has reflected. With a reflection LM each is one LM call."""
+    cost_usd: float | None
+    """Dollars spent so far. None: some price is unknown."""
+    note: str
+    """Why the last reflection proposed nothing; empty when it did propose."""
+
+    def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
+        """A new text, or None when there is nothing to propose.
+
+        Args:
+            component: The predictor's name.
+            current: Its instruction now.
+            dataset: Entries as `bridge.Entry` describes them, one per example.
+        """
+        ...
+
+
+class LMReflector:
+    """GEPA's own reflective proposer prompt, answered by any `dspy.LM`.
+
+    The LM is called directly, not through a predictor, so that a policy that reflects on itself is not recorded
+    as a program's call. A call that raises, or answers nothing new, gives None and a note.
+    """
+
+    def __init__(self, lm: dspy.LM) -> None:
+        """Uses the LM's own temperature and token limit."""
+        self.lm = lm
+        self.calls = 0
+        self.cost_usd: float | None = 0.0
+        self.note = ""
+        self._warned = False
+
+    def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
+        """The instruction between the answer's backticks, or None."""
+        from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+        shown = [{key: entry[key] for key in _SHOWN if key in entry} for entry in dataset]
+        prompt = InstructionProposalSignature.prompt_renderer(
+            {"current_instruction_doc": current, "dataset_with_feedback": shown}
+        )
+        try:
+            answer = self._ask(prompt)
+        except Exception as error:
+            self._failed(error)
+            return None
+        text = InstructionProposalSignature.output_extractor(answer)["new_instruction"].strip()
+        self.note = "" if text else "the reflection LM answered nothing"
+        if text and text == current.strip():
+            self.note = "the reflection LM repeated the instruction"
+        return None if self.note else text
+
+    def _failed(self, error: Exception) -> None:
+        self.note = f"the reflection LM failed: {type(error).__name__}: {error}"
+        logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
+        self._warned = True
+
+    def _ask(self, prompt: Any) -> str:
+        self.calls += 1
+        last = self.lm.history[-1] if self.lm.history else None
+        outputs = self.lm(prompt)
+        self._add_cost(last)
+        first = outputs[0] if outputs else ""
+        text = first.get("text") if isinstance(first, Mapping) else first
+        # A reasoning model without a reasoning parser thinks aloud, sometimes in backticks.
+        return str(text or "").rpartition("</think>")[2].strip()
+
+    def _add_cost(self, last: Any) -> None:
+        """History may be off: only an entry that this call added tells its price. A cached answer costs nothing."""
+        entry = self.lm.history[-1] if self.lm.history else None
+        if entry is None or entry is last:
+            cost = None
+        else:
+            cost = 0.0 if getattr(entry.get("response"), "cache_hit", False) else entry.get("cost")
+        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+
+
+class ExtractiveReflector:
+    """No LM: appends to the instruction the one feedback sentence that recurs most over failing examples.
+
+    It keeps sentences as they are written. It can only find a rule that the feedback spells out, in the same
+    words and without naming anything of the instance; it rephrases, combines and infers nothing.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        """`seed` decides among sentences that recur equally often."""
+        self.seed = seed
+        self.calls = 0
+        self.cost_usd: float | None = 0.0
+        self.note = ""
+
+    def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
+        """The current text with one more sentence, or None when no lesson is new."""
+        self.calls += 1
+        ranked = self._ranked(component, current, lessons(dataset))
+        known = _words(current)
+        lesson = next((sentence for sentence in ranked if _words(sentence) not in known), None)
+        self.note = "" if lesson else "no sentence of the feedback recurs that the instruction lacks"
+        return f"{current.rstrip()} {lesson}".strip() if lesson else None
+
+    def _ranked(self, component: str, current: str, counts: Mapping[str, int]) -> list[str]:
+        """Most frequent first. Ties follow from the arguments alone, so that a resumed run proposes the same."""
+        order = list(counts)
+        random.Random(repr((self.seed, component, current, order))).shuffle(order)
+        return sorted(order, key=lambda sentence: -counts[sentence])
+
+
+def lessons(dataset: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The general sentences of the failing examples' feedback, with how many of those examples each is in.
+
+    A sentence must recur over two failing examples (one, if only one fails), name nothing of its instance, and
+    not be said of a passing example too.
+    """
+    failing = [entry for entry in dataset if entry["Score"] < PERFECT]
+    passing = [entry for entry in dataset if entry["Score"] >= PERFECT]
+    praise = {_words(sentence) for entry in passing for sentence in sentences(_feedback(entry))}
+    written: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for entry in failing:
+        general = [sentence for sentence in sentences(_feedback(entry)) if is_general(sentence, entry)]
+        for sentence in general:
+            written.setdefault(_words(sentence), sentence)
+        counts.update({_words(sentence) for sentence in general} - praise)
+    enough = min(2, len(failing))
+    return {written[words]: counts[words] for words in written if counts[words] >= enough}
+
+
+def is_general(sentence: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a sentence tells a rule: nothing quoted, no value or number of this example, and not mere praise."""
+    if _quoted_spans(sentence) or re.search('["`\u201c\u201d]', sentence):
+        return False
+    words = _words(sentence)
+    if len(words.split()) < 2 or _words(sentence.rpartition(": ")[2]) in _PRAISE:
+        return False
+    values = [*_texts(entry.get("Inputs")), *_texts(entry.get("Generated Outputs")), *_texts(entry.get("Instance"))]
+    numbers = {number for value in values for number in _NUMBER.findall(value)}
+    if numbers.intersection(_NUMBER.findall(sentence)):
+        return False
+    # One or two letters are also articles and pronouns; as values they are told by their quotes.
+    return not any(len(value.strip()) > 2 and _words(value).strip() and _words(value) in words for value in values)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, as written. Lines end sentences too; a period inside quotes or brackets does not."""
+    lines = (_BULLET.sub("", line).strip() for line in text.splitlines())
+    return [sentence for line in lines for sentence in _split(line)]
+
+
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_END = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*(?=\s|$)")
+_WORD = re.compile(r"[^\W_]+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_ABBREVIATIONS = {"e.g", "i.e", "vs", "cf", "mr", "mrs", "dr", "fig"}
+_PRAISE = {" right ", " all right ", " correct ", " good ", " good job ", " ok ", " perfect ", " well done "}
+_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "«": "»", "[": "]", "{": "}"}
+
+
+def _split(line: str) -> Iterator[str]:
+    start = 0
+    for end in _ends(line):
+        if sentence := line[start:end].strip():
+            yield sentence
+        start = end
+    if rest := line[start:].strip():
+        yield rest
+
+
+def _ends(line: str) -> Iterator[int]:
+    spans = _quoted_spans(line)
+    for match in _END.finditer(line):
+        at, end = match.span()
+        quoted = any(left <= at < right and end != right for left, right in spans)
+        before = line[:at].split()[-1:] or [""]
+        after = line[end:].lstrip()
+        if not quoted and before[0].lower() not in _ABBREVIATIONS and not after[:1].islower():
+            yield end
+
+
+def _quoted_spans(text: str) -> list[tuple[int, int]]:
+    """Where quotes and brackets open and close again on one line, as half-open ranges."""
+    spans: list[tuple[int, int]] = []
+    at = 0
+    while at < len(text):
+        close = _closing(text, at)
+        if close is not None:
+            spans.append((at, close + 1))
+        at = at + 1 if close is None else close + 1
+    return spans
+
+
+def _closing(text: str, at: int) -> int | None:
+    """Where what opens at `at` closes; None when nothing opens there. An apostrophe neither opens nor closes."""
+    mark = _QUOTES.get(text[at])
+    if mark is None or (text[at] == mark and text[at - 1 : at].isalnum()):
+        return None
+    close = text.find(mark, at + 1)
+    while close != -1 and mark in "'\u2019" and text[close + 1 : close + 2].isalnum():
+        close = text.find(mark, close + 1)
+    return None if close == -1 else close
+
+
+def _feedback(entry: Mapping[str, Any]) -> str:
+    """The metric's own words: a parser's error recurs too, and teaches no rule."""
+    return str(entry.get("Metric Feedback", entry.get("Feedback", "")))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        for inner in value:
+            yield from _texts(inner)
+    elif value is not None:
+        yield str(value)
+
+
+def _words(text: str) -> str:
+    """Lower-case words between single spaces, one at each end: `in` then compares whole words."""
+    return " ".join(["", *_WORD.findall(text.lower()), ""])

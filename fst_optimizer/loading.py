@@ -1,0 +1,65 @@
+"""A finished run, brought back: the program with its instructions, its LM at its policy version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config import LoraConfig
+from fst_optimizer.errors import UserError
+from fst_optimizer.run.files import RunFiles, read_json
+from fst_optimizer.tasks import load_task
+
+if TYPE_CHECKING:
+    import dspy
+
+    from fst_optimizer.policy import Policy
+
+
+def load(run_dir: str | Path, *, program: dspy.Module | None = None, model: str | None = None) -> dspy.Module:
+    """The compiled program of a finished run, its LM attached again.
+
+    Args:
+        run_dir: What `FST(run_dir=...)` or `fst compile --run-dir` left.
+        program: A fresh instance of the program. None: built by the run's task, for runs of a task.
+        model: Where the base model is now. None: where it was.
+
+    Raises:
+        UserError: the run is not finished, or the program cannot be built from its files alone.
+    """
+    files = RunFiles(Path(run_dir))
+    result, config = read_json(files.result), read_json(files.config)
+    if program is None:
+        try:
+            program = load_task(config["task"]).build_program()
+        except UserError as error:
+            raise UserError(
+                f"run_dir {str(run_dir)!r} is a run of {config['task']!r}, which is no task that can be built here: "
+                "pass program=, a fresh instance of your program"
+            ) from error
+    policy = load_policy(files, config, result["policy_version"], model)
+    program.load(str(files.program))
+    program.set_lm(policy.lm_at(result["policy_version"]))
+    return program
+
+
+def load_policy(files: RunFiles, config: dict[str, Any], version: int, model: str | None = None) -> Policy:
+    """The run's policy, serving `version` and training on from it."""
+    from fst_optimizer.policy import Policy
+    from fst_optimizer.train.adapters import load_adapter_tensors
+
+    made = config["policy"]
+    policy = Policy(
+        model or made["model"],
+        lora=LoraConfig(**{**made["lora"], "target_modules": _tuple(made["lora"]["target_modules"])}),
+        seed=made["seed"],
+        max_tokens=made["max_tokens"],
+        chat_template_args=made["chat_template_args"],
+    )
+    if version:
+        policy.restore(version, load_adapter_tensors(files.policy(version)))
+    return policy
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)

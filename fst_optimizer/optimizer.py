@@ -1,0 +1,212 @@
+"""`FST`: check everything, run cycles, return the program with its instructions and its policy version.
+
+    policy = Policy("Qwen/Qwen3-1.7B")
+    program.set_lm(policy.lm)
+    better = FST(metric).compile(program, trainset=train, valset=val)
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from fst_optimizer.config import FSTConfig, preset
+from fst_optimizer.cycle import Parts, run_cycle, validated
+from fst_optimizer.data import split_data
+from fst_optimizer.errors import UserError
+from fst_optimizer.evolve.bridge import apply_texts, seed_texts
+from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.rollout.collector import Collector
+from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.run import record
+from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
+from fst_optimizer.run.metrics import Callback, MetricsLog
+from fst_optimizer.run.state import Best, State, commit, restore
+from fst_optimizer.student import attach_policy, checked_student
+from fst_optimizer.types import Candidate, Item, Population
+
+if TYPE_CHECKING:
+    from fst_optimizer.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompileResult:
+    """What `program.detailed_results` holds."""
+
+    run_dir: Path
+    result: Mapping[str, Any]
+    """The content of `result.json`."""
+    population: Population
+    """The last population, with scores on its anchor."""
+    best: Best
+    """The (candidate, policy version) pair that the program carries."""
+
+
+class FST(Teleprompter):  # type: ignore[misc]
+    """Fast-Slow Training as a DSPy optimizer.
+
+    Args:
+        metric: `(example, prediction)`, or `(example, prediction, trace, pred_name, pred_trace)` for feedback by
+            predictor. Returns a number, or `dspy.Prediction(score=..., feedback=...)`.
+        auto: `light`, `medium` or `heavy`; ignored when `config` is given.
+        reflection_lm: Writes new instructions from feedback, by GEPA's reflective proposer. None: the built-in
+            extractive reflector, which takes over sentences that recur in the feedback and calls no LM.
+        config: An `FSTConfig`, or nested settings over the defaults.
+        run_dir: Where the run's files go. None: a new folder under `runs/`.
+        resume: Go on with the unfinished run in `run_dir`.
+        callbacks: Called with every line of `metrics.jsonl` and with progress.
+        task: The name in `result.json`. None: the program's class.
+
+    Raises:
+        UserError: a setting is wrong; the text names it, its value and the remedy.
+    """
+
+    def __init__(
+        self,
+        metric: Any,
+        *,
+        auto: str = "light",
+        reflection_lm: dspy.LM | None = None,
+        config: FSTConfig | Mapping[str, Any] | None = None,
+        run_dir: str | Path | None = None,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+        task: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.metric = Metric(metric)
+        base = preset(auto)
+        if config is not None:
+            base = config if isinstance(config, FSTConfig) else FSTConfig.from_dict(config)
+        self.config = base
+        self.reflection_lm = reflection_lm
+        self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.resume = resume
+        self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
+        self.task = task
+        if resume and run_dir is None:
+            raise UserError("resume is True and run_dir is None: name the run directory to go on with")
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+    ) -> dspy.Module:
+        """Learn instructions and weights together; `student` itself is not changed.
+
+        Args:
+            student: A program whose predictors use one policy's `lm`.
+            trainset: Examples to learn from.
+            teacher: Not used by FST; accepted because DSPy's optimizers share one signature.
+            valset: Examples to choose the best pair on. None: a seeded fifth of `trainset` is held out.
+
+        Returns:
+            A copy with the best candidate's instructions, its LM serving the best policy version, and
+            `detailed_results`, a `CompileResult`.
+
+        Raises:
+            UserError: something about the student, the data or the run directory is wrong; nothing was spent.
+            MetricError, EngineError, TrainingError: a part broke; the last checkpoint stands.
+        """
+        if teacher is not None:
+            raise UserError("teacher is given: FST learns from the student's own rollouts; leave it None")
+        policy, start_version = checked_student(student)
+        train, val = split_data(trainset, valset, self.config.seed)
+        files, resuming = open_run(self.run_dir or default_run_dir(student), resume=self.resume)
+        description = record.describe_run(self.config, policy, self.task or type(student).__name__, train, val)
+        if resuming:
+            record.check_same_run(read_json(files.config), description)
+        else:
+            write_json(files.config, description)
+            policy.restore(start_version, policy.tensors(start_version) if start_version else None)
+        program = attach_policy(student, policy)
+        parts = self._parts(program, policy, train, val, files)
+        try:
+            state, parts = self._start(parts, program, resuming)
+            while not state.ended:
+                state = self._ended(run_cycle(parts, state))
+                self._commit(parts, state)
+        except KeyboardInterrupt:
+            logger.warning("interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)", str(files.root))
+            raise
+        return self._finish(student, parts, state)
+
+    def _parts(
+        self, program: dspy.Module, policy: Policy, train: tuple[Item, ...], val: tuple[Item, ...], files: RunFiles
+    ) -> Parts:
+        config = self.config
+        collector = Collector(
+            lambda candidate: apply_texts(program, candidate.texts),
+            policy,
+            self.metric,
+            seed=config.seed,
+            num_threads=config.rollout.num_threads,
+            timeout_s=config.rollout.timeout_s,
+        )
+        return Parts(
+            config=config,
+            policy=policy,
+            collector=collector,
+            trainer=policy.trainer(config.train) if config.method != "gepa" else None,
+            reflector=LMReflector(self.reflection_lm) if self.reflection_lm else ExtractiveReflector(config.seed),
+            components=tuple(seed_texts(program)),
+            trainset=train,
+            valset=val,
+            files=files,
+            metrics=MetricsLog(files.metrics, self.listeners),
+        )
+
+    def _start(self, parts: Parts, program: dspy.Module, resuming: bool) -> tuple[State, Parts]:
+        """The first state: validated before any cycle; or the committed one."""
+        if resuming:
+            found = restore(parts.files, parts.policy, parts.trainer)
+            metrics = MetricsLog(parts.files.metrics, self.listeners, found.elapsed_s)
+            metrics.cut(found.metrics_size)
+            return found.state, replace(parts, metrics=metrics)
+        seed = Candidate(seed_texts(program))
+        version = parts.policy.version
+        population = Population((seed,), version)
+        state = State(population=population, best=Best(seed, version, -1.0), policy_version=version)
+        state = validated(parts, state)
+        state = replace(state, val_score_before=state.best.score)
+        self._commit(parts, state)
+        return state, parts
+
+    def _ended(self, state: State) -> State:
+        if not state.ended and state.cycle >= self.config.budget.max_cycles:
+            return replace(state, ended="done")
+        return state
+
+    def _commit(self, parts: Parts, state: State) -> None:
+        log = parts.metrics
+        commit(parts.files, state, parts.policy, parts.trainer, elapsed_s=log.time_s, metrics_size=log.size())
+
+    def _finish(self, student: dspy.Module, parts: Parts, state: State) -> dspy.Module:
+        """The compiled program, on disk and in hand."""
+        policy, best = parts.policy, state.best
+        version = best.policy_version
+        policy.restore(version, policy.tensors(version) if version else None)
+        compiled = apply_texts(attach_policy(student, policy, version), best.candidate.texts)
+        compiled._compiled = True
+        compiled.save(str(parts.files.program))
+        result = record.result_of(self.config, self.task or type(student).__name__, state, parts.metrics.time_s)
+        write_json(parts.files.result, result)
+        compiled.detailed_results = CompileResult(parts.files.root, result, state.population, best)
+        return compiled
+
+
+def default_run_dir(student: dspy.Module) -> Path:
+    """A new folder under `runs/`, named after the program and the time."""
+    return Path("runs") / f"{type(student).__name__}-{time.strftime('%Y%m%d-%H%M%S')}"

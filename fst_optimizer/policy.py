@@ -1,0 +1,299 @@
+"""The policy: a local model, one trainable LoRA adapter, and its published versions.
+
+`Policy("Qwen/Qwen3-1.7B").lm` is a `dspy.LM` like any other. What is special is behind it: every version that
+training publishes can be asked for by number, version 0 being the base.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config import LoraConfig, TrainConfig
+from fst_optimizer.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import dspy
+    from torch import Tensor
+
+    from fst_optimizer.engines.base import Engine
+    from fst_optimizer.train.trainer import Trainer
+    from fst_optimizer.types import Call
+
+ENGINES = ("torch",)
+
+
+class Policy:
+    """A trainable local model.
+
+    Args:
+        model: A folder or a hub name of a causal LM with a chat template.
+        engine: `torch` generates in this process. A callable makes another engine from this policy.
+        lora: The adapter's shape. Ignored when `adapter` is given.
+        adapter: A folder with a LoRA adapter to start from; it becomes version 1.
+        dtype: `auto` is float32 on CPU and bfloat16 elsewhere; or a name that torch knows.
+        device: `auto` is the first GPU if there is one; or a name that torch knows.
+        seed: Decides the adapter's initial values and the seeds of calls outside of rollouts.
+        max_tokens: Most new tokens of a call that does not say.
+        temperature: Of a call outside of rollouts that does not say. 0 is greedy.
+        chat_template_args: Passed to the chat template, e.g. `{"enable_thinking": False}`.
+        trust_remote_code: Whether code in the model's folder may run. Off unless asked for.
+        max_batch: Most requests that the in-process engine runs together.
+        max_batch_tokens: Most padded tokens that it runs together.
+        max_wait_s: How long its first request waits for others, in seconds.
+
+    Raises:
+        UserError: The model is missing, has no chat template, or does not fit its tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        engine: str | Callable[[Policy], Engine] = "torch",
+        lora: LoraConfig | None = None,
+        adapter: str | Path | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        chat_template_args: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        max_batch: int = 128,
+        max_batch_tokens: int = 262_144,
+        max_wait_s: float = 0.004,
+    ) -> None:
+        if isinstance(engine, str) and engine not in ENGINES:
+            raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
+        check_model_folder(model)
+        self.source = str(model)
+        self.name = Path(self.source).name
+        self.lora = lora or LoraConfig()
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.chat_template_args = dict(chat_template_args or {})
+        self.lock = threading.RLock()
+        self.tokenizer = _load_tokenizer(self.source, trust_remote_code)
+        base = _load_base(self.source, dtype, device, trust_remote_code)
+        _check_tokenizer(self.source, self.tokenizer, base)
+        self.model = _attach(base, self.lora, adapter, seed)
+        self._seeds = itertools.count(seed << 32)
+        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self.version = 0
+        """The version that `lm` serves now."""
+        self._newest = 0
+        if callable(engine):
+            self.engine_name, self.engine = "custom", engine(self)
+        else:
+            from fst_optimizer.engines.in_process import InProcessEngine
+
+            self.engine_name = engine
+            self.engine = InProcessEngine(
+                self.model,
+                self.tokenizer,
+                lock=self.lock,
+                max_batch=max_batch,
+                max_batch_tokens=max_batch_tokens,
+                max_wait_s=max_wait_s,
+            )
+        if adapter is not None:
+            self.publish()
+        self.lm = self._make_lm(None)
+        """The policy's current version, as an LM for any DSPy program."""
+
+    # -- as an LM ----------------------------------------------------------------------------------------------
+
+    def lm_at(self, version: int) -> dspy.LM:
+        """An LM that stays at one version. It counts as this policy when its program is compiled again."""
+        return self._make_lm(version)
+
+    @property
+    def base_lm(self) -> dspy.LM:
+        """The base model as a frozen LM: for a judge or a reflector. Never recorded, never trained."""
+        return self._make_lm(0, trainable=False)
+
+    def _make_lm(self, version: int | None, *, trainable: bool = True) -> dspy.LM:
+        from fst_optimizer.engines.lm import make_lm
+
+        return make_lm(self, version, trainable=trainable)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Prompt token ids of a conversation, ready for the assistant's turn."""
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_args
+        )
+        return tuple(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special tokens."""
+        return str(
+            self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def fresh_seed(self) -> int:
+        """The sampling seed of the next call outside of any rollout."""
+        return next(self._seeds)
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    def publish(self) -> int:
+        """Freeze the trainable adapter as the next version, serve it, and return its number."""
+        from fst_optimizer.train import adapters
+
+        self._newest += 1
+        self._serve(self._newest, adapters.snapshot(self.model))
+        self.version = self._newest
+        return self.version
+
+    def restore(self, version: int, tensors: Mapping[str, Tensor] | None) -> None:
+        """Go back to a version: serve it, and train on from it. None: the base, whose adapter adds nothing."""
+        from fst_optimizer.train import adapters
+
+        if tensors is None:
+            own = adapters.snapshot(self.model)
+            adapters.restore(self.model, {name: t.zero_() if ".lora_B." in name else t for name, t in own.items()})
+        else:
+            with self.lock:
+                adapters.restore(self.model, tensors)
+            if version not in self.engine.versions():
+                self._serve(version, dict(tensors))
+        self.version = version
+        self._newest = max(self._newest, version)
+
+    def continue_numbers_from(self, newest: int) -> None:
+        """Let the next published version be `newest` + 1, as when a run is resumed."""
+        self._newest = newest
+
+    def _serve(self, version: int, tensors: dict[str, Tensor]) -> None:
+        self.engine.publish(version, tensors)
+        self._tensors[version] = tensors
+
+    def tensors(self, version: int) -> dict[str, Tensor]:
+        """The LoRA tensors of a version that is still served."""
+        return self._tensors[version]
+
+    def retire_all_but(self, keep: Iterable[int]) -> None:
+        """Stop serving every version but these and the base."""
+        for version in sorted(set(self._tensors) - set(keep)):
+            self.engine.retire(version)
+            del self._tensors[version]
+
+    def save_version(self, version: int, folder: Path) -> None:
+        """Write a served version as a peft LoRA folder (safetensors), atomically."""
+        from fst_optimizer.train import adapters
+
+        adapters.save_adapter(self.model, self._tensors[version], folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the current version as a peft LoRA folder; version 0 has none to write."""
+        if not self.version:
+            raise UserError("policy.version is 0, the base: there is no adapter to save; compile a program first")
+        self.save_version(self.version, Path(folder))
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def trainer(self, config: TrainConfig) -> Trainer:
+        """A slow-step trainer on this policy's adapter."""
+        from fst_optimizer.train.trainer import Trainer
+
+        return Trainer(self.model, self.pad_id, config, lock=self.lock)
+
+    def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
+        """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""
+        from fst_optimizer.engines.in_process import adapter_name
+        from fst_optimizer.train.trainer import kl_to_base
+
+        if not version or not calls:
+            return 0.0
+        rows = [(call.prompt_ids, call.completion_ids) for call in calls if call.completion_ids]
+        with self.lock:
+            return kl_to_base(self.model, self.pad_id, rows, adapter_name(version), microbatch_tokens)
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token's id; masked wherever it appears."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    def close(self) -> None:
+        """Stop the engine. The policy cannot generate afterwards."""
+        self.engine.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Policy:
+        return self  # programs are copied, the weights behind them are shared on purpose
+
+    def __repr__(self) -> str:
+        return f"Policy({self.source!r}, engine={self.engine_name!r}, version={self.version})"
+
+
+def check_model_folder(model: str | Path) -> None:
+    """A folder must exist and hold a model; a hub name (`owner/name`) is left to the hub."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model is {str(model)!r}: the folder has no config.json; give a model's own folder")
+    elif isinstance(model, Path) or path.is_absolute() or str(model).startswith(".") or len(path.parts) != 2:
+        raise UserError(f"model is {str(model)!r}: no such folder; give a model's folder or a hub name like owner/name")
+
+
+def _load_tokenizer(source: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model is {source!r}: its tokenizer could not be loaded ({error})") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"model is {source!r}: its tokenizer has no chat template; take the instruct variant, or add "
+            "a chat_template.jinja to the folder"
+        )
+    return tokenizer
+
+
+def _load_base(source: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind = ("float32" if target == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    if not isinstance(getattr(torch, kind, None), torch.dtype):
+        raise UserError(f"dtype is {dtype!r}: {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=getattr(torch, kind), trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model is {source!r}: it could not be loaded ({error})") from error
+    return model.to(target)
+
+
+def _check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"model is {source!r}: its tokenizer has {len(tokenizer)} tokens and its embedding only {rows} rows; "
+            "they are not of one model"
+        )
+
+
+def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:
+    from fst_optimizer.train import adapters
+
+    if adapter is None:
+        return adapters.attach(
+            base,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            seed=seed,
+        )
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise UserError(f"adapter is {str(adapter)!r}: no adapter_config.json there; give a peft LoRA folder")
+    return adapters.attach_from(base, Path(adapter))

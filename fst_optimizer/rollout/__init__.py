@@ -1,0 +1,1 @@
+"""Programs times examples: rollouts, groups and their credit."""

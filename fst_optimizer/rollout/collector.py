@@ -1,0 +1,250 @@
+"""Runs programs on examples and returns rollouts: what was sampled, how it ended, what the metric said."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
+from fst_optimizer.policy import Policy
+from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.rollout.pool import run_jobs
+from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep
+
+BuildProgram = Callable[[Candidate], dspy.Module]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rollout to run."""
+
+    candidate: Candidate
+    item: Item
+    index: int = 0
+    """0 .. G-1 within its group; part of the sampling seed."""
+
+
+class Collector:
+    """Runs candidates' programs on examples under one policy.
+
+    Args:
+        build: Makes a candidate's own program instance, its LMs attached.
+        policy: Whose calls are recorded.
+        metric: Scores what the programs return.
+        seed: The run's seed.
+        num_threads: Rollouts in flight.
+        timeout_s: Wall-clock limit of one rollout, in seconds.
+    """
+
+    def __init__(
+        self, build: BuildProgram, policy: Policy, metric: Metric, *, seed: int, num_threads: int, timeout_s: float
+    ) -> None:
+        self.build = build
+        self.policy = policy
+        self.metric = metric
+        self.seed = seed
+        self.num_threads = num_threads
+        self.timeout_s = timeout_s
+
+    def run(
+        self,
+        requests: Sequence[Request],
+        *,
+        version: int,
+        temperature: float,
+        capture: bool = False,
+        on_rollout: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        """Run all requests concurrently; the results are in the order of the requests.
+
+        Args:
+            requests: What to run.
+            version: The policy version to sample from.
+            temperature: For calls whose program does not ask for its own.
+            capture: Also ask the metric for every predictor's score and feedback.
+            on_rollout: Called in this thread as each one ends.
+
+        Raises:
+            MetricError: The metric raised; the example is named.
+            UserError: The metric did not return a finite number.
+        """
+        programs: dict[str, dspy.Module] = {}
+        for request in requests:
+            if request.candidate.id not in programs:
+                programs[request.candidate.id] = self._program(request.candidate)
+        jobs = [
+            _Job(self, programs[request.candidate.id], request, version, temperature, capture) for request in requests
+        ]
+        rollouts: list[Rollout | None] = [None] * len(jobs)
+        with closing(
+            run_jobs(jobs, num_threads=self.num_threads, timeout_s=self.timeout_s, late=_Job.timed_out)  # type: ignore[type-var]
+        ) as results:
+            for index, result in results:
+                assert isinstance(result, Rollout)
+                rollouts[index] = result
+                if on_rollout:
+                    on_rollout(result)
+        return [rollout for rollout in rollouts if rollout is not None]
+
+    def _program(self, candidate: Candidate) -> dspy.Module:
+        program = self.build(candidate)
+        name_components(program)
+        return program
+
+
+def grouped(rollouts: Sequence[Rollout]) -> tuple[Group, ...]:
+    """All rollouts of one example are one group, across candidates; examples in order of appearance."""
+    by_example: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        by_example[rollout.example_id].append(rollout)
+    return tuple(Group(example_id, tuple(members)) for example_id, members in by_example.items())
+
+
+class _Job:
+    """One rollout, run in a pool thread."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        program: dspy.Module,
+        request: Request,
+        version: int,
+        temperature: float,
+        capture: bool,
+    ) -> None:
+        self.collector = collector
+        self.program = program
+        self.request = request
+        self.version = version
+        self.capture = capture
+        key = (collector.seed, version, request.candidate.id, request.item.id, request.index)
+        self.recorder = Recorder(collector.policy, version, temperature, seed_key=key)
+
+    def run(self) -> Rollout:
+        started = time.monotonic()
+        prediction, trace, error = self._run_program()
+        outcome = _outcome(error, self.recorder)
+        score, feedback, own_scores = 0.0, {}, {}
+        if outcome is Outcome.OK:
+            score, feedback, own_scores = self._judge(prediction, trace)
+        elif self.capture:
+            feedback = {"": describe_failure(outcome, error)}
+        return self._rollout(
+            outcome,
+            score=score,
+            feedback=feedback,
+            predictor_scores=own_scores,
+            trace=_steps(trace, self.recorder, failed=outcome is not Outcome.OK),
+            error="" if error is None else describe_failure(outcome, error),
+            seconds=time.monotonic() - started,
+        )
+
+    def stop(self) -> None:
+        self.recorder.cancel()
+
+    def timed_out(self, seconds: float) -> Rollout:
+        return self._rollout(
+            Outcome.TIMEOUT,
+            trace=_steps([], self.recorder, failed=True),
+            feedback={"": f"The program took longer than {seconds:g} s."},
+            error=f"timed out after {seconds:g} s",
+            seconds=seconds,
+        )
+
+    def _rollout(self, outcome: Outcome, *, score: float = 0.0, **rest: Any) -> Rollout:
+        return Rollout(
+            candidate_id=self.request.candidate.id,
+            example_id=self.request.item.id,
+            index=self.request.index,
+            policy_version=self.version,
+            outcome=outcome,
+            score=score,
+            calls=tuple(self.recorder.calls),
+            **rest,
+        )
+
+    def _run_program(self) -> tuple[Any, list[Any], Exception | None]:
+        trace: list[Any] = []
+        settings = {SETTING: self.recorder, "trace": trace, "disable_history": True, "adapter": strict_adapter()}
+        with dspy.context(**settings):
+            try:
+                return self.program(**self.request.item.example.inputs()), trace, None
+            except Exception as error:
+                return None, trace, error
+
+    def _judge(self, prediction: Any, trace: list[Any]) -> tuple[float, dict[str, str], dict[str, float]]:
+        """The program's score; with `capture` also each predictor's own, and the feedback.
+
+        The recorder is hidden meanwhile: calls of a judge are not the program's, even when the judge is this policy.
+        """
+        metric, item = self.collector.metric, self.request.item
+        with dspy.context(**{SETTING: None, "trace": None}):
+            whole = metric.judge(item.example, prediction, where=item.id)
+            feedback, scores = {"": whole.feedback}, {}
+            if self.capture and metric.per_predictor:
+                for name in dict.fromkeys(getattr(step[0], COMPONENT, "") for step in trace):
+                    own = [step for step in trace if getattr(step[0], COMPONENT, "") == name]
+                    judged = metric.judge(
+                        item.example, prediction, where=item.id, trace=trace, pred_name=name, pred_trace=own
+                    )
+                    feedback[name], scores[name] = judged.feedback, judged.score
+        return whole.score, feedback, scores
+
+
+def strict_adapter() -> Any:
+    """The configured prompt format, without the silent second call in JSON after a failed parse."""
+    adapter = dspy.settings.adapter
+    if adapter is None:
+        return dspy.ChatAdapter(use_json_adapter_fallback=False)
+    if getattr(adapter, "use_json_adapter_fallback", False):
+        import copy
+
+        adapter = copy.copy(adapter)
+        adapter.use_json_adapter_fallback = False
+    return adapter
+
+
+def _outcome(error: Exception | None, recorder: Recorder) -> Outcome:
+    if error is None:
+        return Outcome.OK
+    if recorder.failure is not None:
+        return recorder.failure
+    if isinstance(error, AdapterParseError):
+        cut = bool(recorder.calls) and recorder.calls[-1].finish_reason == "length"
+        return Outcome.TRUNCATED if cut else Outcome.PARSE_ERROR
+    return Outcome.PROGRAM_ERROR
+
+
+def describe_failure(outcome: Outcome, error: Exception | None) -> str:
+    """What went wrong, for people and for the reflector."""
+    if isinstance(error, AdapterParseError):
+        fields = ", ".join(f"`{name}`" for name in error.signature.output_fields)
+        cut = " It was cut at max_tokens." if outcome is Outcome.TRUNCATED else ""
+        return f"The answer could not be parsed.{cut} It must give the fields {fields} in the format asked for."
+    return f"{type(error).__name__}: {error}" if error else str(outcome)
+
+
+def _steps(trace: Sequence[Any], recorder: Recorder, *, failed: bool) -> tuple[TraceStep, ...]:
+    """dspy's trace with the raw completions beside it; the call that failed, which dspy leaves out, comes last."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for call in recorder.calls:
+        texts[call.predictor].append(call.text)
+    taken: dict[str, int] = defaultdict(int)
+    steps = []
+    for predictor, inputs, outputs in trace:
+        name = getattr(predictor, COMPONENT, "")
+        own, place = texts[name], taken[name]
+        taken[name] += 1
+        completion = own[place] if place < len(own) else ""
+        steps.append(TraceStep(name, dict(inputs), dict(outputs), completion))
+    if failed and len(recorder.calls) > sum(taken.values()):
+        call, prompt = recorder.calls[-1], recorder.prompts[-1]
+        steps.append(TraceStep(call.predictor, {"prompt": prompt}, None, call.text))
+    return tuple(steps)

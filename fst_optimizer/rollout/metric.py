@@ -1,0 +1,102 @@
+"""The user's metric, called one way: two arguments or five, a number or a Prediction."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fst_optimizer.errors import MetricError, UserError
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the metric said of one prediction."""
+
+    score: float
+    feedback: str = ""
+
+
+class Metric:
+    """Wraps a metric of DSPy's two-argument kind or GEPA's five-argument kind.
+
+    Raises:
+        UserError: `function` cannot be called with two or five arguments.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise UserError(f"metric is {function!r}: give a function of (example, prediction)")
+        self.function = function
+        self.per_predictor = _accepts(function, 5)
+        if not self.per_predictor and not _accepts(function, 2):
+            raise UserError(
+                f"metric {_name(function)} takes neither two arguments (example, prediction) nor five "
+                "(example, prediction, trace, pred_name, pred_trace); change its signature"
+            )
+
+    def judge(
+        self,
+        example: Any,
+        prediction: Any,
+        *,
+        where: str,
+        trace: Any = None,
+        pred_name: str | None = None,
+        pred_trace: Any = None,
+    ) -> Judgement:
+        """Score one prediction.
+
+        Args:
+            example: The example, as the user gave it.
+            prediction: What the program returned.
+            where: The example's id, for the error text.
+            trace: The program's trace, only when feedback is wanted.
+            pred_name: Ask for this predictor's own score and feedback.
+            pred_trace: That predictor's part of the trace.
+
+        Raises:
+            MetricError: The metric raised.
+            UserError: It returned something that is not a finite number.
+        """
+        arguments = (trace, pred_name, pred_trace) if self.per_predictor else ()
+        try:
+            answer = self.function(example, prediction, *arguments)
+        except Exception as error:
+            raise MetricError(f"metric {_name(self.function)} raised on example {where}: {error!r}") from error
+        return Judgement(_score(answer, self.function, where), _feedback(answer))
+
+
+def _score(answer: Any, function: Callable[..., Any], where: str) -> float:
+    value = answer["score"] if isinstance(answer, dict) else getattr(answer, "score", answer)
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise UserError(
+            f"metric {_name(function)} returned {answer!r} on example {where}: "
+            "return a finite number, or dspy.Prediction(score=..., feedback=...)"
+        )
+    return score
+
+
+def _feedback(answer: Any) -> str:
+    text = answer.get("feedback") if isinstance(answer, dict) else getattr(answer, "feedback", None)
+    return str(text) if text else ""
+
+
+def _accepts(function: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*([None] * count))
+    except TypeError:
+        return False
+    except ValueError:
+        return count == 2  # a builtin without a signature: take it at its word
+    return True
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,0 +1,128 @@
+"""Threads for rollouts: each job has a deadline, and nobody waits for one that missed it.
+
+A Python thread cannot be killed. A job that outlives its deadline is told to stop (its LM calls are refused from
+then on), its result is no longer wanted, and a fresh thread takes its place, so that one hanging tool does not slow
+the rest down.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+
+class Job(Protocol):
+    """Something to run in a thread."""
+
+    def run(self) -> object:
+        """Do the work and return its result. What it raises stops the batch."""
+        ...
+
+    def stop(self) -> None:
+        """Called from another thread: finish as soon as you can."""
+        ...
+
+
+JobT = TypeVar("JobT", bound=Job)
+_GRACE_S = 2.0
+
+
+def run_jobs(
+    jobs: Sequence[JobT], *, num_threads: int, timeout_s: float, late: Callable[[JobT, float], object]
+) -> Iterator[tuple[int, object]]:
+    """Yield (index, result) as jobs finish; `late(job, seconds)` is the result of one that missed its deadline.
+
+    Closing the iterator early, or an exception in a job, stops every job and waits a short grace for the threads.
+    """
+    run = _Run(jobs, timeout_s)
+    run.start_threads(min(num_threads, len(jobs)))
+    try:
+        for _ in range(len(jobs)):
+            index, result, error = run.next_result()
+            if error is not None:
+                raise error
+            yield index, late(jobs[index], timeout_s) if result is _LATE else result
+    finally:
+        run.finish()
+
+
+_LATE = object()
+
+
+class _Run:
+    """One batch of jobs in flight."""
+
+    def __init__(self, jobs: Sequence[Job], timeout_s: float) -> None:
+        self.jobs = jobs
+        self.timeout_s = timeout_s
+        self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for index in range(len(jobs)):
+            self.todo.put(index)
+        self.done: queue.SimpleQueue[tuple[int, object, BaseException | None]] = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.deadlines: dict[int, float] = {}
+        self.threads: list[threading.Thread] = []
+        self.stopping = False
+
+    def start_threads(self, count: int) -> None:
+        for _ in range(count):
+            # dspy keeps its settings in context variables: the caller's must reach the program.
+            context = contextvars.copy_context()
+            thread = threading.Thread(target=context.run, args=(self._work,), name="fst-rollout", daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        while not self.stopping:
+            try:
+                index = self.todo.get_nowait()
+            except queue.Empty:
+                return
+            with self.lock:
+                self.deadlines[index] = time.monotonic() + self.timeout_s
+            result: object = None
+            error: BaseException | None = None
+            try:
+                result = self.jobs[index].run()
+            except BaseException as raised:
+                error = raised
+            with self.lock:
+                in_time = self.deadlines.pop(index, None) is not None
+            if not in_time:
+                return  # its place was taken when it missed the deadline
+            self.done.put((index, result, error))
+
+    def next_result(self) -> tuple[int, object, BaseException | None]:
+        while True:
+            with self.lock:
+                wait_s = min(self.deadlines.values(), default=time.monotonic() + 0.05) - time.monotonic()
+            try:
+                return self.done.get(timeout=max(0.0, wait_s) + 0.001)
+            except queue.Empty:
+                self._expire()
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        with self.lock:
+            expired = [index for index, deadline in self.deadlines.items() if deadline <= now]
+            for index in expired:
+                del self.deadlines[index]
+        for index in expired:
+            self.jobs[index].stop()
+            self.done.put((index, _LATE, None))
+            self.start_threads(1)
+
+    def finish(self) -> None:
+        self.stopping = True
+        with self.lock:
+            running = tuple(self.deadlines)
+        for index in running:
+            self.jobs[index].stop()
+        limit = time.monotonic() + _GRACE_S
+        if running:
+            for thread in self.threads:
+                thread.join(max(0.0, limit - time.monotonic()))

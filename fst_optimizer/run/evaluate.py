@@ -1,0 +1,59 @@
+"""Scores of one (candidate, policy version) pair on examples that nothing is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fst_optimizer.config import EvalConfig
+from fst_optimizer.policy import Policy
+from fst_optimizer.rollout.collector import Collector, Request
+from fst_optimizer.types import Candidate, Item, Rollout
+
+OnRollout = Callable[[Rollout], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on a split."""
+
+    score: float
+    """Mean over the examples; failed rollouts count 0."""
+    scores: dict[str, float]
+    """Example id -> score."""
+    rollouts: int
+    failed: int
+    """Rollouts whose outcome was not `ok`."""
+
+
+def evaluate(
+    collector: Collector,
+    candidate: Candidate,
+    items: Sequence[Item],
+    *,
+    version: int,
+    temperature: float = 0.0,
+    on_rollout: OnRollout | None = None,
+) -> Evaluation:
+    """Run the candidate once on every item."""
+    requests = [Request(candidate, item) for item in items]
+    rollouts = collector.run(requests, version=version, temperature=temperature, on_rollout=on_rollout)
+    scores = {rollout.example_id: rollout.score for rollout in rollouts}
+    failed = sum(rollout.outcome != "ok" for rollout in rollouts)
+    return Evaluation(sum(scores.values()) / len(scores), scores, len(rollouts), failed)
+
+
+def measure_kl(
+    collector: Collector, policy: Policy, candidate: Candidate, items: Sequence[Item], config: EvalConfig, *, version: int
+) -> tuple[float, int]:
+    """`kl_to_base` on tokens sampled (temperature 1) with this candidate's prompts, and the rollouts that it took.
+
+    Mean per-token KL(pi_train || pi_base) in nats over the full vocabulary, both sides seeing the same prompts.
+    Version 0 is the base: 0, and nothing is run.
+    """
+    if not version:
+        return 0.0, 0
+    requests = [Request(candidate, item) for item in items[: config.kl_examples]]
+    rollouts = collector.run(requests, version=version, temperature=1.0)
+    calls = [call for rollout in rollouts for call in rollout.calls]
+    return policy.kl_to_base(calls, version), len(rollouts)

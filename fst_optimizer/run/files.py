@@ -1,0 +1,122 @@
+"""Where a run's files are, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths in one run directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Everything needed to repeat the run."""
+        return self.root / "config.json"
+
+    @property
+    def state(self) -> Path:
+        """Names the last committed checkpoint; replaced last."""
+        return self.root / "state.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def program(self) -> Path:
+        """The compiled program's DSPy state, without its LM."""
+        return self.root / "program.json"
+
+    @property
+    def result(self) -> Path:
+        """The finished run in one object; its presence means finished."""
+        return self.root / "result.json"
+
+    def checkpoint(self, cycle: int) -> Path:
+        """Optimizer and counters after `cycle` cycles."""
+        return self.root / "checkpoint" / f"cycle-{cycle:06d}"
+
+    def policy(self, version: int) -> Path:
+        """The LoRA adapter of a policy version."""
+        return self.root / "policy" / f"policy-{version:06d}"
+
+    def population(self, cycle: int) -> Path:
+        """Candidates, scores and lineage after a fast round."""
+        return self.root / "population" / f"cycle-{cycle:06d}.json"
+
+    def rollouts(self, cycle: int) -> Path:
+        """A bounded sample of a cycle's rollouts, to read."""
+        return self.root / "rollouts" / f"cycle-{cycle:06d}.jsonl"
+
+
+def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
+    """The run's files, and whether there is a state to resume.
+
+    Raises:
+        UserError: the directory holds a finished run, or an unfinished one and `resume` is off.
+    """
+    files = RunFiles(root)
+    if files.result.exists():
+        raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
+    if root.exists() and not root.is_dir():
+        raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
+    if files.state.exists():
+        if not resume:
+            raise UserError(
+                f"run_dir {str(root)!r} holds an unfinished run: resume it (--resume, or resume=True), "
+                "or give another directory"
+            )
+        return files, True
+    root.mkdir(parents=True, exist_ok=True)
+    files.metrics.unlink(missing_ok=True)
+    return files, False
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace `path` atomically: a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as handle:
+        json.dump(data, handle, indent=2, ensure_ascii=False, allow_nan=False)
+        handle.write("\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing or is no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is this a run directory?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, not an object")
+    return data
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""`metrics.jsonl` and the callbacks: the same numbers, once for programs and once for eyes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.types import RolloutCounts
+
+Callback = Callable[[Mapping[str, Any]], None]
+"""Receives every line of `metrics.jsonl`, and `{"kind": "progress", "phase", "done", "total", ...}` in between."""
+
+
+class MetricsLog:
+    """Appends lines with the fields that all of them share.
+
+    Args:
+        path: The run's `metrics.jsonl`.
+        callbacks: Told of every line.
+        elapsed_s: Seconds that the run took before it was resumed.
+    """
+
+    def __init__(self, path: Path, callbacks: Sequence[Callback] = (), elapsed_s: float = 0.0) -> None:
+        self.path = path
+        self.callbacks = tuple(callbacks)
+        self._started = time.monotonic() - elapsed_s
+
+    @property
+    def time_s(self) -> float:
+        """Seconds since the run started, across resumes."""
+        return round(time.monotonic() - self._started, 3)
+
+    def line(
+        self, kind: str, *, cycle: int, step: int, policy_version: int, rollouts: RolloutCounts, **fields: Any
+    ) -> None:
+        """Append one line and tell the callbacks."""
+        data = {
+            "kind": kind,
+            "cycle": cycle,
+            "step": step,
+            "policy_version": policy_version,
+            "time_s": self.time_s,
+            "rollouts": rollouts.to_json(),
+            **fields,
+        }
+        with self.path.open("a") as handle:
+            handle.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+        self._tell(data)
+
+    def progress(self, phase: str, done: int, total: int, **fields: Any) -> None:
+        """Tell the callbacks, and nobody else, how far a phase is."""
+        self._tell({"kind": "progress", "phase": phase, "done": done, "total": total, **fields})
+
+    def size(self) -> int:
+        """Bytes written so far; a checkpoint keeps it, so that a resume can cut what came after."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget the lines after a checkpoint, before going on from it."""
+        with self.path.open("a") as handle:
+            handle.truncate(size)
+
+    def _tell(self, data: Mapping[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback(data)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a `metrics.jsonl`."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

@@ -1,0 +1,102 @@
+"""`config.json` and `result.json`: what the run was, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config import FSTConfig
+from fst_optimizer.data import fingerprint
+from fst_optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    from fst_optimizer.policy import Policy
+    from fst_optimizer.run.state import State
+    from fst_optimizer.types import Item
+
+LIBRARIES = ("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl")
+
+
+def describe_run(
+    config: FSTConfig, policy: Policy, task: str, trainset: Sequence[Item], valset: Sequence[Item]
+) -> dict[str, Any]:
+    """The content of `config.json`."""
+    return {
+        "task": task,
+        "config": config.to_dict(),
+        "policy": {
+            "model": policy.source,
+            "engine": policy.engine_name,
+            "lora": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(policy.lora).items()},
+            "seed": policy.seed,
+            "max_tokens": policy.max_tokens,
+            "chat_template_args": policy.chat_template_args,
+            "start_version": policy.version,
+        },
+        "data": {"train": _digest(trainset), "val": _digest(valset)},
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings or data.
+
+    Raises:
+        UserError: lists what differs.
+    """
+    differences = [
+        f"{name}: {old!r} -> {new!r}"
+        for part in ("task", "config", "data")
+        for name, old, new in _differences(part, before.get(part), now[part])
+    ]
+    if differences:
+        raise UserError("the run to resume was started with other settings: " + "; ".join(differences))
+
+
+def result_of(config: FSTConfig, task: str, state: State, wall_s: float) -> dict[str, Any]:
+    """The content of `result.json`; test scores are filled in by who has a test set."""
+    return {
+        "task": task,
+        "method": config.method,
+        "seed": config.seed,
+        "val_score_before": state.val_score_before,
+        "val_score_after": state.best.score,
+        "test_score_before": None,
+        "test_score_after": None,
+        "rollouts": state.rollouts.to_json(),
+        "steps": state.step,
+        "cycles": state.cycle,
+        "reflection_calls": state.reflection_calls,
+        "cost_usd": state.cost_usd,
+        "wall_s": wall_s,
+        "kl_to_base": state.best.kl_to_base,
+        "policy_version": state.best.policy_version,
+        "candidate": dict(state.best.candidate.texts),
+        "ended": state.ended,
+    }
+
+
+def _digest(items: Sequence[Item]) -> dict[str, Any]:
+    joined = "".join(fingerprint(item.example) for item in items)
+    return {"examples": len(items), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [found for key in keys for found in _differences(f"{name}.{key}", old.get(key), new.get(key))]
+    return [] if old == new else [(name, old, new)]

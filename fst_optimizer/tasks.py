@@ -1,0 +1,116 @@
+"""Tasks by name: `PATH_OR_MODULE[:VARIANT]` is a folder with `task.py`, or a module, that builds program and data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config import FSTConfig
+from fst_optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    import dspy
+
+REQUIRED = ("build_program", "metric", "load")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program with its data and metric."""
+
+    name: str
+    """As given on the command line."""
+    module: ModuleType
+    variant: str | None
+
+    @property
+    def metric(self) -> Callable[..., Any]:
+        """The task's metric."""
+        return self.module.metric  # type: ignore[no-any-return]
+
+    def build_program(self) -> dspy.Module:
+        """The seed program, without LMs of its own where the policy goes."""
+        return self._call(self.module.build_program, variant=self.variant)
+
+    def load(self, split: str, size: int | None = None, seed: int = 0) -> list[dspy.Example]:
+        """Examples of `train`, `val` or `test`."""
+        examples: list[dspy.Example] = self._call(
+            self.module.load, split=split, size=size, seed=seed, variant=self.variant
+        )
+        return examples
+
+    def config(self) -> FSTConfig | None:
+        """The task's own settings, if it has any."""
+        make = getattr(self.module, "config", None)
+        return None if make is None else self._call(make, variant=self.variant)
+
+    def model(self) -> str | None:
+        """The task's own model, if it has one."""
+        make = getattr(self.module, "model", None)
+        return None if make is None else str(make())
+
+    def _call(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        try:
+            return function(**arguments)
+        except (ValueError, KeyError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"task {self.name!r}: {error}") from error
+
+
+def load_task(name: str) -> Task:
+    """Find a task by folder or module name.
+
+    A folder that does not exist here is looked for beside the installed package, so that `programs/letters` works
+    from anywhere.
+
+    Raises:
+        UserError: nothing by that name, or it lacks one of the functions that a task has.
+    """
+    place, _, variant = name.partition(":")
+    folder = _folder(place)
+    module = _load_folder(folder) if folder else _import(place, name)
+    missing = [function for function in REQUIRED if not callable(getattr(module, function, None))]
+    if missing:
+        raise UserError(f"task {name!r}: its task.py lacks {', '.join(missing)}; see docs, 'Writing a task'")
+    return Task(name, module, variant or None)
+
+
+def _folder(place: str) -> Path | None:
+    here = Path(place)
+    package = Path(__file__).parent
+    for folder in (here, package / place, package.parent / place):
+        if (folder / "task.py").is_file():
+            return folder.resolve()
+    if here.is_dir():
+        raise UserError(f"task {place!r}: the folder has no task.py")
+    return None
+
+
+def _load_folder(folder: Path) -> ModuleType:
+    """Import `task.py` as part of a package of its own, so that it can import its siblings relatively."""
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    package_name = f"fst_task_{folder.name.replace('-', '_')}_{digest}"
+    if package_name not in sys.modules:
+        package = ModuleType(package_name)
+        package.__path__ = [str(folder)]
+        sys.modules[package_name] = package
+    return importlib.import_module(f"{package_name}.task")
+
+
+def _import(place: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(place.replace("/", "."))
+    except ModuleNotFoundError as error:
+        if error.name and not place.replace("/", ".").startswith(error.name):
+            raise UserError(f"task {name!r}: importing it failed: {error}") from error
+        raise UserError(
+            f"task {name!r}: no folder with a task.py and no module by that name; try programs/letters"
+        ) from error

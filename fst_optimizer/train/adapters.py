@@ -1,0 +1,221 @@
+"""The LoRA adapters on one peft model: `default` trains, the others are immutable policy versions.
+
+One base model serves and trains, so switching adapters is a matter of names. peft's `set_adapter` makes whatever it
+activates trainable, and adding an adapter draws from the global RNG: both are undone here, nowhere else.
+
+Adapter tensors travel as `dict[str, Tensor]` under peft's file names (`base_model.model...lora_A.weight`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fst_optimizer.errors import UserError
+
+TRAINED = "default"
+"""The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
+CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def attach(
+    base_model: nn.Module,
+    *,
+    rank: int = 16,
+    alpha: float = 32,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+    seed: int = 0,
+) -> PeftModel:
+    """A fresh trainable LoRA adapter (B = 0, so the policy is the base) on `base_model`, in evaluation mode.
+
+    `target_modules` None means every linear layer but the LM head. The same seed gives the same matrices, and the
+    global RNG is left where it was.
+    """
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha),
+        lora_dropout=dropout,
+        target_modules=list(target_modules) if target_modules else _linear_layers(base_model),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the GPUs as well.
+        torch.default_generator.manual_seed(seed)
+        model = get_peft_model(cast(Any, base_model), config)
+    model.eval()
+    return cast(PeftModel, model)
+
+
+def _linear_layers(base_model: nn.Module) -> list[str]:
+    """The last names (`q_proj`) of all linear layers but the head: peft's "all-linear" would list every path."""
+    head = cast(Any, base_model).get_output_embeddings()
+    linear = (name for name, layer in base_model.named_modules() if isinstance(layer, nn.Linear) and layer is not head)
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def attach_from(base_model: nn.Module, folder: str | Path) -> PeftModel:
+    """The LoRA adapter saved in `folder`, trainable, on `base_model`, in evaluation mode.
+
+    Raises:
+        UserError: `folder` holds no plain LoRA adapter on linear layers.
+    """
+    _check_plain(Path(folder))
+    with torch.random.fork_rng(devices=[]):
+        model = PeftModel.from_pretrained(cast(Any, base_model), str(folder), is_trainable=True)
+    model.eval()
+    return model
+
+
+def trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
+    """The trainable adapter's own parameters (not copies) under their file names."""
+    marker = f".{TRAINED}."
+    return {name.replace(marker, "."): p for name, p in model.named_parameters() if "lora_" in name and marker in name}
+
+
+def scaling(model: PeftModel) -> float:
+    """The factor s in W + s B A: alpha / rank."""
+    config = cast(LoraConfig, model.peft_config[TRAINED])
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def snapshot(model: PeftModel) -> dict[str, Tensor]:
+    """Copies of the trained adapter's tensors, which later steps do not change."""
+    return {name: parameter.detach().clone() for name, parameter in trained_parameters(model).items()}
+
+
+def restore(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
+    """Writes `tensors` into the trained adapter, in place: an optimizer that holds its parameters goes on."""
+    parameters = trained_parameters(model)
+    if parameters.keys() != tensors.keys():
+        raise UserError(f"the adapter's tensors do not fit the model: {_difference(parameters, tensors)}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def add_version(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Adds a frozen adapter `name` with copies of `tensors`, from memory; the trained one stays active."""
+    config = copy.copy(model.peft_config[TRAINED])
+    config.inference_mode = True
+    # On the meta device, initialising costs nothing and draws nothing from the global RNG.
+    model.add_adapter(name, config, low_cpu_mem_usage=True)
+    copies = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    set_peft_model_state_dict(model, copies, adapter_name=name, low_cpu_mem_usage=True)
+    _activate_trained(model)
+
+
+def drop_version(model: PeftModel, name: str) -> None:
+    """Removes the adapter `name`; the trained one stays active."""
+    model.delete_adapter(name)
+    _activate_trained(model)
+
+
+@contextmanager
+def serving(model: PeftModel, name: str | None) -> Iterator[PeftModel]:
+    """The model as policy version `name`, or as the base when None; afterwards the trained adapter is active again.
+
+    For inference: inside, nothing requires a gradient. Not thread-safe: hold the model's lock.
+    """
+    tuner = cast(Any, model.base_model)
+    try:
+        if name is None:
+            tuner.disable_adapter_layers()
+        else:
+            model.set_adapter(name, inference_mode=True)
+        yield model
+    finally:
+        if name is None:
+            tuner.enable_adapter_layers()
+        _activate_trained(model)
+
+
+def _activate_trained(model: PeftModel) -> None:
+    model.set_adapter(TRAINED)
+
+
+def save_adapter(source: PeftModel | LoraConfig, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors` into `folder`, all or nothing.
+
+    The files are what `PeftModel.from_pretrained` and vLLM load. An existing folder is replaced.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(source if isinstance(source, LoraConfig) else source.peft_config[TRAINED])
+    config.inference_mode = True
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        written = temporary / "new"
+        config.save_pretrained(str(written))
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, written / TENSORS_FILE, metadata={"format": "pt"})
+        for path in (written / CONFIG_FILE, written / TENSORS_FILE, written):
+            _fsync(path)
+        if folder.exists():
+            # A rename cannot replace a folder that holds files.
+            os.replace(folder, temporary / "old")
+        os.replace(written, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors that `save_adapter` wrote, on the CPU."""
+    return load_file(Path(folder) / TENSORS_FILE)
+
+
+def adapter_distance(tensors: Mapping[str, Tensor], scaling: float) -> float:
+    """||s B A||_F over all layers: how far the adapter moved the weights, never forming B A.
+
+    ||B A||^2 = sum((B^T B) * (A A^T)), two rank-by-rank matrices.
+    """
+    total = 0.0
+    for name, a in tensors.items():
+        if ".lora_A." in name:
+            a64, b64 = a.double(), tensors[name.replace(".lora_A.", ".lora_B.")].double()
+            total += float(((b64.T @ b64) * (a64 @ a64.T)).sum())
+    # Rounding can leave a tiny negative number where B is 0.
+    return scaling * math.sqrt(max(total, 0.0))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_plain(folder: Path) -> None:
+    for name in (CONFIG_FILE, TENSORS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"adapter folder {str(folder)!r} has no {name}: give one that peft saved")
+    config = json.loads((folder / CONFIG_FILE).read_text())
+    targets = config.get("target_modules") or []
+    fancy = [name for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(name)]
+    fancy += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
+    fancy += [f"target {t}" for t in targets if t in ("lm_head", "embed_tokens")] if isinstance(targets, list) else []
+    if config.get("peft_type") != "LORA" or fancy:
+        raise UserError(
+            f"adapter folder {str(folder)!r} is not plain LoRA on linear layers "
+            f"({config.get('peft_type')} {', '.join(fancy)}): merge it into the base model first"
+        )
+
+
+def _difference(parameters: Mapping[str, object], tensors: Mapping[str, object]) -> str:
+    missing, extra = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
+    return f"{len(missing)} missing, {len(extra)} unknown (e.g. {next(iter(sorted(missing | extra)))})"

@@ -1,0 +1,101 @@
+"""Policy-gradient losses, one pure function each, behind `LOSSES`.
+
+Every loss takes `(logprobs_BT, old_logprobs_BT, advantages_B)` and keyword settings named as in `TrainConfig`, and
+returns `(loss_BT, ratio_BT, clipped_BT)`, one number per token. What is summed, and with which weights, is
+`batch.py`'s matter, so that a loss never needs to know how a batch was split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+LossParts = tuple[Tensor, Tensor, Tensor]
+Loss = Callable[..., LossParts]
+
+LOG_RATIO_LIMIT = 20.0
+"""exp of this is 5e8, far above any cap: beyond it the ratio would overflow and say no more."""
+
+
+def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor) -> Tensor:
+    """pi_train / pi_sampler for each token. Shapes: (B, T), (B, T) -> (B, T).
+
+    Anchored on the sampler's own log-probs: with one optimizer step per batch, the trainer's are those of the
+    same weights, and their ratio to themselves would be 1 and correct nothing.
+    """
+    return torch.exp((logprobs_BT - old_logprobs_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+
+
+def cispo(logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, *, ratio_cap: float = 4.0) -> LossParts:
+    """-sg(min(ratio, cap)) * A * log pi: every token keeps its gradient, only its weight is capped.
+
+    Shapes: (B, T), (B, T), (B,) -> three of (B, T). `ratio_cap` is the absolute tau, not TRL's 1 + epsilon.
+
+    Source: arXiv 2605.12484, the slow step's loss, tau = 4.
+    """
+    ratio_BT = importance_ratio(logprobs_BT.detach(), old_logprobs_BT)
+    loss_BT = -ratio_BT.clamp(max=ratio_cap) * advantages_B[:, None] * logprobs_BT
+    return loss_BT, ratio_BT, ratio_BT > ratio_cap
+
+
+def grpo(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> LossParts:
+    """-min(ratio * A, clip(ratio, 1 - low, 1 + high) * A): a clipped token has no gradient.
+
+    Shapes: (B, T), (B, T), (B,) -> three of (B, T).
+
+    Source: arXiv 2402.03300 (GRPO), with the two bounds of arXiv 2503.14476 (DAPO).
+    """
+    ratio_BT = importance_ratio(logprobs_BT, old_logprobs_BT)
+    advantages_B1 = advantages_B[:, None]
+    bounded_BT = ratio_BT.clamp(1 - clip_low, 1 + clip_high)
+    loss_BT = -torch.minimum(ratio_BT * advantages_B1, bounded_BT * advantages_B1)
+    too_low_BT = (ratio_BT < 1 - clip_low) & (advantages_B1 < 0)
+    too_high_BT = (ratio_BT > 1 + clip_high) & (advantages_B1 > 0)
+    return loss_BT, ratio_BT.detach(), too_low_BT | too_high_BT
+
+
+def dr_grpo(
+    logprobs_BT: Tensor,
+    old_logprobs_BT: Tensor,
+    advantages_B: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> LossParts:
+    """GRPO's token loss; what differs is the constant divisor that `batch.token_weights` gives it.
+
+    Shapes: (B, T), (B, T), (B,) -> three of (B, T).
+
+    Source: arXiv 2503.20783. Its other change, no division by the group's spread, belongs to the advantages.
+    """
+    return grpo(logprobs_BT, old_logprobs_BT, advantages_B, clip_low=clip_low, clip_high=clip_high)
+
+
+LOSSES: dict[str, Loss] = {"cispo": cispo, "grpo": grpo, "dr_grpo": dr_grpo}
+
+
+def kl_estimate(logprobs_BT: Tensor, base_logprobs_BT: Tensor) -> Tensor:
+    """k3 = r - 1 - log r with r = pi_base / pi: never negative, KL(pi || pi_base) in the mean over pi's tokens.
+
+    Shapes: (B, T), (B, T) -> (B, T), in nats.
+
+    Source: Schulman, "Approximating KL Divergence" (2020); used by arXiv 2402.03300.
+    """
+    log_ratio_BT = (base_logprobs_BT - logprobs_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.expm1(log_ratio_BT) - log_ratio_BT
+
+
+def full_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """Exact KL(p || q) over the vocabulary, in nats. Shapes: (..., V), (..., V) -> (...)."""
+    logprobs_p = torch.log_softmax(logits_p.float(), -1)
+    logprobs_q = torch.log_softmax(logits_q.float(), -1)
+    return (logprobs_p.exp() * (logprobs_p - logprobs_q)).sum(-1)

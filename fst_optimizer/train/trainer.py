@@ -1,0 +1,304 @@
+"""The slow step: one batch of credited calls, one AdamW update of the LoRA adapter.
+
+The model is the engine's own object, so a step takes the model's lock, and leaves it in evaluation mode with the
+trained adapter active.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState  # type: ignore[import-untyped]
+from accelerate.utils import reduce  # type: ignore[import-untyped]
+from peft import PeftModel
+from torch import Tensor
+
+from fst_optimizer.config import TrainConfig
+from fst_optimizer.errors import TrainingError
+from fst_optimizer.train.adapters import serving, trained_parameters
+from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
+from fst_optimizer.train.losses import LOSSES, Loss, full_kl, kl_estimate
+from fst_optimizer.train.scoring import check_head, completion_hidden, paired_logits, token_logprobs
+from fst_optimizer.types import Call, TrainRow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. Means are over the batch's completion tokens, at the weights before the update."""
+
+    updated: bool
+    """False: the weights are as they were, and `reason` says why."""
+    loss: float = 0.0
+    """CISPO's rises while it learns: read `advantage_delta` and `kl` instead."""
+    grad_norm: float = 0.0
+    """Before clipping."""
+    ratio_mean: float = 1.0
+    """Of pi_train / pi_sampler."""
+    clipped_share: float = 0.0
+    """Share of tokens whose ratio was capped or clipped."""
+    entropy: float = 0.0
+    """Nats per token, at each call's temperature."""
+    kl: float | None = None
+    """Estimated KL to the base, nats per token; None when `kl_coef` is 0."""
+    advantage_delta: float = 0.0
+    """Mean of A * (log pi_train - log pi_sampler)."""
+    tokens: int = 0
+    """Completion tokens trained on."""
+    lr: float = 0.0
+    reason: str = ""
+
+
+class Trainer:
+    """AdamW on the trained adapter of `model`, one update per `step`.
+
+    With several processes, every one is given the same rows, computes its share of the microbatches, and sums
+    gradients once at the end: ranks need no equal numbers of microbatches. Of accelerate only that is used: its
+    `Accelerator` keeps precision, accumulation and the sync flag per process, so that another trainer in the
+    process would change ours, and preparing the model would wrap the `forward` that the engine generates with.
+    Weights keep the model's own dtype; the LoRA matrices are float32.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        pad_id: int,
+        config: TrainConfig,
+        *,
+        lock: contextlib.AbstractContextManager[Any] | None = None,
+        max_completion_tokens: int | None = None,
+    ) -> None:
+        """Takes the trained adapter of `model` as it stands.
+
+        Args:
+            model: from `adapters.attach` or `attach_from`.
+            pad_id: any token id; padding is never read.
+            config: its `train` part.
+            lock: taken for each step and each `logprobs`; generation with the same model holds it too.
+            max_completion_tokens: dr_grpo's constant. None: the longest completion of each batch.
+
+        Raises:
+            UserError: the model changes its logits after the LM head.
+        """
+        self._model, self._pad_id, self._config = model, pad_id, config
+        self._lock = lock if lock is not None else contextlib.nullcontext()
+        self._max_completion_tokens = max_completion_tokens
+        self._parameters = trained_parameters(model)
+        self._device = next(iter(self._parameters.values())).device
+        self._loss = _bound_loss(config)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._processes = PartialState()
+        self._updates = 0
+        self._bad_steps = 0
+        if config.gradient_checkpointing:
+            cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with self._lock:
+            check_head(model, pad_id)
+
+    def step(self, rows: Sequence[TrainRow]) -> StepReport:
+        """One update from `rows`, or none: flat groups, or a loss or gradient that is not finite.
+
+        Raises:
+            TrainingError: `config.max_bad_steps` non-finite steps in a row, or rows that cannot be trained on.
+        """
+        if not rows:
+            return StepReport(updated=False, reason="every group was flat")
+        kept = trainable(rows, self._config.train_truncated)
+        if not kept:
+            return StepReport(updated=False, reason="every completion was empty or truncated")
+        with self._lock:
+            try:
+                report = self._measured(kept)
+                return self._updated(report) if _finite(report) else self._skipped(report)
+            finally:
+                self._optimizer.zero_grad(set_to_none=True)
+
+    def logprobs(self, rows: Sequence[TrainRow]) -> list[list[float]]:
+        """Log-probs of the sampled tokens under the trained adapter, row by row, at each call's temperature."""
+        result: list[list[float]] = [[] for _ in rows]
+        scored = [index for index, row in enumerate(rows) if row.call.completion_ids]
+        with self._lock, torch.no_grad():
+            for micro in plan_microbatches([length_of(rows[i]) for i in scored], self._config.microbatch_tokens):
+                indices = [scored[i] for i in micro]
+                batch = make_batch([rows[i] for i in indices], self._pad_id).to(self._device)
+                logprobs_BT, _ = token_logprobs(self._model, batch)
+                for i, row_T, mask_T in zip(indices, logprobs_BT, batch.completion_mask_BT, strict=True):
+                    result[i] = row_T[mask_T].tolist()
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """`{"tensors": name -> Tensor, "numbers": name -> int}`: all that a step depends on but weights and RNG.
+
+        The tensors are copies. The weights are `adapters.snapshot`'s to save, as a policy version.
+        """
+        tensors = {
+            f"{name}.{key}": value.detach().clone()
+            for name, parameter in self._parameters.items()
+            for key, value in self._optimizer.state.get(parameter, {}).items()
+        }
+        return {"tensors": tensors, "numbers": {"updates": self._updates, "bad_steps": self._bad_steps}}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state()` was taken; the next step is the same to the bit."""
+        tensors, numbers = state["tensors"], state["numbers"]
+        self._optimizer.state.clear()
+        for full_name, value in tensors.items():
+            name, key = full_name.rsplit(".", 1)
+            if name not in self._parameters:
+                raise TrainingError(f"the optimizer state names {name!r}, which this model's adapter does not have")
+            parameter = self._parameters[name]
+            self._optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
+        self._updates, self._bad_steps = int(numbers["updates"]), int(numbers["bad_steps"])
+
+    def _measured(self, rows: Sequence[TrainRow]) -> StepReport:
+        """Accumulates the batch's gradient and says what it saw; one wait for the device, at the end."""
+        average = "constant" if self._config.loss == "dr_grpo" else self._config.average
+        weights = token_weights(rows, average, self._max_completion_tokens)
+        plan = plan_microbatches([length_of(row) for row in rows], self._config.microbatch_tokens)
+        totals = torch.zeros(len(_TOTALS), device=self._device)
+        self._model.train()
+        try:
+            for micro in plan[self._processes.process_index :: self._processes.num_processes]:
+                batch = make_batch([rows[i] for i in micro], self._pad_id, [weights[i] for i in micro])
+                totals += self._accumulate(batch.to(self._device))
+        finally:
+            self._model.eval()
+        tokens = sum(len(row.call.completion_ids) for row in rows)
+        return self._report(totals, tokens)
+
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Adds one microbatch's share of the gradient. Returns its `_TOTALS`."""
+        mask_BT = batch.completion_mask_BT
+        base_logprobs_BT = self._base_logprobs(batch)
+        logprobs_BT, entropy_N = token_logprobs(self._model, batch, entropy=True)
+        loss_BT, ratio_BT, clipped_BT = self._loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B)
+        kl_BT = torch.zeros_like(loss_BT) if base_logprobs_BT is None else kl_estimate(logprobs_BT, base_logprobs_BT)
+        loss = ((loss_BT + self._config.kl_coef * kl_BT) * batch.weights_BT).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        delta_BT = batch.advantages_B[:, None] * (logprobs_BT.detach() - batch.old_logprobs_BT)
+        means = (ratio_BT, clipped_BT, kl_BT.detach(), delta_BT)
+        return torch.stack([loss.detach(), entropy_N.sum(), *((mean_BT * mask_BT).sum() for mean_BT in means)])
+
+    def _base_logprobs(self, batch: Batch) -> Tensor | None:
+        if not self._config.kl_coef:
+            return None
+        with torch.no_grad(), serving(self._model, None):
+            return token_logprobs(self._model, batch)[0]
+
+    def _report(self, totals: Tensor, tokens: int) -> StepReport:
+        if self._processes.num_processes > 1:
+            totals = self._summed_over_processes(totals)
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+        norm, loss, *sums = torch.cat([grad_norm[None], totals]).tolist()
+        means = dict(zip(_TOTALS[1:], (total / tokens for total in sums), strict=True))
+        if not self._config.kl_coef:
+            del means["kl"]
+        return StepReport(updated=True, loss=loss, grad_norm=norm, tokens=tokens, lr=self._lr(), **means)
+
+    def _summed_over_processes(self, totals: Tensor) -> Tensor:
+        for parameter in self._parameters.values():
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            parameter.grad = cast(Tensor, reduce(gradient, reduction="sum"))
+        return cast(Tensor, reduce(totals, reduction="sum"))
+
+    def _updated(self, report: StepReport) -> StepReport:
+        limit = self._config.max_grad_norm
+        if limit is not None and report.grad_norm > limit:
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(limit / (report.grad_norm + 1e-6))
+        for group in self._optimizer.param_groups:
+            group["lr"] = report.lr
+        self._optimizer.step()
+        self._updates += 1
+        self._bad_steps = 0
+        return report
+
+    def _skipped(self, report: StepReport) -> StepReport:
+        self._bad_steps += 1
+        what = "gradient" if math.isfinite(report.loss) else "loss"
+        logger.warning("step skipped, the %s is not finite (%d in a row)", what, self._bad_steps)
+        if self._bad_steps >= self._config.max_bad_steps:
+            raise TrainingError(
+                f"{self._bad_steps} steps in a row gave a loss or gradient that is not finite (last: loss "
+                f"{report.loss}, gradient norm {report.grad_norm}): lower train.lr, or resume from the last checkpoint"
+            )
+        return dataclasses.replace(report, updated=False, reason=f"the {what} was not finite")
+
+    def _lr(self) -> float:
+        """Of the next update: a linear warm-up whose last step reaches the peak, then constant."""
+        return self._config.lr * min(1.0, (self._updates + 1) / max(1, self._config.warmup_steps))
+
+
+_TOTALS = ("loss", "entropy", "ratio_mean", "clipped_share", "kl", "advantage_delta")
+
+
+def _finite(report: StepReport) -> bool:
+    return all(math.isfinite(value) for value in vars(report).values() if isinstance(value, float))
+
+
+def _bound_loss(config: TrainConfig) -> Loss:
+    """The configured loss with its settings: a loss names its keyword parameters as `TrainConfig` does."""
+    loss = LOSSES[config.loss]
+    settings = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return functools.partial(loss, **{name: getattr(config, name) for name in settings})
+
+
+def kl_to_base(
+    model: PeftModel,
+    pad_id: int,
+    rows: Iterable[tuple[Sequence[int], Sequence[int]]],
+    version_name: str | None,
+    microbatch_tokens: int = 8192,
+) -> float:
+    """Mean over completion tokens of KL(pi_version || pi_base) over the full vocabulary, in nats, at temperature 1.
+
+    Args:
+        model: holds adapter `version_name`; None means the base itself, whose KL is 0. The caller holds its lock.
+        pad_id: any token id.
+        rows: (prompt ids, completion ids); both policies see the same.
+        version_name: a version that `adapters.add_version` added, or "default".
+        microbatch_tokens: most padded tokens in one forward pass.
+
+    Raises:
+        TrainingError: no row has a completion token.
+    """
+    train_rows = trainable([_unscored_row(prompt, completion) for prompt, completion in rows])
+    if not train_rows:
+        raise TrainingError("kl_to_base was given no completion token to measure on")
+    device = next(model.parameters()).device
+    total = 0.0
+    for micro in plan_microbatches([length_of(row) for row in train_rows], microbatch_tokens):
+        batch = make_batch([train_rows[i] for i in micro], pad_id).to(device)
+        total += _summed_kl(model, batch, version_name)
+    return total / sum(len(row.call.completion_ids) for row in train_rows)
+
+
+def _unscored_row(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TrainRow:
+    logprobs = (0.0,) * len(completion_ids)
+    return TrainRow(Call("", tuple(prompt_ids), tuple(completion_ids), logprobs, 1.0, 0, "stop"), 0.0, 0)
+
+
+@torch.no_grad()
+def _summed_kl(model: PeftModel, batch: Batch, version_name: str | None) -> float:
+    with serving(model, version_name):
+        hidden_NH = completion_hidden(model, batch)
+    with serving(model, None):
+        base_hidden_NH = completion_hidden(model, batch)
+    return sum(float(full_kl(p, q).sum()) for p, q in paired_logits(model, hidden_NH, base_hidden_NH))

@@ -1,0 +1,151 @@
+"""Rules over lists of letters, and the English sentences that name them. Pure functions, no imports of dspy.
+
+A rule is a tuple of one or more operation names, applied from left to right: `("sort", "rotate")` sorts, then rotates.
+"""
+
+from collections.abc import Callable
+from itertools import permutations
+
+Letters = list[str]
+Rule = tuple[str, ...]
+
+ALPHABET = "abcdefghij"
+
+
+def copy(letters: Letters) -> Letters:
+    """The same letters: `a c b` -> `a c b`."""
+    return list(letters)
+
+
+def reverse(letters: Letters) -> Letters:
+    """Last to first: `a c b` -> `b c a`."""
+    return letters[::-1]
+
+
+def sort(letters: Letters) -> Letters:
+    """Alphabetical order: `a c b` -> `a b c`."""
+    return sorted(letters)
+
+
+def rotate(letters: Letters) -> Letters:
+    """The first letter goes to the end: `a c b` -> `c b a`."""
+    return letters[1:] + letters[:1]
+
+
+def double(letters: Letters) -> Letters:
+    """Each letter twice: `a c` -> `a a c c`."""
+    return [letter for letter in letters for _ in range(2)]
+
+
+def drop_first(letters: Letters) -> Letters:
+    """All but the first: `a c b` -> `c b`."""
+    return letters[1:]
+
+
+def drop_last(letters: Letters) -> Letters:
+    """All but the last: `a c b` -> `a c`."""
+    return letters[:-1]
+
+
+def keep_odd(letters: Letters) -> Letters:
+    """The first, third, fifth...: `a c b d` -> `a b`."""
+    return letters[::2]
+
+
+def dedupe(letters: Letters) -> Letters:
+    """The first of each letter: `a c a b` -> `a c b`."""
+    return list(dict.fromkeys(letters))
+
+
+def swap_ends(letters: Letters) -> Letters:
+    """The first and the last letter trade places: `a c b` -> `b c a`."""
+    return letters[-1:] + letters[1:-1] + letters[:1] if len(letters) > 1 else list(letters)
+
+
+OPERATIONS: dict[str, Callable[[Letters], Letters]] = {
+    "copy": copy,
+    "reverse": reverse,
+    "sort": sort,
+    "rotate": rotate,
+    "double": double,
+    "drop_first": drop_first,
+    "drop_last": drop_last,
+    "keep_odd": keep_odd,
+    "dedupe": dedupe,
+    "swap_ends": swap_ends,
+}
+
+PHRASES: dict[str, tuple[str, ...]] = {
+    "copy": ("copy the letters", "write the letters unchanged", "give the letters back as they are"),
+    "reverse": ("reverse the letters", "write the letters backwards", "turn the order of the letters around"),
+    "sort": ("sort the letters", "put the letters in alphabetical order", "order the letters alphabetically"),
+    "rotate": ("move the first letter to the end", "rotate the letters left by one", "put the first letter last"),
+    "double": ("write each letter twice", "double every letter", "repeat each letter once more"),
+    "drop_first": ("drop the first letter", "remove the first letter", "leave out the first letter"),
+    "drop_last": ("drop the last letter", "remove the last letter", "leave out the last letter"),
+    "keep_odd": (
+        "keep every second letter, starting with the first",
+        "keep only the letters at odd places",
+        "take the first letter and every other one after it",
+    ),
+    "dedupe": ("keep only the first of each letter", "remove repeated letters", "drop letters that came before"),
+    "swap_ends": (
+        "swap the first and the last letter",
+        "exchange the two end letters",
+        "let the first and last letters trade places",
+    ),
+}
+"""What names an operation: the canonical phrase first, then paraphrases."""
+
+CHAINS = ("{0}, then {1}.", "first {0}, then {1}.", "{0} and then {1}.", "{0}. Then {1}.")
+"""What names a pair: the canonical pattern first, then paraphrases."""
+
+WITHHELD: tuple[Rule, ...] = (
+    ("sort", "rotate"),
+    ("sort", "swap_ends"),
+    ("reverse", "rotate"),
+    ("reverse", "drop_first"),
+    ("dedupe", "sort"),
+    ("keep_odd", "double"),
+    ("swap_ends", "drop_last"),
+    ("drop_first", "sort"),
+    ("dedupe", "reverse"),
+    ("rotate", "double"),
+    ("sort", "drop_first"),
+)
+"""The pairs kept for the tasks: pretraining uses neither these nor any pair that acts like one of them."""
+
+PROBES: tuple[Letters, ...] = tuple(list(text) for text in ("fcajb", "hbdbaec", "gaagcif", "jjdce", "bdiajgc", "ca"))
+"""Lists on which rules that differ also answer differently."""
+
+
+def apply(rule: Rule, letters: Letters) -> Letters:
+    """The rule's answer: its operations from left to right."""
+    for name in rule:
+        letters = OPERATIONS[name](letters)
+    return letters
+
+
+def alike(one: Rule, other: Rule) -> bool:
+    """Whether two rules answer the same on every probe list, as `reverse, drop_first` and `drop_last, reverse` do."""
+    return all(apply(one, probe) == apply(other, probe) for probe in PROBES)
+
+
+def sentence(rule: Rule, phrases: tuple[int, ...] | None = None, chain: int = 0) -> str:
+    """The sentence that names a rule of one or two operations; the canonical one unless told otherwise.
+
+    Args:
+        rule: One or two operation names.
+        phrases: For each operation, which of its phrases to use. None: the canonical ones.
+        chain: Which of the patterns joins two operations.
+    """
+    words = [PHRASES[name][which] for name, which in zip(rule, phrases or (0,) * len(rule), strict=True)]
+    text = f"{words[0]}." if len(words) == 1 else CHAINS[chain].format(*words)
+    return text[0].upper() + text[1:]
+
+
+def trained_pairs() -> tuple[Rule, ...]:
+    """The pairs that pretraining may use: no withheld one, none that acts like a withheld one or a single operation."""
+    singles = tuple((name,) for name in OPERATIONS)
+    pairs: tuple[Rule, ...] = tuple(permutations(OPERATIONS, 2))
+    return tuple(pair for pair in pairs if not any(alike(pair, known) for known in (*singles, *WITHHELD)))

@@ -1,0 +1,199 @@
+"""Letters: programs of one to three predictors, each with a rule over a list of letters that only the feedback names.
+
+A variant says which rule each predictor hides and how long its lists are. The seed instruction reveals nothing, the
+feedback on a wrong answer names the rule: a reflector can learn the instruction, training must do the rest.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from .rules import ALPHABET, Letters, Rule, apply, sentence
+
+SEED_INSTRUCTION = "Answer the question."
+SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
+"""Which quarters of all lists, told apart by their hash, belong to a split."""
+SIZES = {"train": 512, "val": 256, "test": 512}
+LARGEST_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One predictor of a program."""
+
+    name: str
+    """Its attribute on the program, so its name in `named_predictors()`."""
+    source: str
+    """The field that it reads."""
+    target: str
+    """The field that it writes."""
+    rule: Rule
+    """What it should do; nothing in the seed program tells."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One task: a chain of stages and the lengths of the lists it starts from."""
+
+    stages: tuple[Stage, ...]
+    lengths: tuple[int, int]
+    """Fewest and most letters in an example, both included."""
+
+
+def chain(rules: tuple[Rule, ...], lengths: tuple[int, int]) -> Variant:
+    """A variant of one to three stages: `letters -> middle -> inner -> answer`, the last always writing `answer`."""
+    fields = (*("letters", "middle", "inner")[: len(rules)], "answer")
+    names = ("first", "second", "third")
+    return Variant(
+        tuple(Stage(names[i], fields[i], fields[i + 1], rule) for i, rule in enumerate(rules)),
+        lengths,
+    )
+
+
+DEFAULT_VARIANT = "pipeline"
+VARIANTS: dict[str, Variant] = {
+    "pipeline": chain((("drop_last",), ("sort", "rotate")), (5, 8)),
+    "sort-rotate": chain((("sort", "rotate"),), (4, 7)),
+    "held-out": chain((("swap_ends", "drop_last"), ("sort", "drop_first")), (5, 7)),
+    "three-stage": chain((("drop_first",), ("reverse", "rotate"), ("swap_ends",)), (4, 7)),
+    "reverse-drop": chain((("reverse", "drop_first"),), (4, 7)),
+    "dedupe-sort": chain((("dedupe", "sort"),), (4, 7)),
+    "keep-double": chain((("reverse",), ("keep_odd", "double")), (4, 7)),
+    "sort-swap": chain((("sort", "swap_ends"),), (4, 7)),
+    "two-pairs": chain((("drop_first", "sort"), ("rotate", "double")), (4, 6)),
+}
+
+
+class LettersProgram(dspy.Module):  # type: ignore[misc]
+    """A chain of predictors; the prediction carries every stage's field, so that the metric can grade each."""
+
+    def __init__(self, stages: tuple[Stage, ...]) -> None:
+        """Builds one `dspy.Predict` a stage, all with the seed instruction."""
+        super().__init__()
+        self.fields = tuple((stage.name, stage.source, stage.target) for stage in stages)
+        for name, source, target in self.fields:
+            setattr(self, name, dspy.Predict(dspy.Signature(f"{source} -> {target}", SEED_INSTRUCTION)))
+
+    def forward(self, letters: str) -> dspy.Prediction:
+        """Runs the stages in order."""
+        values = {"letters": letters}
+        for name, source, target in self.fields:
+            values[target] = getattr(self, name)(**{source: values[source]})[target]
+        return dspy.Prediction(**{target: values[target] for _, _, target in self.fields})
+
+
+def variant_named(variant: str | None) -> Variant:
+    """The variant of that name, the default one for None. Raises ValueError for an unknown name."""
+    name = variant or DEFAULT_VARIANT
+    if name not in VARIANTS:
+        raise ValueError(f"unknown variant {name!r} of letters; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def build_program(variant: str | None = None) -> LettersProgram:
+    """The seed program of a variant: generic instructions, no LM attached."""
+    return LettersProgram(variant_named(variant).stages)
+
+
+def split_of(letters: Letters) -> str:
+    """The split that a list belongs to, decided by its hash alone, so that no list is in two splits."""
+    quarter = hashlib.sha256(" ".join(letters).encode()).digest()[0] % 4
+    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
+
+
+def load(split: str, size: int | None = None, seed: int = 0, variant: str | None = None) -> list[dspy.Example]:
+    """Examples of a split, the same for the same arguments; a smaller size gives the first ones of a larger.
+
+    Args:
+        split: `train`, `val` or `test`.
+        size: How many; None means the split's default size.
+        seed: Draws other lists of the same split.
+        variant: The task; None means the default one.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    size = SIZES[split] if size is None else size
+    if not 0 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
+    name = variant or DEFAULT_VARIANT
+    task = variant_named(name)
+    rng = random.Random(f"{name}/{split}/{seed}")
+    drawn: dict[str, Letters] = {}
+    while len(drawn) < size:
+        letters = rng.choices(ALPHABET, k=rng.randint(*task.lengths))
+        if split_of(letters) == split:
+            drawn.setdefault(" ".join(letters), letters)
+    return [
+        dspy.Example(
+            id=f"{split}-{seed}-{i:04d}", letters=text, answer=targets(task, text)["answer"], variant=name
+        ).with_inputs("letters")
+        for i, text in enumerate(drawn)
+    ]
+
+
+def targets(task: Variant, letters: str) -> dict[str, str]:
+    """What each stage's field should hold, computed from the program's input and not from earlier answers."""
+    values, right = letters.split(), {}
+    for stage in task.stages:
+        values = apply(stage.rule, values)
+        right[stage.target] = " ".join(values)
+    return right
+
+
+def grade(answer: object, target: str) -> float:
+    """Positions right over the longer of the two lists: 0 for anything but text, 1 only for the target's letters.
+
+    `b c a` against `b a c d` has one position right of four: 0.25.
+    """
+    got, expected = answer.split() if isinstance(answer, str) else [], target.split()
+    right = sum(one == other for one, other in zip(got, expected, strict=False))
+    return right / max(len(got), len(expected)) if got or expected else 1.0
+
+
+def explain(answer: object, target: str, rule: Rule) -> str:
+    """Feedback on one answer: what was got and expected, in quotes, then the rule's sentence, which names no letter."""
+    if grade(answer, target) == 1.0:
+        return "Right."
+    got = f'Got "{answer}"' if isinstance(answer, str) else "Got no answer"
+    return f'{got}, expected "{target}". {sentence(rule)}'
+
+
+def metric(
+    example: dspy.Example,
+    prediction: dspy.Prediction,
+    trace: Any = None,
+    pred_name: str | None = None,
+    pred_trace: Any = None,
+) -> dspy.Prediction:
+    """Grades every predictor per position against its own target, computed from the program's input.
+
+    A later predictor is so graded on what the whole chain should have made, and an early mistake costs twice.
+
+    Args:
+        example: One from `load`.
+        prediction: The program's prediction; missing fields count as wrong.
+        trace: Not used.
+        pred_name: A predictor's name: its own score and feedback. None: the mean of the scores and all feedback.
+        pred_trace: Not used.
+    """
+    task = variant_named(example.variant)
+    stages = [stage for stage in task.stages if pred_name in (None, stage.name)]
+    if not stages:
+        known = ", ".join(stage.name for stage in task.stages)
+        raise ValueError(f"variant {example.variant!r} has no predictor {pred_name!r}, only {known}")
+    right = targets(task, example.letters)
+    answers = {stage.name: getattr(prediction, stage.target, None) for stage in stages}
+    score = sum(grade(answers[stage.name], right[stage.target]) for stage in stages) / len(stages)
+    feedback = {stage.name: explain(answers[stage.name], right[stage.target], stage.rule) for stage in stages}
+    named = pred_name is None and len(task.stages) > 1
+    lines = [f"{name}: {text}" if named else text for name, text in feedback.items()]
+    return dspy.Prediction(score=score, feedback="\n".join(lines))
+
+
+def model() -> str:
+    """The folder of the small model that `pretrain.py` made for these tasks."""
+    return str(Path(__file__).parent / "model")

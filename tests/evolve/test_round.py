@@ -1,0 +1,375 @@
+import random
+
+import dspy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fst_optimizer.config import FastConfig
+from fst_optimizer.errors import FSTError, MetricError
+from fst_optimizer.evolve.population import frontier
+from fst_optimizer.evolve.reflect import ExtractiveReflector
+from fst_optimizer.evolve.round import evolve
+from fst_optimizer.types import Candidate, Item, Outcome, Population, Rollout, TraceStep
+
+RULES = {"first": "Drop the last letter.", "second": "Sort the letters, then move the first letter to the end."}
+SEED = Candidate(dict.fromkeys(RULES, "Answer the question."))
+GOOD = Candidate({name: f"Answer the question. {rule}" for name, rule in RULES.items()}, origin="given")
+
+
+def items(count=16):
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices("abcdefgh", k=6)) for _ in range(count)]
+    return tuple(
+        Item(f"train-{i}", dspy.Example(letters=text, answer=text[::-1]).with_inputs("letters"))
+        for i, text in enumerate(texts)
+    )
+
+
+class World:
+    """A policy that follows a rule when its instruction has it, on all examples but the hard ones."""
+
+    def __init__(self, rules=RULES, hard=(), version=0, feedback=True):
+        self.rules, self.hard, self.version, self.feedback = rules, set(hard), version, feedback
+        self.runs = []
+        self.captures = []
+
+    def __call__(self, candidate, items, *, capture):
+        self.runs += [(candidate.id, item.id) for item in items]
+        self.captures.append(capture)
+        return [self.rollout(candidate, item, capture) for item in items]
+
+    def rollout(self, candidate, item, capture):
+        right = {
+            name: float(rule in candidate.texts[name] and item.id not in self.hard) for name, rule in self.rules.items()
+        }
+        words = {name: "Right." if right[name] else f'Got "{item.id}". {rule}' for name, rule in self.rules.items()}
+        steps = (
+            TraceStep("first", {"letters": item.example.letters}, {"middle": f"m {item.id}"}, ""),
+            TraceStep("second", {"middle": f"m {item.id}"}, {"answer": f"a {item.id}"}, ""),
+        )
+        return Rollout(
+            candidate_id=candidate.id,
+            example_id=item.id,
+            index=0,
+            policy_version=self.version,
+            outcome=Outcome.OK,
+            score=sum(right.values()) / len(right),
+            trace=steps if capture else (),
+            feedback=words if capture and self.feedback else {},
+            predictor_scores=right if capture else {},
+        )
+
+
+class Scripted:
+    """A reflector that says what it is told, round and round."""
+
+    def __init__(self, *answers):
+        self.answers, self.calls, self.cost_usd, self.note = answers, 0, 0.0, ""
+
+    def __call__(self, component, current, dataset):
+        answer = self.answers[self.calls % len(self.answers)]
+        self.calls += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(component, current) if callable(answer) else answer
+
+
+def numbered():
+    """A reflector whose every text is new and worthless."""
+    counter = iter(range(10_000))
+    return Scripted(lambda component, current: f"Try {next(counter)}.")
+
+
+def fast(world=None, population=None, reflector=None, anchor=None, *, config=None, seed=0, **more):
+    arguments = {"policy_version": 3, "cycle": 2, "components": tuple(RULES), **more}
+    return evolve(
+        population or Population((SEED,)),
+        world or World(),
+        items() if anchor is None else anchor,
+        reflector or ExtractiveReflector(seed),
+        config or FastConfig(),
+        seed=seed,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("components", ["round_robin", "all"])
+def test_both_rules_of_a_two_predictor_program_are_found_from_the_seed(seed, components):
+    found = fast(seed=seed, config=FastConfig(components=components))
+    best = found.population.best
+    assert all(rule in best.texts[name] for name, rule in RULES.items())
+    assert found.best_score == 1.0
+    assert found.notes[-1] == "ended: nothing fails on the anchor"
+    assert found.rollouts <= 192
+
+
+def test_both_rules_are_found_with_sampled_rollouts_too():
+    world = World()
+    found = fast(world, config=FastConfig(temperature=1.0))
+    assert found.best_score == 1.0
+    assert found.reused == 0
+    assert found.rollouts == len(world.runs)
+
+
+def test_greedy_rollouts_are_run_once_and_reused():
+    world = World()
+    found = fast(world)
+    assert len(world.runs) == len(set(world.runs)) == found.rollouts
+    # Seed and two accepted children on 16 examples each, if no proposal was rejected.
+    assert (found.proposals, found.accepted, found.rollouts) == (2, 2, 48)
+    # Each proposal reuses its parent's minibatch and, once accepted, its own.
+    assert found.reused == 16
+    assert all(world.captures)
+
+
+def test_lineage_is_real():
+    found = fast()
+    best = found.population.best
+    (parent,) = best.parents
+    assert (best.origin, best.cycle) == ("reflection", 2)
+    assert parent not in (SEED.id, best.id)
+    assert parent == Candidate({**best.texts, **_unlearned(best)}).id
+
+
+def _unlearned(best):
+    """The text of the component that the last mutation changed: round robin starts at cycle 2's component, first."""
+    return {"second": SEED.texts["second"]}
+
+
+def test_all_scores_are_new_and_cover_the_anchor_at_the_policy_version():
+    stale = Population((SEED, GOOD), 1, {SEED.id: {"gone": 1.0}, GOOD.id: {"gone": 0.5}})
+    found = fast(World(hard=["train-0"]), stale)
+    assert found.population.policy_version == 3
+    for candidate in found.population.candidates:
+        assert set(found.population.scores[candidate.id]) == {item.id for item in items()}
+
+
+def test_an_old_favourite_that_got_worse_loses_its_place():
+    favourite = Candidate({**SEED.texts, "first": "Think hard."}, origin="reflection", cycle=0)
+    old = Population((favourite, GOOD), 1, {favourite.id: {"train-0": 1.0}, GOOD.id: {"train-0": 0.0}})
+    found = fast(population=old)
+    assert [candidate.id for candidate in found.population.candidates] == [GOOD.id]
+    assert found.population.candidates[0].origin == "given"
+
+
+def test_the_population_is_the_frontier_up_to_k():
+    class Specialists(World):
+        def rollout(self, candidate, item, capture):
+            mine = candidate.texts["first"] == item.id
+            base = super().rollout(candidate, item, capture)
+            return Rollout(**{**vars(base), "score": 0.5 if mine else 0.0})
+
+    many = Population(tuple(Candidate({**SEED.texts, "first": f"train-{i}"}) for i in range(6)))
+    found = fast(Specialists(), many, config=FastConfig(population=4, max_proposals=0))
+    assert len(found.population.candidates) == 4
+    assert len(found.frontier) == 6
+    assert {candidate.id for candidate in found.population.candidates} <= set(found.frontier)
+
+
+def test_fewer_than_k_when_one_leads_everywhere():
+    found = fast(population=Population((SEED, GOOD)))
+    assert found.frontier == (GOOD.id,)
+    assert len(found.population.candidates) == 1
+    assert (found.proposals, found.rollouts) == (0, 32)
+
+
+def test_the_same_seed_gives_the_same_round_whatever_the_global_generator_did():
+    hard = [f"train-{i}" for i in range(0, 16, 3)]
+    random.seed(1)
+    one = fast(World(hard=hard), seed=4, config=FastConfig(temperature=0.5))
+    random.seed(2)
+    other = fast(World(hard=hard), seed=4, config=FastConfig(temperature=0.5))
+    assert one == other
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    limit=st.integers(1, 120),
+    left=st.none() | st.integers(0, 120),
+    size=st.integers(1, 12),
+    minibatch=st.integers(1, 6),
+    temperature=st.sampled_from((0.0, 1.0)),
+    olds=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+def test_the_budget_is_never_passed(limit, left, size, minibatch, temperature, olds, seed):
+    world = World(hard=["train-1", "train-2"])
+    config = FastConfig(max_rollouts=limit, minibatch=minibatch, temperature=temperature)
+    olds = Population(tuple(Candidate({**SEED.texts, "first": f"Old {i}."}) for i in range(olds)))
+    found = fast(world, olds, anchor=items(size), config=config, seed=seed, rollouts_left=left)
+    allowed = limit if left is None else min(limit, left)
+    assert len(world.runs) == found.rollouts <= allowed
+    assert found.reused <= found.rollouts
+    assert found.notes[-1].startswith("ended: ")
+    assert 1 <= len(found.population.candidates) <= max(config.population, len(olds.candidates))
+    if allowed:
+        rows = found.population.scores.values()
+        assert len({frozenset(row) for row in rows}) == 1
+        assert set(found.frontier) >= set(frontier(found.population.scores))
+
+
+def test_a_budget_for_some_of_the_old_candidates_rescores_the_formerly_best():
+    old = Population((SEED, GOOD), 1, {SEED.id: {"train-0": 0.2}, GOOD.id: {"train-0": 0.9}})
+    found = fast(population=old, config=FastConfig(max_rollouts=20))
+    assert found.population.candidates == (GOOD,)
+    assert found.notes[0] == "rescored 1 of 2 candidates, all that the budget pays"
+
+
+def test_a_budget_below_one_candidate_cuts_the_anchor():
+    found = fast(rollouts_left=5)
+    assert found.rollouts == 5
+    assert list(found.population.scores[SEED.id]) == [f"train-{i}" for i in range(5)]
+    assert found.notes == ("anchor cut from 16 to 5 examples, all that the budget pays", "ended: the rollout budget")
+
+
+def test_with_nothing_left_the_population_comes_back_as_it_was():
+    old = Population((SEED, GOOD), 1, {SEED.id: {"train-0": 0.2}, GOOD.id: {"train-0": 0.9}})
+    world = World()
+    found = fast(world, old, rollouts_left=0)
+    assert found.population is old
+    assert (found.rollouts, found.best_score, world.runs) == (0, 0.9, [])
+
+
+def test_patience_ends_a_fruitless_round():
+    found = fast(reflector=numbered(), config=FastConfig(patience=3))
+    assert (found.proposals, found.accepted) == (3, 0)
+    assert found.notes[-1] == "ended: patience"
+    assert found.rollouts == 16 + 3 * 4
+    assert found.population.candidates == (SEED,)
+
+
+def test_no_patience_means_all_proposals():
+    found = fast(reflector=numbered(), config=FastConfig(patience=0, max_proposals=7))
+    assert found.proposals == 7
+    assert found.notes[-1] == "ended: max_proposals"
+
+
+def test_no_proposals_only_rescores():
+    found = fast(config=FastConfig(max_proposals=0))
+    assert (found.proposals, found.rollouts, found.reflection_calls) == (0, 16, 0)
+
+
+def test_without_components_only_rescores():
+    assert fast(components=()).notes == ("ended: no component may change",)
+
+
+def test_only_the_named_components_change():
+    for which in ("round_robin", "all"):
+        found = fast(components=("second",), config=FastConfig(components=which))
+        best = found.population.best
+        assert best.texts["first"] == SEED.texts["first"]
+        assert RULES["second"] in best.texts["second"]
+
+
+def test_nothing_to_learn_from_costs_nothing():
+    """The only failing component may not change, so no proposal is ever made."""
+    half = Candidate({**SEED.texts, "second": GOOD.texts["second"]})
+    reflector = numbered()
+    found = fast(population=Population((half,)), reflector=reflector, components=("second",))
+    assert (found.proposals, found.rollouts, reflector.calls) == (0, 16, 0)
+    assert found.notes[-1] == "ended: no minibatch showed a failure to reflect on"
+
+
+def test_reflections_left_is_never_passed():
+    for left in range(4):
+        reflector = numbered()
+        found = fast(reflector=reflector, reflections_left=left, config=FastConfig(components="all"))
+        assert reflector.calls == found.reflection_calls == left
+        assert found.notes[-1] == "ended: no reflections left"
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("refused"), None, "", "   ", 7])
+def test_a_failing_reflection_costs_the_proposal_not_the_run(answer):
+    found = fast(reflector=Scripted(answer), config=FastConfig(patience=2))
+    assert (found.proposals, found.accepted, found.rollouts, found.reflection_calls) == (2, 0, 16, 2)
+    assert found.population.candidates == (SEED,)
+    assert len(found.notes) == 3
+
+
+def test_a_raising_reflector_warns_once(caplog):
+    with caplog.at_level("WARNING"):
+        found = fast(reflector=Scripted(RuntimeError("refused")))
+    assert len(caplog.records) == 1
+    assert "RuntimeError: refused" in caplog.text
+    assert "no new text for first: RuntimeError: refused" in found.notes
+
+
+def test_a_round_goes_on_after_a_failed_reflection():
+    flaky = Scripted(RuntimeError("busy"), lambda component, current: f"{current} {RULES[component]}")
+    assert fast(reflector=flaky).best_score == 1.0
+
+
+def test_the_same_texts_are_not_run_twice():
+    world = World()
+    found = fast(world, reflector=Scripted("Always the same."), config=FastConfig(patience=6, components="all"))
+    assert found.rollouts == 16 + 4
+    assert sum("proposed again" in note for note in found.notes) == 5
+
+
+def test_the_old_text_again_is_no_new_candidate():
+    found = fast(reflector=Scripted(lambda component, current: current), config=FastConfig(patience=2))
+    assert found.rollouts == 16
+
+
+def test_an_anchor_smaller_than_the_minibatch_and_repeated_items():
+    few = items(3)
+    found = fast(anchor=(*few, few[0]), config=FastConfig(minibatch=8))
+    assert found.best_score == 1.0
+    assert len(next(iter(found.population.scores.values()))) == 3
+
+
+def test_an_empty_anchor_changes_nothing():
+    assert fast(anchor=()).notes == ("ended: the anchor is empty; the population was not rescored",)
+
+
+def test_feedback_is_captured_only_where_it_is_read():
+    world = World()
+    fast(world, config=FastConfig(temperature=1.0, max_proposals=1))
+    # Rescoring, the parent's minibatch, the child's minibatch, the child on the anchor.
+    assert world.captures == [False, True, True, False]
+
+
+def test_events_tell_the_story():
+    told = []
+    found = fast(on_event=lambda name, **fields: told.append((name, fields)))
+    assert [name for name, _ in told] == ["rescored", "proposal", "accepted", "proposal", "accepted"]
+    assert told[0][1] == {"candidate": SEED.id, "score": 0.0, "rollouts": 16}
+    assert (told[1][1]["before"], told[1][1]["after"], told[1][1]["accepted"]) == (0.0, 2.0, True)
+    assert told[-1][1]["candidate"] == found.population.best.id
+    assert told[-1][1]["score"] == 1.0
+
+
+def test_a_broken_metric_raises_through():
+    class Broken(World):
+        def __call__(self, candidate, items, *, capture):
+            if candidate.id != SEED.id:
+                raise MetricError("the metric raised")
+            return super().__call__(candidate, items, capture=capture)
+
+    with pytest.raises(MetricError):
+        fast(Broken())
+
+
+def test_rollouts_of_other_examples_are_refused():
+    class Short(World):
+        def __call__(self, candidate, items, *, capture):
+            return super().__call__(candidate, items[1:], capture=capture)
+
+    with pytest.raises(FSTError, match="asked for examples"):
+        fast(Short())
+
+
+def test_rollouts_may_come_back_in_any_order():
+    class Shuffled(World):
+        def __call__(self, candidate, items, *, capture):
+            return super().__call__(candidate, list(reversed(items)), capture=capture)
+
+    assert fast(Shuffled()).population == fast().population
+
+
+def test_what_the_metric_leaves_unsaid_is_no_lesson():
+    found = fast(World(feedback=False))
+    assert found.accepted == 0
+    assert found.population.candidates == (SEED,)

@@ -1,0 +1,300 @@
+"""The letters tasks: rules and grades worked by hand, splits, pretraining's data, and the model that is shipped."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pytest
+from dspy.utils import DummyLM
+
+from programs.letters import pretrain, rules, task
+
+MODEL = Path(task.model())
+
+
+# --- Rules -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "letters", "expected"),
+    [
+        (("copy",), "a c b", "a c b"),
+        (("reverse",), "a c b", "b c a"),
+        (("sort",), "c a b a", "a a b c"),
+        (("rotate",), "a c b", "c b a"),
+        (("double",), "a c", "a a c c"),
+        (("drop_first",), "a c b", "c b"),
+        (("drop_last",), "a c b", "a c"),
+        (("keep_odd",), "a c b d e", "a b e"),
+        (("dedupe",), "a c a b c", "a c b"),
+        (("swap_ends",), "a c d b", "b c d a"),
+        (("sort", "rotate"), "c a b", "b c a"),
+        (("rotate", "sort"), "c a b", "a b c"),
+        (("reverse", "drop_first"), "a c b", "c a"),
+        (("keep_odd", "double"), "a c b", "a a b b"),
+    ],
+)
+def test_rules_answer_as_worked_by_hand(rule: rules.Rule, letters: str, expected: str) -> None:
+    assert rules.apply(rule, letters.split()) == expected.split()
+
+
+@pytest.mark.parametrize("name", rules.OPERATIONS)
+def test_operations_take_short_lists_and_leave_their_input_alone(name: str) -> None:
+    one, none = ["a"], []  # type: list[str], list[str]
+    rules.apply((name,), one)
+    assert rules.apply((name,), none) == []
+    assert one == ["a"]
+
+
+def test_sentences_name_the_rule_in_order() -> None:
+    assert rules.sentence(("drop_last",)) == "Drop the last letter."
+    assert rules.sentence(("sort", "rotate")) == "Sort the letters, then move the first letter to the end."
+    assert rules.sentence(("sort", "rotate"), (1, 1), chain=1) == (
+        "First put the letters in alphabetical order, then rotate the letters left by one."
+    )
+
+
+def test_rules_that_act_alike_are_found() -> None:
+    assert rules.alike(("reverse", "drop_first"), ("drop_last", "reverse"))
+    assert not rules.alike(("sort", "rotate"), ("rotate", "sort"))
+
+
+# --- Grades and feedback ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "score"),
+    [
+        ("b a c d", "b a c d", 1.0),
+        ("b c a", "b a c d", 1 / 4),
+        ("b a", "b a c d", 2 / 4),
+        ("b a c d e f g h", "b a c d", 4 / 8),
+        ("['b', 'a', 'c', 'd']", "b a c d", 0.0),
+        ("", "b a", 0.0),
+        (None, "b a", 0.0),
+        (["b", "a"], "b a", 0.0),
+        ("", "", 1.0),
+    ],
+)
+def test_grade_counts_positions_over_the_longer_list(answer: object, target: str, score: float) -> None:
+    assert task.grade(answer, target) == score
+
+
+def example(letters: str = "c a b d", variant: str = "pipeline") -> dspy.Example:
+    """A pipeline example: `c a b` after the first stage, `b c a` after the second."""
+    return dspy.Example(letters=letters, variant=variant).with_inputs("letters")
+
+
+def test_a_pipeline_scores_the_mean_of_its_predictors() -> None:
+    result = task.metric(example(), dspy.Prediction(middle="c a b", answer="b a c"))
+    assert result.score == (1 + 1 / 3) / 2
+    assert result.feedback == (
+        'first: Right.\nsecond: Got "b a c", expected "b c a". Sort the letters, then move the first letter to the end.'
+    )
+
+
+def test_a_named_predictor_gets_its_own_score_and_feedback() -> None:
+    prediction = dspy.Prediction(middle="c a", answer="b c a")
+    first = task.metric(example(), prediction, None, "first", None)
+    assert first.score == 2 / 3
+    assert first.feedback == 'Got "c a", expected "c a b". Drop the last letter.'
+    assert task.metric(example(), prediction, None, "second", None).feedback == "Right."
+
+
+def test_missing_fields_and_predictions_score_zero() -> None:
+    assert task.metric(example(), dspy.Prediction()).score == 0
+    assert task.metric(example(), dspy.Prediction(middle=None, answer=7)).score == 0
+    assert "Got no answer" in task.metric(example(), dspy.Prediction()).feedback
+
+
+def test_an_unknown_predictor_is_refused() -> None:
+    with pytest.raises(ValueError, match="no predictor 'third'"):
+        task.metric(example(), dspy.Prediction(), pred_name="third")
+
+
+def test_the_rule_sentence_in_feedback_names_no_instance() -> None:
+    for variant in task.VARIANTS.values():
+        for stage in variant.stages:
+            words = rules.sentence(stage.rule).lower().replace(".", " ").replace(",", " ").split()
+            assert not set(words) & set(rules.ALPHABET)
+
+
+# --- Variants and splits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", task.VARIANTS)
+def test_every_variant_runs_and_perfect_answers_score_one(variant: str) -> None:
+    program = task.build_program(variant)
+    names = [name for name, _ in program.named_predictors()]
+    assert names == ["first", "second", "third"][: len(names)]
+    assert {predictor.signature.instructions for predictor in program.predictors()} == {task.SEED_INSTRUCTION}
+    one = task.load("val", 1, variant=variant)[0]
+    right = task.targets(task.VARIANTS[variant], one.letters)
+    with dspy.context(lm=DummyLM([{field: text} for field, text in right.items()])):
+        prediction = program(**one.inputs())
+    assert prediction.answer == one.answer
+    assert task.metric(one, prediction).score == 1
+
+
+def test_the_default_variant_is_a_pipeline_of_two() -> None:
+    assert len(task.build_program().predictors()) == 2
+    assert task.load("train", 3) == task.load("train", 3, variant="pipeline")
+
+
+@pytest.mark.parametrize("variant", task.VARIANTS)
+def test_splits_are_disjoint_sized_and_repeatable(variant: str) -> None:
+    splits = {split: task.load(split, variant=variant) for split in task.SIZES}
+    lists = {split: {one.letters for one in examples} for split, examples in splits.items()}
+    assert {split: len(letters) for split, letters in lists.items()} == task.SIZES
+    assert not lists["train"] & lists["val"]
+    assert not lists["train"] & lists["test"]
+    assert not lists["val"] & lists["test"]
+    assert task.load("test", 5, variant=variant) == splits["test"][:5]
+
+
+def test_another_seed_stays_in_its_split() -> None:
+    first = {one.letters for one in task.load("train", 400, seed=0, variant="sort-rotate")}
+    second = [one.letters for one in task.load("train", 400, seed=1, variant="sort-rotate")]
+    assert set(second) != first
+    assert {task.split_of(letters.split()) for letters in second} == {"train"}
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown variant 'nope'"):
+        task.build_program("nope")
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        task.load("dev")
+    with pytest.raises(ValueError, match="size must be between"):
+        task.load("train", 10**6)
+
+
+def test_the_held_out_rules_are_used_by_no_other_variant() -> None:
+    def combinations(names: list[str]) -> set[rules.Rule]:
+        return {stage.rule for name in names for stage in task.VARIANTS[name].stages if len(stage.rule) > 1}
+
+    assert not combinations(["held-out"]) & combinations([name for name in task.VARIANTS if name != "held-out"])
+
+
+# --- Pretraining's data ----------------------------------------------------------------------------------------------
+
+
+def test_every_combination_in_a_variant_is_kept_out_of_pretraining() -> None:
+    hidden = {stage.rule for variant in task.VARIANTS.values() for stage in variant.stages if len(stage.rule) > 1}
+    assert hidden <= set(rules.WITHHELD)
+    assert not any(rules.alike(pair, kept) for pair in pretrain.PAIRS for kept in rules.WITHHELD)
+
+
+def test_the_sampler_never_draws_a_withheld_rule() -> None:
+    rng = random.Random(0)
+    drawn = {pretrain.draw_rule(rng, pair_share=0.5) for _ in range(5000)}
+    assert drawn == set(pretrain.SINGLES) | set(pretrain.PAIRS)
+    assert not any(rules.alike(rule, kept) for rule in drawn for kept in rules.WITHHELD)
+
+
+def test_no_withheld_sentence_is_in_any_pretraining_prompt() -> None:
+    rng = random.Random(1)
+    sentences = [rules.sentence(rule) for rule in rules.WITHHELD]
+    prompts = [pretrain.draw_example(rng)[0][0]["content"] for _ in range(5000)]
+    assert not any(sentence in prompt for sentence in sentences for prompt in prompts)
+
+
+@pytest.mark.parametrize("instruction", ["Answer the question.", "Answer the question.\n\nSort the letters."])
+@pytest.mark.parametrize("demo", [None, ("a b", "b a")])
+def test_substituted_prompts_are_what_the_chat_adapter_makes(instruction: str, demo: tuple[str, str] | None) -> None:
+    signature = dspy.Signature("letters -> middle", instruction)
+    demos = [{"letters": demo[0], "middle": demo[1]}] if demo else []
+    made = pretrain.messages_for("letters", "middle", instruction, "a c b", demo)
+    assert made == dspy.ChatAdapter().format(signature, demos, {"letters": "a c b"})
+
+
+def test_completions_parse_to_their_answer() -> None:
+    completion = pretrain.completion_for("answer", "a c b").removesuffix(pretrain.END)
+    assert pretrain.parse("letters", "answer", completion) == "a c b"
+    assert pretrain.parse("letters", "answer", "a c b") is None
+
+
+def test_the_generic_instruction_leaves_the_rule_open() -> None:
+    rng = random.Random(2)
+    grown = set()
+    for prompt, completion in (pretrain.draw_example(rng) for _ in range(2000)):
+        if prompt[0]["content"].endswith("objective is: \n        Answer the question."):
+            letters, answer = prompt[-1]["content"].split("\n")[1], completion.split("\n")[1]
+            grown.add((len(answer) > len(letters)) - (len(answer) < len(letters)))
+    assert grown == {-1, 0, 1}
+
+
+# --- The shipped model -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[tuple[Any, Any]]:
+    """The model and its tokenizer."""
+    yield pretrain.load_model(MODEL)
+
+
+def test_the_model_folder_is_small_and_safe() -> None:
+    files = [path for path in MODEL.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8_000_000
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
+
+
+def test_the_model_has_about_a_million_parameters_and_plain_generation_settings(shipped: tuple[Any, Any]) -> None:
+    model, tokenizer = shipped
+    assert 0.8e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.2e6
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert model.generation_config.top_k in (None, 50)
+    assert model.generation_config.do_sample in (None, False)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a c f b",
+        "Answer the question. Sort the letters.",
+        "[[ ## answer ## ]]\na b\n\n[[ ## completed ## ]]",
+        "ü ≠ 7\t\n x",
+    ],
+)
+def test_the_tokenizer_gives_text_back_exactly(shipped: tuple[Any, Any], text: str) -> None:
+    _, tokenizer = shipped
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+def test_letters_are_single_tokens_and_prompts_are_short(shipped: tuple[Any, Any]) -> None:
+    _, tokenizer = shipped
+    assert len(tokenizer("a c f b", add_special_tokens=False).input_ids) == 4
+    prompt = pretrain.messages_for("letters", "answer", task.SEED_INSTRUCTION, "a c f b h")
+    assert len(pretrain.encode(tokenizer, [prompt])[0]) < 64
+
+
+def test_the_chat_template_opens_the_assistants_turn(shipped: tuple[Any, Any]) -> None:
+    _, tokenizer = shipped
+    prompt = [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    assert text == "<|system|>x<|end|><|user|>y<|end|><|assistant|>"
+
+
+def test_naming_the_rules_helps_and_leaves_room_for_training(shipped: tuple[Any, Any]) -> None:
+    model, tokenizer = shipped
+    pipeline = task.VARIANTS["pipeline"]
+    inputs = [one.letters for one in task.load("test", 96)]
+    means, unparsed = {}, {}
+    for named in (False, True):
+        rows = pretrain.run_variant(model, tokenizer, pipeline, inputs, named)
+        scores, _, unparsed[named] = pretrain.score_variant(pipeline, rows)
+        means[named] = sum(scores) / len(scores)
+    assert 0.10 < means[False] < 0.40
+    assert means[False] + 0.15 < means[True] < 0.75
+    assert unparsed[True] < 0.02
+
+
+def test_sampled_answers_under_the_seed_instruction_vary(shipped: tuple[Any, Any]) -> None:
+    model, tokenizer = shipped
+    pipeline = task.VARIANTS["pipeline"]
+    letters = task.load("train", 1)[0].letters
+    rows = pretrain.run_variant(model, tokenizer, pipeline, [letters] * 16, named=False, temperature=1.0)
+    scores, _, _ = pretrain.score_variant(pipeline, rows)
+    assert len(set(scores)) > 1

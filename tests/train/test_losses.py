@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fst_optimizer.config import LOSS_NAMES
+from fst_optimizer.train.losses import LOSSES, cispo, dr_grpo, full_kl, grpo, kl_estimate
+
+# Two rows of three tokens. Ratios pi_train / pi_sampler: 1, 1/2, 8 and 2, 1, 1.1.
+RATIOS_BT = torch.tensor([[1.0, 0.5, 8.0], [2.0, 1.0, 1.1]])
+LOGPROBS_BT = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -1.5, -2.5]])
+OLD_BT = LOGPROBS_BT - RATIOS_BT.log()
+ADVANTAGES_B = torch.tensor([2.0, -1.0])
+
+
+def approx(values: list[list[float]]) -> object:
+    return pytest.approx(torch.tensor(values), abs=1e-5)
+
+
+def test_cispo_caps_the_weight_of_the_log_prob() -> None:
+    loss_BT, ratio_BT, clipped_BT = cispo(LOGPROBS_BT, OLD_BT, ADVANTAGES_B, ratio_cap=4.0)
+    # -min(r, 4) * A * logp. Row 0, A = 2: -(1)(2)(-1), -(.5)(2)(-2), -(4)(2)(-3).
+    # Row 1, A = -1: -(2)(-1)(-.5), -(1)(-1)(-1.5), -(1.1)(-1)(-2.5).
+    assert loss_BT == approx([[2.0, 2.0, 24.0], [-1.0, -1.5, -2.75]])
+    assert ratio_BT == approx(RATIOS_BT.tolist())
+    assert clipped_BT.tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_grpo_takes_the_worse_of_ratio_and_clipped_ratio() -> None:
+    loss_BT, ratio_BT, clipped_BT = grpo(LOGPROBS_BT, OLD_BT, ADVANTAGES_B, clip_low=0.2, clip_high=0.3)
+    # -min(rA, clip(r, .8, 1.3)A). Row 0, A = 2: -min(2, 2), -min(1, 1.6), -min(16, 2.6).
+    # Row 1, A = -1: -min(-2, -1.3), -min(-1, -1), -min(-1.1, -1.1).
+    assert loss_BT == approx([[-2.0, -1.0, -2.6], [2.0, 1.0, 1.1]])
+    assert ratio_BT == approx(RATIOS_BT.tolist())
+    assert clipped_BT.tolist() == [[False, False, True], [False, False, False]]
+
+
+def test_grpo_clips_low_ratios_of_bad_answers() -> None:
+    # A = -1, r = 1/2: -min(-.5, -.8) = .8, and the gradient is gone.
+    logprobs_BT = torch.tensor([[-2.0]], requires_grad=True)
+    loss_BT, _, clipped_BT = grpo(logprobs_BT, torch.tensor([[-2.0 + math.log(2)]]), torch.tensor([-1.0]))
+    loss_BT.sum().backward()
+    assert loss_BT.item() == pytest.approx(0.8)
+    assert clipped_BT.item()
+    assert logprobs_BT.grad is not None and logprobs_BT.grad.item() == 0
+
+
+def test_dr_grpo_has_grpos_token_loss() -> None:
+    ours, theirs = (loss(LOGPROBS_BT, OLD_BT, ADVANTAGES_B) for loss in (dr_grpo, grpo))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_cispos_gradient_is_the_capped_weighted_score() -> None:
+    torch.manual_seed(0)
+    logits_BTV = torch.randn(2, 3, 5, requires_grad=True)
+    ids_BT = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    logprobs_BT = torch.log_softmax(logits_BTV, -1).gather(-1, ids_BT[..., None])[..., 0]
+    old_BT = (logprobs_BT - RATIOS_BT.log()).detach()
+    cispo(logprobs_BT, old_BT, ADVANTAGES_B, ratio_cap=4.0)[0].sum().backward()
+    # d log pi(y) / d logits = onehot(y) - pi, times -min(r, 4) * A.
+    weight_BT1 = (-RATIOS_BT.clamp(max=4.0) * ADVANTAGES_B[:, None])[..., None]
+    score_BTV = torch.nn.functional.one_hot(ids_BT, 5) - torch.softmax(logits_BTV.detach(), -1)
+    assert torch.allclose(logits_BTV.grad, weight_BT1 * score_BTV, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSS_NAMES)
+class TestEveryLoss:
+    def test_is_one_finite_number_a_token(self, name: str) -> None:
+        far_BT = torch.tensor([[-500.0, 0.0, -1.0], [0.0, -500.0, -1.0]])
+        for part in LOSSES[name](far_BT, far_BT.flip(1), ADVANTAGES_B):
+            assert part.shape == (2, 3)
+            assert part.float().isfinite().all()
+
+    def test_on_policy_gradient_is_minus_the_advantage(self, name: str) -> None:
+        logprobs_BT = LOGPROBS_BT.clone().requires_grad_()
+        loss_BT, ratio_BT, clipped_BT = LOSSES[name](logprobs_BT, LOGPROBS_BT, ADVANTAGES_B)
+        loss_BT.sum().backward()
+        assert logprobs_BT.grad == approx([[-2.0] * 3, [1.0] * 3])
+        assert torch.equal(ratio_BT, torch.ones(2, 3))
+        assert not ratio_BT.requires_grad
+        assert not clipped_BT.any()
+
+    def test_zero_advantage_is_zero_gradient(self, name: str) -> None:
+        logprobs_BT = LOGPROBS_BT.clone().requires_grad_()
+        LOSSES[name](logprobs_BT, OLD_BT, torch.zeros(2))[0].sum().backward()
+        assert torch.equal(logprobs_BT.grad, torch.zeros(2, 3))  # type: ignore[arg-type]
+
+
+def test_kl_estimate_by_hand() -> None:
+    # r = pi_base / pi = 2: 2 - 1 - log 2. r = 1/2: 1/2 - 1 + log 2. r = 1: 0.
+    base = torch.tensor([[2.0, 0.5, 1.0]]).log()
+    assert kl_estimate(torch.zeros(1, 3), base) == approx([[1 - math.log(2), math.log(2) - 0.5, 0.0]])
+
+
+def test_kl_estimate_is_the_kl_in_the_mean() -> None:
+    p, q = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.3, 0.3, 0.4])
+    exact: Tensor = (p * (p / q).log()).sum()
+    assert (p * kl_estimate(p.log(), q.log())).sum().item() == pytest.approx(exact.item(), abs=1e-6)
+
+
+def test_full_kl_by_hand() -> None:
+    # p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log(3/2) + 1/4 log(1/2). Logits count up to a constant.
+    logits_p, logits_q = torch.tensor([[math.log(3) + 7, 7.0]]), torch.tensor([[0.0, 0.0]])
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert full_kl(logits_p, logits_q).item() == pytest.approx(expected, abs=1e-6)
+    assert full_kl(logits_p, logits_p).item() == 0

@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load, save
+
+from fst_optimizer.config import LOSS_NAMES, TrainConfig
+from fst_optimizer.errors import TrainingError
+from fst_optimizer.train import adapters
+from fst_optimizer.train.batch import token_weights
+from fst_optimizer.train.trainer import StepReport, Trainer, kl_to_base
+from fst_optimizer.types import TrainRow
+
+MakeRows = Callable[..., list[TrainRow]]
+MakeModel = Callable[[], PeftModel]
+Moved = Callable[[PeftModel], PeftModel]
+SlowLogprobs = Callable[[PeftModel, TrainRow], torch.Tensor]
+
+
+def gradients_of_step(
+    monkeypatch: pytest.MonkeyPatch, trainer: Trainer, model: PeftModel, rows: list[TrainRow]
+) -> tuple[dict[str, torch.Tensor], StepReport]:
+    """What the optimizer is given, before any clipping."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def record(*_: object, **__: object) -> None:
+        for name, p in adapters.trained_parameters(model).items():
+            assert p.grad is not None
+            seen[name] = p.grad.clone()
+
+    monkeypatch.setattr(trainer._optimizer, "step", record)
+    return seen, trainer.step(rows)
+
+
+def on_policy(trainer: Trainer, rows: list[TrainRow]) -> list[TrainRow]:
+    """The rows with the trainer's own log-probs in the sampler's place."""
+    return [
+        replace(row, call=replace(row.call, logprobs=tuple(logprobs)))
+        for row, logprobs in zip(rows, trainer.logprobs(rows), strict=True)
+    ]
+
+
+def with_logprobs(row: TrainRow, logprobs: torch.Tensor) -> TrainRow:
+    return replace(row, call=replace(row.call, logprobs=tuple(logprobs.tolist())))
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 8192])
+def test_logprobs_equal_a_plain_forward_of_each_row(
+    model: PeftModel, moved: Moved, make_rows: MakeRows, slow_logprobs: SlowLogprobs, budget: int
+) -> None:
+    rows = make_rows(9)
+    rows.insert(4, make_rows(1, completion_ids=(), logprobs=())[0])
+    logprobs = Trainer(moved(model), 0, TrainConfig(microbatch_tokens=budget)).logprobs(rows)
+    for row, row_logprobs in zip(rows, logprobs, strict=True):
+        with torch.no_grad():
+            assert row_logprobs == pytest.approx(slow_logprobs(model, row).tolist(), abs=1e-5)
+
+
+def test_cispos_step_gradient_equals_a_hand_built_one(
+    model: PeftModel, moved: Moved, make_rows: MakeRows, slow_logprobs: SlowLogprobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = make_rows()
+    trainer = Trainer(moved(model), 0, TrainConfig(ratio_cap=1.5))
+    expected_loss = torch.zeros(())
+    tokens = sum(len(row.call.completion_ids) for row in rows)
+    for row in rows:
+        logprobs_T = slow_logprobs(model, row)
+        ratio_T = (logprobs_T.detach() - torch.tensor(row.call.logprobs)).exp().clamp(max=1.5)
+        expected_loss = expected_loss - (ratio_T * row.advantage * logprobs_T).sum() / tokens
+    parameters = adapters.trained_parameters(model)
+    expected = dict(zip(parameters, torch.autograd.grad(expected_loss, list(parameters.values())), strict=True))
+    gradients, report = gradients_of_step(monkeypatch, trainer, model, rows)
+    assert report.loss == pytest.approx(expected_loss.item(), abs=1e-5)
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-5) for name in expected)
+
+
+@pytest.mark.parametrize("loss", LOSS_NAMES)
+@pytest.mark.parametrize("average", ["token", "rollout"])
+def test_ragged_microbatches_sum_to_the_big_batch(
+    make_model: MakeModel,
+    moved: Moved,
+    make_rows: MakeRows,
+    monkeypatch: pytest.MonkeyPatch,
+    loss: str,
+    average: str,
+) -> None:
+    rows = [with_logprobs(row, torch.full((len(row.call.logprobs),), -4.0)) for row in make_rows(9)]
+    results = []
+    for budget in (8192, 30):
+        model = moved(make_model())
+        config = TrainConfig(loss=loss, average=average, microbatch_tokens=budget, kl_coef=0.1)
+        results.append(gradients_of_step(monkeypatch, Trainer(model, 0, config), model, rows))
+    (whole, whole_report), (split, split_report) = results
+    assert all((whole[name] - split[name]).abs().max() <= 1e-6 for name in whole)
+    for field in vars(whole_report):
+        assert getattr(split_report, field) == pytest.approx(getattr(whole_report, field), rel=1e-5)
+
+
+def test_the_rollout_average_reaches_the_loss(model: PeftModel, make_rows: MakeRows) -> None:
+    trainer = Trainer(model, 0, TrainConfig(average="rollout"))
+    rows = on_policy(trainer, make_rows())
+    weights = token_weights(rows, "rollout")
+    by_hand = sum(-row.advantage * sum(row.call.logprobs) * weight for row, weight in zip(rows, weights, strict=True))
+    assert trainer.step(rows).loss == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_dr_grpos_divisor_is_the_constant_given(make_model: MakeModel, make_rows: MakeRows) -> None:
+    losses = [
+        Trainer(make_model(), 0, TrainConfig(loss="dr_grpo"), max_completion_tokens=limit).step(make_rows()).loss
+        for limit in (16, 32)
+    ]
+    assert losses[0] == pytest.approx(2 * losses[1], rel=1e-5)
+
+
+def test_the_report_on_policy(
+    model: PeftModel, moved: Moved, make_rows: MakeRows, slow_logprobs: SlowLogprobs
+) -> None:
+    trainer = Trainer(moved(model), 0, TrainConfig(lr=1e-3, warmup_steps=10))
+    rows = on_policy(trainer, make_rows())
+    report = trainer.step(rows)
+    assert report.updated and report.reason == ""
+    assert report.ratio_mean == pytest.approx(1, abs=1e-5)
+    assert report.clipped_share == 0
+    assert report.advantage_delta == pytest.approx(0, abs=1e-5)
+    assert report.tokens == sum(len(row.call.completion_ids) for row in rows)
+    assert report.kl is None
+    assert 0 < report.entropy < math.log(64)
+    assert report.lr == pytest.approx(1e-4)
+
+
+def test_a_capped_ratio_is_counted(model: PeftModel, make_rows: MakeRows) -> None:
+    trainer = Trainer(model, 0, TrainConfig())
+    # Half of the rows were sampled at log-probs 2 lower than the trainer's: ratio e^2 = 7.4, above 4.
+    rows = on_policy(trainer, [make_rows(1)[0]] * 4)
+    rows = [with_logprobs(r, torch.tensor(r.call.logprobs) - 2 * (i % 2)) for i, r in enumerate(rows)]
+    report = trainer.step(rows)
+    assert report.clipped_share == pytest.approx(0.5)
+    assert report.ratio_mean == pytest.approx((1 + math.exp(2)) / 2, rel=1e-4)
+    assert report.advantage_delta == pytest.approx(rows[0].advantage, rel=1e-4)
+
+
+def test_good_answers_become_likelier_and_bad_ones_rarer(model: PeftModel, make_rows: MakeRows) -> None:
+    trainer = Trainer(model, 0, TrainConfig(lr=1e-2, warmup_steps=0))
+    good, bad = on_policy(trainer, make_rows(2))
+    rows = [replace(good, advantage=1.0), replace(bad, advantage=-1.0)]
+    for _ in range(3):
+        assert trainer.step(rows).updated
+    after = [sum(logprobs) for logprobs in trainer.logprobs(rows)]
+    assert after[0] > sum(good.call.logprobs)
+    assert after[1] < sum(bad.call.logprobs)
+    assert kl_to_base(model, 0, [(good.call.prompt_ids, good.call.completion_ids)], "default") > 0
+
+
+def test_only_the_trained_adapter_changes(model: PeftModel, make_rows: MakeRows) -> None:
+    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    assert Trainer(model, 0, TrainConfig()).step(make_rows()).updated
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all(".default." in name for name in changed)
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+def test_warm_up_rises_linearly_then_stays(model: PeftModel, make_rows: MakeRows) -> None:
+    trainer = Trainer(model, 0, TrainConfig(lr=1.0e-4, warmup_steps=4))
+    lrs = [trainer.step(make_rows()).lr for _ in range(6)]
+    assert lrs == pytest.approx([0.25e-4, 0.5e-4, 0.75e-4, 1e-4, 1e-4, 1e-4])
+
+
+def test_the_gradient_is_scaled_down_to_its_limit(make_model: MakeModel, moved: Moved, make_rows: MakeRows) -> None:
+    rows, norms = make_rows(), []
+    for limit in (None, 1e-3):
+        model = moved(make_model())
+        trainer = Trainer(model, 0, TrainConfig(max_grad_norm=limit, betas=(0.0, 0.999)))
+        report = trainer.step(rows)
+        # With beta1 = 0, the first moment is the gradient that AdamW was given.
+        moments = [t for name, t in trainer.state()["tensors"].items() if name.endswith("exp_avg")]
+        norms.append((report.grad_norm, torch.nn.utils.get_total_norm(moments).item()))
+    (unclipped, given), (reported, clipped) = norms
+    assert given == pytest.approx(unclipped, rel=1e-4)
+    assert reported == pytest.approx(unclipped, rel=1e-4) and reported > 1e-3
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_no_rows_means_flat_groups(model: PeftModel) -> None:
+    report = Trainer(model, 0, TrainConfig()).step([])
+    assert (report.updated, report.reason, report.tokens) == (False, "every group was flat", 0)
+
+
+def test_cut_completions_are_masked_on_request(make_model: MakeModel, make_rows: MakeRows) -> None:
+    whole, cut = make_rows(4), make_rows(3, seed=1, finish_reason="length")
+    first, second = make_model(), make_model()
+    masked = Trainer(first, 0, TrainConfig(train_truncated=False)).step([*whole, *cut])
+    assert masked == Trainer(second, 0, TrainConfig()).step(whole)
+    assert equal(adapters.snapshot(first), adapters.snapshot(second))
+    report = Trainer(first, 0, TrainConfig(train_truncated=False)).step(cut)
+    assert (report.updated, report.reason) == (False, "every completion was empty or truncated")
+
+
+def test_a_non_finite_step_changes_nothing(model: PeftModel, make_rows: MakeRows) -> None:
+    rows = make_rows()
+    trainer = Trainer(model, 0, TrainConfig())
+    trainer.step(rows)
+    weights, state = adapters.snapshot(model), trainer.state()
+    report = trainer.step([replace(rows[0], advantage=math.nan), *rows[1:]])
+    assert not report.updated
+    assert report.reason == "the loss was not finite"
+    assert equal(weights, adapters.snapshot(model))
+    assert equal(state["tensors"], trainer.state()["tensors"])
+    assert trainer.state()["numbers"] == {"updates": 1, "bad_steps": 1}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_non_finite_gradient_is_told_apart(
+    model: PeftModel, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda _: torch.tensor(math.inf))
+    report = Trainer(model, 0, TrainConfig()).step(make_rows())
+    assert (report.updated, report.reason) == (False, "the gradient was not finite")
+
+
+def test_bad_steps_in_a_row_stop_the_run(model: PeftModel, make_rows: MakeRows) -> None:
+    good = make_rows()
+    bad = [replace(good[0], advantage=math.inf)]
+    trainer = Trainer(model, 0, TrainConfig(max_bad_steps=2))
+    assert not trainer.step(bad).updated
+    assert trainer.step(good).updated
+    assert not trainer.step(bad).updated
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        trainer.step(bad)
+
+
+def test_a_saved_state_gives_the_same_next_step_to_the_bit(make_model: MakeModel, make_rows: MakeRows) -> None:
+    config = TrainConfig(weight_decay=0.01, warmup_steps=5, kl_coef=0.01)
+    model = make_model()
+    trainer = Trainer(model, 0, config)
+    for seed in range(2):
+        trainer.step(make_rows(seed=seed))
+    weights, state = adapters.snapshot(model), trainer.state()
+    tensors = load(save(state["tensors"]))
+    numbers = json.loads(json.dumps(state["numbers"]))
+    report = trainer.step(make_rows(seed=2))
+
+    resumed_model = make_model()
+    adapters.restore(resumed_model, weights)
+    resumed = Trainer(resumed_model, 0, config)
+    resumed.load_state({"tensors": tensors, "numbers": numbers})
+    assert resumed.step(make_rows(seed=2)) == report
+    assert equal(adapters.snapshot(resumed_model), adapters.snapshot(model))
+    assert equal(resumed.state()["tensors"], trainer.state()["tensors"])
+
+
+def test_a_state_is_a_copy(model: PeftModel, make_rows: MakeRows) -> None:
+    trainer = Trainer(model, 0, TrainConfig())
+    trainer.step(make_rows())
+    state = trainer.state()
+    before = {name: tensor.clone() for name, tensor in state["tensors"].items()}
+    trainer.step(make_rows())
+    assert equal(state["tensors"], before)
+
+
+def test_a_state_of_another_model_is_refused(model: PeftModel) -> None:
+    with pytest.raises(TrainingError, match="layers.9"):
+        state: dict[str, Any] = {"tensors": {"layers.9.lora_A.weight.exp_avg": torch.zeros(1)}, "numbers": {}}
+        Trainer(model, 0, TrainConfig()).load_state(state)
+
+
+def test_gradient_checkpointing_gives_the_same_step(make_model: MakeModel, moved: Moved, make_rows: MakeRows) -> None:
+    plain, checkpointed = moved(make_model()), moved(make_model())
+    Trainer(plain, 0, TrainConfig()).step(make_rows())
+    trainer = Trainer(checkpointed, 0, TrainConfig(gradient_checkpointing=True))
+    assert checkpointed.is_gradient_checkpointing
+    trainer.step(make_rows())
+    a, b = adapters.snapshot(plain), adapters.snapshot(checkpointed)
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
+def test_the_kl_penalty_pulls_to_the_base(make_model: MakeModel, moved: Moved, make_rows: MakeRows) -> None:
+    model = moved(make_model())
+    trainer = Trainer(model, 0, TrainConfig(kl_coef=1.0, lr=1e-2, warmup_steps=0))
+    rows = [replace(row, advantage=0.0) for row in make_rows()]
+    kls = [trainer.step(rows).kl for _ in range(5)]
+    assert all(kl is not None and kl > 0 for kl in kls)
+    assert kls[-1] < kls[0]  # type: ignore[operator]
+    assert not model.training
+
+
+def test_a_fresh_adapter_has_no_kl_to_report(model: PeftModel, make_rows: MakeRows) -> None:
+    assert Trainer(model, 0, TrainConfig(kl_coef=0.1)).step(make_rows()).kl == pytest.approx(0, abs=1e-6)
+
+
+def test_a_step_holds_the_lock_once(model: PeftModel, make_rows: MakeRows) -> None:
+    lock = threading.Lock()
+    trainer = Trainer(model, 0, TrainConfig(), lock=lock)
+    assert trainer.step(make_rows()).updated
+    trainer.logprobs(make_rows())
+    assert not lock.locked()
+
+
+def test_two_trainers_in_one_process_do_not_disturb_each_other(make_model: MakeModel, make_rows: MakeRows) -> None:
+    from accelerate import Accelerator
+
+    alone = make_model()
+    Trainer(alone, 0, TrainConfig()).step(make_rows())
+    beside = make_model()
+    trainer = Trainer(beside, 0, TrainConfig())
+    # Another trainer's settings are global to accelerate: none of them may reach ours.
+    Accelerator(gradient_accumulation_steps=4).gradient_state._set_sync_gradients(False)
+    trainer.step(make_rows())
+    assert equal(adapters.snapshot(alone), adapters.snapshot(beside))
