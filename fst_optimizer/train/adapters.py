@@ -113,7 +113,8 @@ def add_version(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> N
     config.inference_mode = True
     # On the meta device, initialising costs nothing and draws nothing from the global RNG.
     model.add_adapter(name, config, low_cpu_mem_usage=True)
-    copies = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    device = next(iter(trained_parameters(model).values())).device
+    copies = {key: tensor.detach().to(device, copy=True) for key, tensor in tensors.items()}
     set_peft_model_state_dict(model, copies, adapter_name=name, low_cpu_mem_usage=True)
     _activate_trained(model)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from accelerate import PartialState  # type: ignore[import-untyped]
-from accelerate.utils import reduce  # type: ignore[import-untyped]
+from accelerate import PartialState
+from accelerate.utils import reduce
 from peft import PeftModel
 from torch import Tensor
 
@@ -31,6 +31,9 @@ from fst_optimizer.train.scoring import check_head, completion_hidden, paired_lo
 from fst_optimizer.types import Call, TrainRow
 
 logger = logging.getLogger(__name__)
+
+CPU_MICROBATCH_TOKENS = 2048
+"""A CPU gains nothing from wider batches: they only fall out of its cache and pad more."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
+        budget = config.microbatch_tokens
+        self._microbatch_tokens = min(budget, CPU_MICROBATCH_TOKENS) if self._device.type == "cpu" else budget
         self._processes = PartialState()
         self._updates = 0
         self._bad_steps = 0
@@ -134,7 +139,7 @@ class Trainer:
         result: list[list[float]] = [[] for _ in rows]
         scored = [index for index, row in enumerate(rows) if row.call.completion_ids]
         with self._lock, torch.no_grad():
-            for micro in plan_microbatches([length_of(rows[i]) for i in scored], self._config.microbatch_tokens):
+            for micro in plan_microbatches([length_of(rows[i]) for i in scored], self._microbatch_tokens):
                 indices = [scored[i] for i in micro]
                 batch = make_batch([rows[i] for i in indices], self._pad_id).to(self._device)
                 logprobs_BT, _ = token_logprobs(self._model, batch)
@@ -170,7 +175,7 @@ class Trainer:
         """Accumulates the batch's gradient and says what it saw; one wait for the device, at the end."""
         average = "constant" if self._config.loss == "dr_grpo" else self._config.average
         weights = token_weights(rows, average, self._max_completion_tokens)
-        plan = plan_microbatches([length_of(row) for row in rows], self._config.microbatch_tokens)
+        plan = plan_microbatches([length_of(row) for row in rows], self._microbatch_tokens)
         totals = torch.zeros(len(_TOTALS), device=self._device)
         self._model.train()
         try:

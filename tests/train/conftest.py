@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ def _tiny_base(seed: int = 0) -> Qwen3ForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config).eval()
+        model: Any = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.eval()
+    return cast(Qwen3ForCausalLM, model)
 
 
 def _moved(model: PeftModel, size: float = 0.1) -> PeftModel:

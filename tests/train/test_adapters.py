@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.errors import UserError
@@ -86,7 +86,9 @@ def test_the_saved_config_is_one_that_servers_read(model: PeftModel, tmp_path: P
 
 def test_tensors_survive_the_disk_to_the_bit(model: PeftModel, moved: Moved, tmp_path: Path) -> None:
     tensors = adapters.snapshot(moved(model))
-    adapters.save_adapter(model.peft_config["default"], tensors, tmp_path / "policy")
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    adapters.save_adapter(config, tensors, tmp_path / "policy")
     loaded = adapters.load_adapter_tensors(tmp_path / "policy")
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)

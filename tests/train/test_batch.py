@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fst_optimizer.errors import TrainingError
@@ -13,7 +13,7 @@ from fst_optimizer.types import Call, TrainRow
 
 
 def row(prompt: int = 1, completion: int = 1, rollout: int = 0, **call: object) -> TrainRow:
-    settings = {
+    call_settings = {
         "predictor": "answer",
         "prompt_ids": tuple(range(1, 1 + prompt)),
         "completion_ids": tuple(range(11, 11 + completion)),
@@ -22,7 +22,7 @@ def row(prompt: int = 1, completion: int = 1, rollout: int = 0, **call: object) 
         "policy_version": 0,
         "finish_reason": "stop",
     }
-    return TrainRow(Call(**{**settings, **call}), 1.5, rollout)  # type: ignore[arg-type]
+    return TrainRow(Call(**{**call_settings, **call}), 1.5, rollout)  # type: ignore[arg-type]
 
 
 def test_rows_are_padded_on_the_right() -> None:
@@ -83,6 +83,7 @@ def test_an_unknown_average_is_refused() -> None:
 lengths = st.lists(st.integers(1, 300), max_size=40)
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 1000))
 def test_every_row_is_in_one_microbatch_within_budget(lengths: list[int], budget: int) -> None:
     plan = plan_microbatches(lengths, budget)
@@ -92,12 +93,14 @@ def test_every_row_is_in_one_microbatch_within_budget(lengths: list[int], budget
         assert len(micro) == 1 or len(micro) * max(lengths[i] for i in micro) <= budget
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(1, 1000))
 def test_rows_are_planned_longest_first(lengths: list[int], budget: int) -> None:
     order = [lengths[index] for micro in plan_microbatches(lengths, budget) for index in micro]
     assert order == sorted(lengths, reverse=True)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=20),
     st.sampled_from(["token", "rollout"]),

@@ -42,7 +42,7 @@ def test_grpo_clips_low_ratios_of_bad_answers() -> None:
     # A = -1, r = 1/2: -min(-.5, -.8) = .8, and the gradient is gone.
     logprobs_BT = torch.tensor([[-2.0]], requires_grad=True)
     loss_BT, _, clipped_BT = grpo(logprobs_BT, torch.tensor([[-2.0 + math.log(2)]]), torch.tensor([-1.0]))
-    loss_BT.sum().backward()
+    torch.autograd.backward(loss_BT.sum())
     assert loss_BT.item() == pytest.approx(0.8)
     assert clipped_BT.item()
     assert logprobs_BT.grad is not None and logprobs_BT.grad.item() == 0
@@ -59,10 +59,11 @@ def test_cispos_gradient_is_the_capped_weighted_score() -> None:
     ids_BT = torch.tensor([[0, 1, 2], [3, 4, 0]])
     logprobs_BT = torch.log_softmax(logits_BTV, -1).gather(-1, ids_BT[..., None])[..., 0]
     old_BT = (logprobs_BT - RATIOS_BT.log()).detach()
-    cispo(logprobs_BT, old_BT, ADVANTAGES_B, ratio_cap=4.0)[0].sum().backward()
+    torch.autograd.backward(cispo(logprobs_BT, old_BT, ADVANTAGES_B, ratio_cap=4.0)[0].sum())
     # d log pi(y) / d logits = onehot(y) - pi, times -min(r, 4) * A.
     weight_BT1 = (-RATIOS_BT.clamp(max=4.0) * ADVANTAGES_B[:, None])[..., None]
     score_BTV = torch.nn.functional.one_hot(ids_BT, 5) - torch.softmax(logits_BTV.detach(), -1)
+    assert logits_BTV.grad is not None
     assert torch.allclose(logits_BTV.grad, weight_BT1 * score_BTV, atol=1e-5)
 
 
@@ -77,7 +78,7 @@ class TestEveryLoss:
     def test_on_policy_gradient_is_minus_the_advantage(self, name: str) -> None:
         logprobs_BT = LOGPROBS_BT.clone().requires_grad_()
         loss_BT, ratio_BT, clipped_BT = LOSSES[name](logprobs_BT, LOGPROBS_BT, ADVANTAGES_B)
-        loss_BT.sum().backward()
+        torch.autograd.backward(loss_BT.sum())
         assert logprobs_BT.grad == approx([[-2.0] * 3, [1.0] * 3])
         assert torch.equal(ratio_BT, torch.ones(2, 3))
         assert not ratio_BT.requires_grad
@@ -85,7 +86,7 @@ class TestEveryLoss:
 
     def test_zero_advantage_is_zero_gradient(self, name: str) -> None:
         logprobs_BT = LOGPROBS_BT.clone().requires_grad_()
-        LOSSES[name](logprobs_BT, OLD_BT, torch.zeros(2))[0].sum().backward()
+        torch.autograd.backward(LOSSES[name](logprobs_BT, OLD_BT, torch.zeros(2))[0].sum())
         assert torch.equal(logprobs_BT.grad, torch.zeros(2, 3))  # type: ignore[arg-type]
 
 

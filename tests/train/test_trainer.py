@@ -5,16 +5,19 @@ import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load, save
+from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.config import LOSS_NAMES, TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.train import adapters
+from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import token_weights
 from fst_optimizer.train.trainer import StepReport, Trainer, kl_to_base
 from fst_optimizer.types import TrainRow
@@ -28,7 +31,7 @@ SlowLogprobs = Callable[[PeftModel, TrainRow], torch.Tensor]
 def gradients_of_step(
     monkeypatch: pytest.MonkeyPatch, trainer: Trainer, model: PeftModel, rows: list[TrainRow]
 ) -> tuple[dict[str, torch.Tensor], StepReport]:
-    """What the optimizer is given, before any clipping."""
+    """What the optimizer is given."""
     seen: dict[str, torch.Tensor] = {}
 
     def record(*_: object, **__: object) -> None:
@@ -72,7 +75,7 @@ def test_cispos_step_gradient_equals_a_hand_built_one(
     model: PeftModel, moved: Moved, make_rows: MakeRows, slow_logprobs: SlowLogprobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows()
-    trainer = Trainer(moved(model), 0, TrainConfig(ratio_cap=1.5))
+    trainer = Trainer(moved(model), 0, TrainConfig(ratio_cap=1.5, max_grad_norm=None))
     expected_loss = torch.zeros(())
     tokens = sum(len(row.call.completion_ids) for row in rows)
     for row in rows:
@@ -100,11 +103,12 @@ def test_ragged_microbatches_sum_to_the_big_batch(
     results = []
     for budget in (8192, 30):
         model = moved(make_model())
-        config = TrainConfig(loss=loss, average=average, microbatch_tokens=budget, kl_coef=0.1)
+        config = TrainConfig(loss=loss, average=average, microbatch_tokens=budget, kl_coef=0.1, max_grad_norm=None)
         results.append(gradients_of_step(monkeypatch, Trainer(model, 0, config), model, rows))
     (whole, whole_report), (split, split_report) = results
     assert all((whole[name] - split[name]).abs().max() <= 1e-6 for name in whole)
-    for field in vars(whole_report):
+    assert (split_report.updated, split_report.reason) == (True, "")
+    for field in ("loss", "grad_norm", "ratio_mean", "clipped_share", "entropy", "kl", "advantage_delta", "tokens"):
         assert getattr(split_report, field) == pytest.approx(getattr(whole_report, field), rel=1e-5)
 
 
@@ -124,9 +128,7 @@ def test_dr_grpos_divisor_is_the_constant_given(make_model: MakeModel, make_rows
     assert losses[0] == pytest.approx(2 * losses[1], rel=1e-5)
 
 
-def test_the_report_on_policy(
-    model: PeftModel, moved: Moved, make_rows: MakeRows, slow_logprobs: SlowLogprobs
-) -> None:
+def test_the_report_on_policy(model: PeftModel, moved: Moved, make_rows: MakeRows, slow_logprobs: SlowLogprobs) -> None:
     trainer = Trainer(moved(model), 0, TrainConfig(lr=1e-3, warmup_steps=10))
     rows = on_policy(trainer, make_rows())
     report = trainer.step(rows)
@@ -272,7 +274,7 @@ def test_a_state_is_a_copy(model: PeftModel, make_rows: MakeRows) -> None:
 
 
 def test_a_state_of_another_model_is_refused(model: PeftModel) -> None:
-    with pytest.raises(TrainingError, match="layers.9"):
+    with pytest.raises(TrainingError, match=r"layers\.9"):
         state: dict[str, Any] = {"tensors": {"layers.9.lora_A.weight.exp_avg": torch.zeros(1)}, "numbers": {}}
         Trainer(model, 0, TrainConfig()).load_state(state)
 
@@ -320,3 +322,47 @@ def test_two_trainers_in_one_process_do_not_disturb_each_other(make_model: MakeM
     Accelerator(gradient_accumulation_steps=4).gradient_state._set_sync_gradients(False)
     trainer.step(make_rows())
     assert equal(adapters.snapshot(alone), adapters.snapshot(beside))
+
+
+def test_the_shares_of_two_processes_sum_to_the_whole(
+    make_model: MakeModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, config = make_rows(9), TrainConfig(microbatch_tokens=40, max_grad_norm=None)
+    model = moved(make_model())
+    whole, whole_report = gradients_of_step(monkeypatch, Trainer(model, 0, config), model, rows)
+    # Instead of summing over processes, keep each one's share and sum here.
+    monkeypatch.setattr(trainer_module, "reduce", lambda tensor, reduction: tensor)
+    shares = []
+    for rank in range(2):
+        trainer = Trainer(model, 0, config)
+        monkeypatch.setattr(trainer, "_processes", SimpleNamespace(process_index=rank, num_processes=2))
+        shares.append(gradients_of_step(monkeypatch, trainer, model, rows))
+    (first, first_report), (second, second_report) = shares
+    assert all((first[name] + second[name] - whole[name]).abs().max() <= 1e-6 for name in whole)
+    assert first_report.loss + second_report.loss == pytest.approx(whole_report.loss, rel=1e-5)
+    assert first_report.entropy + second_report.entropy == pytest.approx(whole_report.entropy, rel=1e-5)
+
+
+def test_a_process_without_a_microbatch_takes_part(
+    model: PeftModel, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "reduce", lambda tensor, reduction: tensor)
+    trainer = Trainer(model, 0, TrainConfig())
+    monkeypatch.setattr(trainer, "_processes", SimpleNamespace(process_index=1, num_processes=2))
+    gradients, report = gradients_of_step(monkeypatch, trainer, model, make_rows(1))
+    assert report.loss == 0
+    assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_a_bf16_model_trains_float32_adapters(
+    make_base: Callable[[], Qwen3ForCausalLM], make_rows: MakeRows, slow_logprobs: SlowLogprobs
+) -> None:
+    base: Any = make_base()
+    model = adapters.attach(base.to(torch.bfloat16), rank=4, alpha=8)
+    trainer = Trainer(model, 0, TrainConfig())
+    rows = make_rows(temperature=1.0)
+    for row, logprobs in zip(rows, trainer.logprobs(rows), strict=True):
+        with torch.no_grad():
+            assert logprobs == pytest.approx(slow_logprobs(model, row).tolist(), abs=0.1)
+    assert trainer.step(rows).updated
+    assert {tensor.dtype for tensor in adapters.snapshot(model).values()} == {torch.float32}
