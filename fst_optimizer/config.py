@@ -183,8 +183,10 @@ class TrainConfig:
             _number(f"train.{name}", getattr(self, name), 0, above=True)
         if self.max_grad_norm is not None:
             _number("train.max_grad_norm", self.max_grad_norm, 0, above=True)
-        object.__setattr__(self, "betas", tuple(self.betas))
-        betas_ok = len(self.betas) == 2 and all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas)
+        if isinstance(self.betas, list):  # as JSON has it
+            object.__setattr__(self, "betas", tuple(self.betas))
+        betas_ok = isinstance(self.betas, tuple) and len(self.betas) == 2
+        betas_ok = betas_ok and all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas)
         _require(betas_ok, "train.betas", self.betas, "give two numbers in [0, 1)")
         _require(self.loss in LOSS_NAMES, "train.loss", self.loss, did_you_mean(str(self.loss), LOSS_NAMES))
         _require(
@@ -268,7 +270,8 @@ class FSTConfig:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], base: FSTConfig | None = None) -> FSTConfig:
         """Nested settings over `base` (or the defaults). An unknown key raises UserError with the nearest name."""
-        return _merge(base or cls(), data, "")
+        merged: FSTConfig = _merge(base or cls(), data, "")
+        return merged
 
     def with_values(self, values: Mapping[str, Any]) -> FSTConfig:
         """Dotted settings over this config, e.g. `{"train.lr": 1e-3}`."""
@@ -283,10 +286,13 @@ class FSTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written in `config.json`."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return data
 
 
 def _merge(config: Any, data: Mapping[str, Any], prefix: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise UserError(f"config is {data!r}: give an FSTConfig or an object of settings")
     known = {f.name for f in dataclasses.fields(config)}
     changes: dict[str, Any] = {}
     for name, value in data.items():

@@ -27,8 +27,11 @@ def split_data(
     Raises:
         UserError: nothing to train on or to validate on.
     """
+    trainset, valset = list(trainset), None if valset is None else list(valset)
     if not trainset:
         raise UserError("trainset is empty: give at least one example")
+    for example in (*trainset, *(valset or ())):
+        fingerprint(example)  # says what is wrong with it, if anything is
     if valset is None:
         if len(trainset) < 2:
             raise UserError("trainset has one example and valset is None: give more examples, or a valset")
@@ -55,6 +58,8 @@ def fingerprint(example: dspy.Example) -> str:
     """A hash of an example's inputs: two examples that ask the same are the same."""
     try:
         asked = dict(example.inputs())
+    except AttributeError as error:
+        raise UserError(f"example {example!r} is {type(example).__name__}: give a dspy.Example") from error
     except ValueError as error:
         raise UserError(
             f"example {example!r} does not say which fields are inputs: call .with_inputs(...) on it"

@@ -25,7 +25,7 @@ class UserError(FSTError, ValueError):
 
 
 class MetricError(FSTError):
-    """The metric raised, or returned something that is not a finite number."""
+    """The metric raised. (One that returns no finite number is a `UserError`.)"""
 
 
 class EngineError(FSTError):

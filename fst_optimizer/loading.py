@@ -27,6 +27,8 @@ def load(run_dir: str | Path, *, program: dspy.Module | None = None, model: str 
     Raises:
         UserError: the run is not finished, or the program cannot be built from its files alone.
     """
+    from fst_optimizer.student import give_lm
+
     files = RunFiles(Path(run_dir))
     result, config = read_json(files.result), read_json(files.config)
     if program is None:
@@ -39,8 +41,7 @@ def load(run_dir: str | Path, *, program: dspy.Module | None = None, model: str 
             ) from error
     policy = load_policy(files, config, result["policy_version"], model)
     program.load(str(files.program))
-    program.set_lm(policy.lm_at(result["policy_version"]))
-    return program
+    return give_lm(program, policy.lm_at(result["policy_version"]))
 
 
 def load_policy(files: RunFiles, config: dict[str, Any], version: int, model: str | None = None) -> Policy:

@@ -3,11 +3,14 @@
     policy = Policy("Qwen/Qwen3-1.7B")
     program.set_lm(policy.lm)
     better = FST(metric).compile(program, trainset=train, valset=val)
+
+The cycles themselves are in `cycle`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +21,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from fst_optimizer.config import FSTConfig, preset
-from fst_optimizer.cycle import Parts, run_cycle, validated
+from fst_optimizer.cycle import Parts, counting, run_cycle, validated
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.bridge import apply_texts, seed_texts
@@ -26,11 +29,12 @@ from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
+from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
 from fst_optimizer.run.metrics import Callback, MetricsLog
 from fst_optimizer.run.state import Best, State, commit, restore
 from fst_optimizer.student import attach_policy, checked_student
-from fst_optimizer.types import Candidate, Item, Population
+from fst_optimizer.types import Candidate, Item, Population, items_of
 
 if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
@@ -65,6 +69,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         resume: Go on with the unfinished run in `run_dir`.
         callbacks: Called with every line of `metrics.jsonl` and with progress.
         task: The name in `result.json`. None: the program's class.
+        testset: Scored greedily before the first cycle and at the end, for `result.json`; nothing is learned from it
+            or chosen on it. None: no test scores.
 
     Raises:
         UserError: a setting is wrong; the text names it, its value and the remedy.
@@ -81,6 +87,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
         task: str | None = None,
+        testset: Sequence[dspy.Example] | None = None,
     ) -> None:
         super().__init__()
         self.metric = Metric(metric)
@@ -93,6 +100,9 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.resume = resume
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
         self.task = task
+        self.testset = None if testset is None else items_of(testset, "test")
+        if self.testset == ():
+            raise UserError("testset is empty: give examples, or None for no test scores")
         if resume and run_dir is None:
             raise UserError("resume is True and run_dir is None: name the run directory to go on with")
 
@@ -125,7 +135,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         policy, start_version = checked_student(student)
         train, val = split_data(trainset, valset, self.config.seed)
         files, resuming = open_run(self.run_dir or default_run_dir(student), resume=self.resume)
-        description = record.describe_run(self.config, policy, self.task or type(student).__name__, train, val)
+        name = self.task or type(student).__name__
+        description = record.describe_run(self.config, policy, name, train, val, self.testset)
         if resuming:
             record.check_same_run(read_json(files.config), description)
         else:
@@ -139,7 +150,7 @@ class FST(Teleprompter):  # type: ignore[misc]
                 state = self._ended(run_cycle(parts, state))
                 self._commit(parts, state)
         except KeyboardInterrupt:
-            logger.warning("interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)", str(files.root))
+            logger.info("interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)", str(files.root))
             raise
         return self._finish(student, parts, state)
 
@@ -178,11 +189,26 @@ class FST(Teleprompter):  # type: ignore[misc]
         seed = Candidate(seed_texts(program))
         version = parts.policy.version
         population = Population((seed,), version)
-        state = State(population=population, best=Best(seed, version, -1.0), policy_version=version)
+        state = State(population=population, best=Best(seed, version, -math.inf), policy_version=version)
         state = validated(parts, state)
         state = replace(state, val_score_before=state.best.score)
+        state, test_score = self._tested(parts, state)
+        state = replace(state, test_score_before=test_score)
         self._commit(parts, state)
         return state, parts
+
+    def _tested(self, parts: Parts, state: State) -> tuple[State, float | None]:
+        """The best pair's test score so far, its rollouts counted."""
+        if self.testset is None:
+            return state, None
+        found = evaluate(
+            parts.collector,
+            state.best.candidate,
+            self.testset,
+            version=state.best.policy_version,
+            on_rollout=counting(parts.metrics, "test", len(self.testset)),
+        )
+        return replace(state, rollouts=state.rollouts.plus(eval=found.rollouts)), found.score
 
     def _ended(self, state: State) -> State:
         if not state.ended and state.cycle >= self.config.budget.max_cycles:
@@ -201,7 +227,10 @@ class FST(Teleprompter):  # type: ignore[misc]
         compiled = apply_texts(attach_policy(student, policy, version), best.candidate.texts)
         compiled._compiled = True
         compiled.save(str(parts.files.program))
-        result = record.result_of(self.config, self.task or type(student).__name__, state, parts.metrics.time_s)
+        # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
+        state, test_score = self._tested(parts, state)
+        name = self.task or type(student).__name__
+        result = record.result_of(self.config, name, state, parts.metrics.time_s, test_score)
         write_json(parts.files.result, result)
         compiled.detailed_results = CompileResult(parts.files.root, result, state.population, best)
         return compiled

@@ -146,7 +146,9 @@ class Policy:
         from fst_optimizer.train import adapters
 
         self._newest += 1
-        self._serve(self._newest, adapters.snapshot(self.model))
+        with self.lock:
+            frozen = adapters.snapshot(self.model)
+        self._serve(self._newest, frozen)
         self.version = self._newest
         return self.version
 
@@ -155,8 +157,9 @@ class Policy:
         from fst_optimizer.train import adapters
 
         if tensors is None:
-            own = adapters.snapshot(self.model)
-            adapters.restore(self.model, {name: t.zero_() if ".lora_B." in name else t for name, t in own.items()})
+            with self.lock:
+                own = adapters.snapshot(self.model)
+                adapters.restore(self.model, {name: t.zero_() if ".lora_B." in name else t for name, t in own.items()})
         else:
             with self.lock:
                 adapters.restore(self.model, tensors)
@@ -201,7 +204,7 @@ class Policy:
         """A slow-step trainer on this policy's adapter."""
         from fst_optimizer.train.trainer import Trainer
 
-        return Trainer(self.model, self.pad_id, config, lock=self.lock)
+        return Trainer(self.model, self.pad_id, config, lock=self.lock, max_completion_tokens=self.max_tokens)
 
     def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
         """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""

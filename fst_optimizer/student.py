@@ -64,6 +64,14 @@ def _start_version(policy: Policy, lms: list[object]) -> int:
     return version
 
 
+def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
+    """Set `lm` on the predictors without one, or with a policy's; a predictor's own other LM stays. In place."""
+    for _, predictor in program.named_predictors():
+        if predictor.lm is None or trainable_policy(predictor.lm):
+            predictor.lm = lm
+    return program
+
+
 def attach_policy(student: dspy.Module, policy: Policy, version: int | None = None) -> dspy.Module:
     """A copy whose predictors on the policy use `policy.lm`, or its fixed `version`; other LMs stay.
 

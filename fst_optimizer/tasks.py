@@ -106,11 +106,13 @@ def _load_folder(folder: Path) -> ModuleType:
 
 
 def _import(place: str, name: str) -> ModuleType:
+    module = place.strip("/").replace("/", ".")
+    missing = f"task {name!r}: no folder with a task.py and no module by that name; try programs/letters"
+    if place.startswith("/") or not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(missing)
     try:
-        return importlib.import_module(place.replace("/", "."))
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name and not place.replace("/", ".").startswith(error.name):
+        if error.name and not module.startswith(error.name):
             raise UserError(f"task {name!r}: importing it failed: {error}") from error
-        raise UserError(
-            f"task {name!r}: no folder with a task.py and no module by that name; try programs/letters"
-        ) from error
+        raise UserError(missing) from error

@@ -13,10 +13,11 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
+from fst_optimizer.errors import EngineError
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
-from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep
+from fst_optimizer.types import Call, Candidate, Group, Item, Outcome, Rollout, TraceStep
 
 BuildProgram = Callable[[Candidate], dspy.Module]
 
@@ -74,6 +75,7 @@ class Collector:
         Raises:
             MetricError: The metric raised; the example is named.
             UserError: The metric did not return a finite number.
+            EngineError: The engine failed every single rollout.
         """
         programs: dict[str, dspy.Module] = {}
         for request in requests:
@@ -91,6 +93,8 @@ class Collector:
                 rollouts[index] = result
                 if on_rollout:
                     on_rollout(result)
+        if jobs and all(rollout and rollout.outcome is Outcome.ENGINE_ERROR for rollout in rollouts):
+            raise EngineError(f"the engine failed all {len(jobs)} rollouts: {jobs[-1].error}") from jobs[-1].error
         return [rollout for rollout in rollouts if rollout is not None]
 
     def _program(self, candidate: Candidate) -> dspy.Module:
@@ -126,14 +130,18 @@ class _Job:
         self.capture = capture
         key = (collector.seed, version, request.candidate.id, request.item.id, request.index)
         self.recorder = Recorder(collector.policy, version, temperature, seed_key=key)
+        self.trace: list[Any] = []
+        self.error: Exception | None = None
 
     def run(self) -> Rollout:
         started = time.monotonic()
-        prediction, trace, error = self._run_program()
-        outcome = _outcome(error, self.recorder)
-        score, feedback, own_scores = 0.0, {}, {}
+        prediction = self._run_program()
+        error, outcome = self.error, _outcome(self.error, self.recorder)
+        score = 0.0
+        feedback: dict[str, str] = {}
+        own_scores: dict[str, float] = {}
         if outcome is Outcome.OK:
-            score, feedback, own_scores = self._judge(prediction, trace)
+            score, feedback, own_scores = self._judge(prediction, self.trace)
         elif self.capture:
             feedback = {"": describe_failure(outcome, error)}
         return self._rollout(
@@ -141,7 +149,7 @@ class _Job:
             score=score,
             feedback=feedback,
             predictor_scores=own_scores,
-            trace=_steps(trace, self.recorder, failed=outcome is not Outcome.OK),
+            trace=_steps(self.trace, self.recorder, unparsed=outcome in (Outcome.PARSE_ERROR, Outcome.TRUNCATED)),
             error="" if error is None else describe_failure(outcome, error),
             seconds=time.monotonic() - started,
         )
@@ -152,7 +160,7 @@ class _Job:
     def timed_out(self, seconds: float) -> Rollout:
         return self._rollout(
             Outcome.TIMEOUT,
-            trace=_steps([], self.recorder, failed=True),
+            trace=_steps(tuple(self.trace), self.recorder, unparsed=False),
             feedback={"": f"The program took longer than {seconds:g} s."},
             error=f"timed out after {seconds:g} s",
             seconds=seconds,
@@ -170,14 +178,14 @@ class _Job:
             **rest,
         )
 
-    def _run_program(self) -> tuple[Any, list[Any], Exception | None]:
-        trace: list[Any] = []
-        settings = {SETTING: self.recorder, "trace": trace, "disable_history": True, "adapter": strict_adapter()}
+    def _run_program(self) -> Any:
+        settings = {SETTING: self.recorder, "trace": self.trace, "disable_history": True, "adapter": strict_adapter()}
         with dspy.context(**settings):
             try:
-                return self.program(**self.request.item.example.inputs()), trace, None
+                return self.program(**self.request.item.example.inputs())
             except Exception as error:
-                return None, trace, error
+                self.error = error
+                return None
 
     def _judge(self, prediction: Any, trace: list[Any]) -> tuple[float, dict[str, str], dict[str, float]]:
         """The program's score; with `capture` also each predictor's own, and the feedback.
@@ -214,12 +222,17 @@ def strict_adapter() -> Any:
 def _outcome(error: Exception | None, recorder: Recorder) -> Outcome:
     if error is None:
         return Outcome.OK
-    if recorder.failure is not None:
-        return recorder.failure
-    if isinstance(error, AdapterParseError):
-        cut = bool(recorder.calls) and recorder.calls[-1].finish_reason == "length"
-        return Outcome.TRUNCATED if cut else Outcome.PARSE_ERROR
-    return Outcome.PROGRAM_ERROR
+    if isinstance(error, AdapterParseError):  # whatever was refused before it, the program lived through
+        call = _unparsed_call(error, recorder)
+        return Outcome.TRUNCATED if call and call.finish_reason == "length" else Outcome.PARSE_ERROR
+    return recorder.failure or Outcome.PROGRAM_ERROR
+
+
+def _unparsed_call(error: AdapterParseError, recorder: Recorder) -> Call | None:
+    """The call whose text did not parse: not always the last one, where a program calls in parallel."""
+    calls = tuple(recorder.calls)
+    text = str(error.lm_response).strip()
+    return next((call for call in reversed(calls) if text and text in call.text), calls[-1] if calls else None)
 
 
 def describe_failure(outcome: Outcome, error: Exception | None) -> str:
@@ -231,8 +244,8 @@ def describe_failure(outcome: Outcome, error: Exception | None) -> str:
     return f"{type(error).__name__}: {error}" if error else str(outcome)
 
 
-def _steps(trace: Sequence[Any], recorder: Recorder, *, failed: bool) -> tuple[TraceStep, ...]:
-    """dspy's trace with the raw completions beside it; the call that failed, which dspy leaves out, comes last."""
+def _steps(trace: Sequence[Any], recorder: Recorder, *, unparsed: bool) -> tuple[TraceStep, ...]:
+    """The trace that dspy kept with the raw completions, and last the call that did not parse, which it lacks."""
     texts: dict[str, list[str]] = defaultdict(list)
     for call in recorder.calls:
         texts[call.predictor].append(call.text)
@@ -244,7 +257,7 @@ def _steps(trace: Sequence[Any], recorder: Recorder, *, failed: bool) -> tuple[T
         taken[name] += 1
         completion = own[place] if place < len(own) else ""
         steps.append(TraceStep(name, dict(inputs), dict(outputs), completion))
-    if failed and len(recorder.calls) > sum(taken.values()):
+    if unparsed and len(recorder.calls) > sum(taken.values()):
         call, prompt = recorder.calls[-1], recorder.prompts[-1]
         steps.append(TraceStep(call.predictor, {"prompt": prompt}, None, call.text))
     return tuple(steps)

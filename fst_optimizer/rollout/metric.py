@@ -70,9 +70,9 @@ class Metric:
 
 
 def _score(answer: Any, function: Callable[..., Any], where: str) -> float:
-    value = answer["score"] if isinstance(answer, dict) else getattr(answer, "score", answer)
+    value = answer.get("score") if isinstance(answer, dict) else getattr(answer, "score", answer)
     try:
-        score = float(value)
+        score = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
@@ -89,8 +89,10 @@ def _feedback(answer: Any) -> str:
 
 
 def _accepts(function: Callable[..., Any], count: int) -> bool:
+    # A dspy module's __call__ takes anything and hands it to forward: SemanticF1 and its like take two arguments.
+    own = getattr(function, "forward", function)
     try:
-        inspect.signature(function).bind(*([None] * count))
+        inspect.signature(own).bind(*([None] * count))
     except TypeError:
         return False
     except ValueError:

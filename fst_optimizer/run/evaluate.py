@@ -44,7 +44,13 @@ def evaluate(
 
 
 def measure_kl(
-    collector: Collector, policy: Policy, candidate: Candidate, items: Sequence[Item], config: EvalConfig, *, version: int
+    collector: Collector,
+    policy: Policy,
+    candidate: Candidate,
+    items: Sequence[Item],
+    config: EvalConfig,
+    *,
+    version: int,
 ) -> tuple[float, int]:
     """`kl_to_base` on tokens sampled (temperature 1) with this candidate's prompts, and the rollouts that it took.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,21 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
             )
         return files, True
     root.mkdir(parents=True, exist_ok=True)
-    files.metrics.unlink(missing_ok=True)
+    _clear(files)
     return files, False
+
+
+def _clear(files: RunFiles) -> None:
+    """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched."""
+    files.metrics.unlink(missing_ok=True)
+    for folder, pattern in (
+        ("checkpoint", "cycle-*"),
+        ("policy", "policy-*"),
+        ("population", "cycle-*.json"),
+        ("rollouts", "cycle-*.jsonl"),
+    ):
+        for path in (files.root / folder).glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

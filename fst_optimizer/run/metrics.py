@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ class MetricsLog:
     def line(
         self, kind: str, *, cycle: int, step: int, policy_version: int, rollouts: RolloutCounts, **fields: Any
     ) -> None:
-        """Append one line and tell the callbacks."""
+        """Append one line and tell the callbacks. A number that is not finite, which JSON has no word for, is null."""
         data = {
             "kind": kind,
             "cycle": cycle,
@@ -44,7 +45,7 @@ class MetricsLog:
             "policy_version": policy_version,
             "time_s": self.time_s,
             "rollouts": rollouts.to_json(),
-            **fields,
+            **{name: _finite(value) for name, value in fields.items()},
         }
         with self.path.open("a") as handle:
             handle.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
@@ -66,6 +67,10 @@ class MetricsLog:
     def _tell(self, data: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
             callback(data)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl")
 
+MAY_MOVE = ("policy.model", "policy.engine", "policy.start_version")
+"""What a resumed run may have otherwise: the model's folder may have moved, and engines are interchangeable."""
+
 
 def describe_run(
-    config: FSTConfig, policy: Policy, task: str, trainset: Sequence[Item], valset: Sequence[Item]
+    config: FSTConfig,
+    policy: Policy,
+    task: str,
+    trainset: Sequence[Item],
+    valset: Sequence[Item],
+    testset: Sequence[Item] | None = None,
 ) -> dict[str, Any]:
     """The content of `config.json`."""
     return {
@@ -37,7 +45,11 @@ def describe_run(
             "chat_template_args": policy.chat_template_args,
             "start_version": policy.version,
         },
-        "data": {"train": _digest(trainset), "val": _digest(valset)},
+        "data": {
+            "train": digest(trainset),
+            "val": digest(valset),
+            "test": None if testset is None else digest(testset),
+        },
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -50,23 +62,26 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     differences = [
         f"{name}: {old!r} -> {new!r}"
-        for part in ("task", "config", "data")
+        for part in ("task", "config", "policy", "data")
         for name, old, new in _differences(part, before.get(part), now[part])
+        if name not in MAY_MOVE
     ]
     if differences:
         raise UserError("the run to resume was started with other settings: " + "; ".join(differences))
 
 
-def result_of(config: FSTConfig, task: str, state: State, wall_s: float) -> dict[str, Any]:
-    """The content of `result.json`; test scores are filled in by who has a test set."""
+def result_of(
+    config: FSTConfig, task: str, state: State, wall_s: float, test_score_after: float | None = None
+) -> dict[str, Any]:
+    """The content of `result.json`; the test scores are None without a test set."""
     return {
         "task": task,
         "method": config.method,
         "seed": config.seed,
         "val_score_before": state.val_score_before,
         "val_score_after": state.best.score,
-        "test_score_before": None,
-        "test_score_after": None,
+        "test_score_before": state.test_score_before,
+        "test_score_after": test_score_after,
         "rollouts": state.rollouts.to_json(),
         "steps": state.step,
         "cycles": state.cycle,
@@ -80,7 +95,8 @@ def result_of(config: FSTConfig, task: str, state: State, wall_s: float) -> dict
     }
 
 
-def _digest(items: Sequence[Item]) -> dict[str, Any]:
+def digest(items: Sequence[Item]) -> dict[str, Any]:
+    """How many examples, and a hash of their inputs in order."""
     joined = "".join(fingerprint(item.example) for item in items)
     return {"examples": len(items), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
 

@@ -65,6 +65,8 @@ class State:
     cost_usd: float | None = 0.0
     """None once a price was unknown."""
     val_score_before: float = 0.0
+    test_score_before: float | None = None
+    """Of the seed candidate at the start version. None without a test set."""
     ended: str = ""
     """Why the run is over: `done`, `budget` or `stopped`. Empty while it is not."""
 
@@ -81,6 +83,7 @@ class State:
             "reflection_calls": self.reflection_calls,
             "cost_usd": self.cost_usd,
             "val_score_before": self.val_score_before,
+            "test_score_before": self.test_score_before,
             "ended": self.ended,
         }
 
@@ -111,7 +114,9 @@ def commit(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     trained = trainer.state() if trainer else {"tensors": {}, "numbers": {}}
-    save_file({name: tensor.contiguous() for name, tensor in trained["tensors"].items()}, folder / "optimizer.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in trained["tensors"].items()}, folder / "optimizer.safetensors"
+    )
     write_json(folder / "trainer.json", trained["numbers"])
     write_json(
         files.state,
@@ -154,6 +159,7 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Resumed
             "of fst_optimizer that wrote it"
         )
     state = State.from_json(data["state"])
+    _forget_uncommitted(files, state, policy)
     for version in {state.best.policy_version, state.policy_version} - {0}:
         policy.restore(version, load_adapter_tensors(files.policy(version)))
     version = state.policy_version
@@ -164,6 +170,14 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Resumed
         tensors = load_file(folder / "optimizer.safetensors")
         trainer.load_state({"tensors": tensors, "numbers": read_json(folder / "trainer.json")})
     return Resumed(state, data["elapsed_s"], data["metrics_size"])
+
+
+def _forget_uncommitted(files: RunFiles, state: State, policy: Policy) -> None:
+    """Drop what came after the checkpoint, on disk and in memory: its version numbers will be given out again."""
+    policy.retire_all_but(())
+    named = {state.policy_version, state.best.policy_version}
+    _drop_all_but(files.policy(0).parent, {files.policy(version).name for version in named})
+    files.rollouts(state.cycle).unlink(missing_ok=True)
 
 
 def _drop_all_but(folder: Any, keep: set[str]) -> None:

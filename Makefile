@@ -1,0 +1,57 @@
+# Every target makes .venv when it is missing, and installs again when the dependencies change.
+#
+#   PYTHON=python3.12 make install                                    another Python, 3.11 or newer
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make install     PyTorch without CUDA, on Linux
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
+
+# What `make demo` runs: the settings are the task's own (`config` in programs/letters/task.py) and these.
+DEMO_DIR := runs/demo
+DEMO_ARGS := --seed 0
+
+SOAK_ARGS ?= --runs 20
+
+# Nothing here needs a model hub.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.DELETE_ON_ERROR:
+.PHONY: install demo test lint docs soak
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make install PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and alone: asked for as a range, or beside others, it may bring gigabytes of CUDA packages.
+	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'
+	touch $@
+
+demo: $(READY)
+	rm -rf $(DEMO_DIR)
+	$(BIN)/fst compile programs/letters --run-dir $(DEMO_DIR) $(DEMO_ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(DOCS_READY)
+	$(BIN)/mkdocs build --strict
+
+soak: $(READY)
+	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)

@@ -1,0 +1,142 @@
+"""The `fst` command. Torch, dspy and rich are imported by the commands that use them: `fst --help` is quick."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fst_optimizer.lab.commands import lab
+from fst_optimizer.show import closing, evaluation
+from fst_optimizer.speak import consoles, counted, quiet_libraries, shown, told_plainly
+from fst_optimizer.task_run import Choices, Sizes, compile_task, eval_task, plan_run
+
+TASK_HELP = (
+    "PATH_OR_MODULE[:VARIANT]: a folder with task.py, or a module, that has build_program(), metric() and load(). "
+    "Try programs/letters, which comes with its own small model."
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="""Fast-Slow Training for DSPy programs: evolved prompts and LoRA weights, learned together.
+
+    Start here, without GPU or API key:
+
+        fst compile programs/letters --run-dir runs/first
+
+        fst eval programs/letters --run-dir runs/first
+    """,
+)
+app.add_typer(lab, name="lab")
+
+
+class Auto(StrEnum):
+    """The presets."""
+
+    light = "light"
+    medium = "medium"
+    heavy = "heavy"
+
+
+RunDir = Annotated[Path, typer.Option("--run-dir", help="The run's folder.", show_default=False)]
+TrainSize = Annotated[int | None, typer.Option(min=1, help="Use only this many training examples.")]
+ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many validation examples.")]
+TestSize = Annotated[int | None, typer.Option(min=1, help="Use only this many test examples.")]
+
+
+@app.command("compile")
+def compile_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)],
+    run_dir: RunDir,
+    model: Annotated[
+        str | None, typer.Option(help="A model's folder, or a hub name like Qwen/Qwen3-1.7B. [default: the task's own]")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="What generates: torch runs in this process.")] = "torch",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="fst: prompts and weights, in turns. rl: weights alone, from the seed prompt. gepa: prompts alone. "
+            "sequential: half of the rollouts on gepa, then rl; needs --set budget.max_rollouts=N. "
+            "[default: the task's, or fst]"
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Every random choice follows from it. [default: 0]")] = None,
+    max_cycles: Annotated[int | None, typer.Option(help="Cycles of a fast round and some slow steps.")] = None,
+    auto: Annotated[Auto | None, typer.Option(help="A preset under all other settings. [default: light]")] = None,
+    config: Annotated[Path | None, typer.Option(help="A JSON file of nested settings.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run, with its settings.")] = False,
+    train_size: TrainSize = None,
+    val_size: ValSize = None,
+    test_size: TestSize = None,
+) -> None:
+    """Learn a task's prompts and weights together, and score it on its test set.
+
+    The run's folder ends up with the program, its policy version, every number on the way and a result.json.
+    Settings are laid over each other in this order: the preset, the task's own, --config, the options here, --set.
+
+    Examples:
+        fst compile programs/letters --run-dir runs/first
+
+        fst compile programs/letters:sort-rotate --run-dir runs/rl --method rl --seed 1
+
+        fst compile programs/letters --run-dir runs/slow --set train.lr=5e-4 --set rollout.batch_size=16
+
+        fst compile programs/letters --run-dir runs/first --resume
+    """
+    flags = {"method": method, "seed": seed, "budget.max_cycles": max_cycles}
+    choices = Choices(
+        task=task,
+        run_dir=run_dir,
+        model=model,
+        engine=engine,
+        auto=auto.value if auto else None,
+        config_file=config,
+        flags={name: value for name, value in flags.items() if value is not None},
+        sets=tuple(sets or ()),
+        sizes=Sizes(train_size, val_size, test_size),
+        resume=resume,
+    )
+    with told_plainly(f"go on with: fst compile {task} --run-dir {run_dir} --resume"):
+        out, progress = consoles()
+        plan = plan_run(choices)
+        with quiet_libraries(progress), shown(progress, plan.settings.config) as callback:
+            outcome = compile_task(choices, plan, (callback,))
+        out.print(closing(outcome.result, run_dir))
+
+
+@app.command("eval")
+def eval_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)],
+    run_dir: RunDir,
+    model: Annotated[str | None, typer.Option(help="Where the base model is now. [default: where it was]")] = None,
+    test_size: TestSize = None,
+) -> None:
+    """Score a finished run on its task's test set, from the run's files alone.
+
+    Decoding is greedy, as it was at the end of the run: the score is the one that result.json records.
+
+    Example:
+        fst eval programs/letters --run-dir runs/first
+    """
+    with told_plainly("start it again to score from the beginning"):
+        out, progress = consoles()
+        with quiet_libraries(progress), counted(progress) as callback:
+            score = eval_task(task, run_dir, test_size=test_size, model=model, on_progress=callback)
+        out.print(evaluation(task, run_dir, score))
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`fst lab bench`: ratios measured in one run, since absolute times mean little on shared machines.
+
+- rollouts through the collector against raw batched `generate` on the same prompts (aim: 0.7 or more);
+- tokens through the slow step against TRL's GRPOTrainer on the same rows and model (aim: 1 or more);
+- how far the trainer's log-probs are from the sampler's; milliseconds to publish a version; peak memory.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config import TrainConfig
+from fst_optimizer.engines.base import GenerationRequest
+from fst_optimizer.evolve.bridge import apply_texts, seed_texts
+from fst_optimizer.policy import Policy
+from fst_optimizer.rollout.collector import Collector, Request, grouped
+from fst_optimizer.rollout.credit import credit
+from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.student import attach_policy
+from fst_optimizer.types import Candidate, Rollout, TrainRow, items_of
+
+if TYPE_CHECKING:
+    from fst_optimizer.config import FSTConfig
+    from fst_optimizer.tasks import Task
+
+
+def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, repeats: int = 5) -> dict[str, Any]:
+    """All measurements, medians over `repeats`, each pair of contenders taking turns."""
+    policy.publish()  # version 1 equals the base, but pays for its adapter as every later version does
+    collector, requests = _rollout_side(task, policy, config, examples)
+    rollouts, collect_s, raw_s = _rollout_times(policy, collector, requests, config, repeats)
+    rows = credit(grouped(rollouts), config.rollout).rows
+    ours_s, trl_s = _step_times(policy, rows, config.train, repeats)
+    prompt_and_completion = sum(len(row.call.prompt_ids) + len(row.call.completion_ids) for row in rows)
+    calls = sum(len(rollout.calls) for rollout in rollouts)
+    return {
+        "task": task.name,
+        "model": policy.source,
+        "rollouts": len(rollouts),
+        "calls": calls,
+        "rows": len(rows),
+        "collect_rollouts_per_s": len(rollouts) / collect_s,
+        "raw_generate_rollouts_per_s": len(rollouts) / raw_s,
+        "collect_over_raw": raw_s / collect_s,
+        "slow_step_tokens_per_s": prompt_and_completion / ours_s,
+        "trl_step_tokens_per_s": None if trl_s is None else prompt_and_completion / trl_s,
+        "slow_step_over_trl": None if trl_s is None else trl_s / ours_s,
+        "logprob_difference_max": _logprob_difference(policy, rows, config.train),
+        "publish_ms": 1e3 * _median_time(policy.publish, 5),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _rollout_side(task: Task, policy: Policy, config: FSTConfig, examples: int) -> tuple[Collector, list[Request]]:
+    program = task.build_program()
+    program.set_lm(policy.lm)
+    program = attach_policy(program, policy)
+    collector = Collector(
+        lambda candidate: apply_texts(program, candidate.texts),
+        policy,
+        Metric(task.metric),
+        seed=config.seed,
+        num_threads=config.rollout.num_threads,
+        timeout_s=config.rollout.timeout_s,
+    )
+    candidate = Candidate(seed_texts(program))
+    items = items_of(task.load("train", examples), "train")
+    return collector, [
+        Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)
+    ]
+
+
+def _rollout_times(
+    policy: Policy, collector: Collector, requests: list[Request], config: FSTConfig, repeats: int
+) -> tuple[list[Rollout], float, float]:
+    """The rollouts, seconds to collect them, and seconds of raw `generate` for the same calls in full batches."""
+
+    def collect() -> list[Rollout]:
+        return collector.run(requests, version=policy.version, temperature=config.rollout.temperature)
+
+    rollouts = collect()
+    calls = [
+        GenerationRequest(call.prompt_ids, policy.max_tokens, call.temperature, (), seed, policy.version)
+        for seed, call in enumerate(call for rollout in rollouts for call in rollout.calls)
+    ]
+    size = config.rollout.num_threads
+
+    def raw() -> None:
+        for start in range(0, len(calls), size):
+            policy.engine.generate(calls[start : start + size])  # type: ignore[attr-defined]
+
+    return rollouts, *_taking_turns(collect, raw, repeats)
+
+
+def _step_times(
+    policy: Policy, rows: Sequence[TrainRow], config: TrainConfig, repeats: int
+) -> tuple[float, float | None]:
+    """Seconds of our slow step, and of TRL's on the same rows; None for TRL where it is not installed."""
+    trainer = policy.trainer(config)
+    start = policy.tensors(policy.version)
+
+    def ours() -> None:
+        trainer.step(rows)
+
+    try:
+        from fst_optimizer.lab.trl_step import TRLStep
+    except ImportError:
+        result: tuple[float, float | None] = (_median_time(ours, repeats), None)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = _taking_turns(ours, TRLStep(policy, rows, config, folder), repeats)
+    policy.restore(policy.version, start)
+    return result
+
+
+def _logprob_difference(policy: Policy, rows: Sequence[TrainRow], config: TrainConfig) -> float:
+    again = policy.trainer(config).logprobs(rows)
+    pairs = zip(rows, again, strict=True)
+    return max(abs(a - b) for row, new in pairs for a, b in zip(row.call.logprobs, new, strict=True))
+
+
+def _taking_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds of both, run alternately so that a busy machine slows both; the first turn warms up."""
+    times: list[tuple[float, float]] = [(_seconds(one), _seconds(other)) for _ in range(repeats + 1)][1:]
+    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+
+
+def _median_time(function: Callable[[], Any], repeats: int) -> float:
+    return statistics.median([_seconds(function) for _ in range(repeats + 1)][1:])
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started

@@ -1,0 +1,197 @@
+"""The numbers of a comparison, as pure functions: when a curve levels off, who gets there first, and how sure we are.
+
+A curve is a run's validation evaluations in order. Its rollouts are the training ones, fast and slow together: what a
+method pays to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation on the validation set."""
+
+    rollouts: int
+    """Fast and slow rollouts so far."""
+    score: float
+    kl: float
+    """KL to base, in nats a token."""
+
+
+Curve = Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its Student-t interval; the bounds are None for a single seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As written in `compare.json`."""
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
+
+def curve_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """The validation curve in the lines of a `metrics.jsonl`.
+
+    Several candidates validated at the same cost are one point: the best of them.
+    """
+    points: dict[int, Point] = {}
+    for line in lines:
+        if line["kind"] != "eval" or line["split"] != "val":
+            continue
+        rollouts = line["rollouts"]["fast"] + line["rollouts"]["slow"]
+        point = Point(rollouts, line["score"], line["kl_to_base"])
+        if rollouts not in points or point.score > points[rollouts].score:
+            points[rollouts] = point
+    return [points[rollouts] for rollouts in sorted(points)]
+
+
+def standard_error(score: float, examples: int) -> float:
+    """Of a mean of `examples` scores in [0, 1]: the binomial bound sqrt(s (1 - s) / n).
+
+    No distribution on [0, 1] with this mean has a larger variance, so graded scores are at most this uncertain.
+    """
+    return math.sqrt(score * (1 - score) / examples)
+
+
+def settled_best(curve: Curve, examples: int) -> Point:
+    """The first evaluation within one standard error of the curve's maximum: when the method got where it gets.
+
+    The maximum itself would be noise's choice, and late.
+    """
+    top = max(point.score for point in curve)
+    floor = top - standard_error(top, examples)
+    return next(point for point in curve if point.score >= floor)
+
+
+def first_reaching(curve: Curve, score: float) -> Point | None:
+    """The first evaluation with at least this score. None: never."""
+    return next((point for point in curve if point.score >= score), None)
+
+
+def ratio(value: float, reference: float) -> float | None:
+    """`value / reference`; None where the reference is 0."""
+    return value / reference if reference else None
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Mean and two-sided Student-t interval. None for no values."""
+    n = len(values)
+    if not n:
+        return None
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Interval(mean, None, None, 1)
+    from scipy.stats import t
+
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def last_at(curve: Curve, rollouts: float) -> Point | None:
+    """The last evaluation that this many rollouts pay for. None: before the first."""
+    return next((point for point in reversed(curve) if point.rollouts <= rollouts), None)
+
+
+def score_band(curves: Sequence[Curve]) -> list[tuple[int, float, float, float]]:
+    """(rollouts, lowest, mean, highest) over seeds, wherever any seed was evaluated.
+
+    Seeds are evaluated at different costs; between its evaluations a seed counts with its last one. The band ends
+    with the shortest curve, so that every point is of all seeds.
+    """
+    end = min(curve[-1].rollouts for curve in curves)
+    band = []
+    for place in sorted({point.rollouts for curve in curves for point in curve if point.rollouts <= end}):
+        scores = [point.score for curve in curves if (point := last_at(curve, place))]
+        if len(scores) == len(curves):
+            band.append((place, min(scores), math.fsum(scores) / len(scores), max(scores)))
+    return band
+
+
+def ceiling(curve: Curve) -> dict[str, float] | None:
+    """The paper's fit R - R0 = (A - R0) / (1 + (C_mid / C)^B): the ceiling A, its half-way cost C_mid, the slope B.
+
+    Source: arXiv 2605.12484, where C is steps; here it is training rollouts. None where the fit does not converge, or
+    gives a ceiling outside [0, 1] or a half-way cost beyond ten times what was spent: such a number says nothing.
+    """
+    start, rest = curve[0], [point for point in curve if point.rollouts > 0]
+    if len(rest) < 4 or max(point.score for point in rest) <= start.score:
+        return None
+    import numpy as np
+    from scipy.optimize import curve_fit
+
+    cost = np.array([point.rollouts for point in rest], dtype=float)
+    gain = np.array([point.score - start.score for point in rest])
+
+    def model(cost: Any, top: float, log_mid: float, slope: float) -> Any:
+        return top / (1 + np.exp(slope * (log_mid - np.log(cost))))
+
+    try:
+        (top, log_mid, slope), _ = curve_fit(
+            model, cost, gain, p0=(gain.max(), np.log(np.median(cost)), 1.0), bounds=([0, 0, 0.05], [np.inf, 50, 20])
+        )
+    except (RuntimeError, ValueError):
+        return None
+    if start.score + top > 1 or np.exp(log_mid) > 10 * cost.max():
+        return None
+    return {"A": float(start.score + top), "C_mid": float(np.exp(log_mid)), "B": float(slope)}
+
+
+def against(runs: Mapping[int, Curve], reference: Mapping[int, Curve], examples: int) -> dict[str, Any]:
+    """How soon, and how near the base, a method's runs reach the reference method's best, paired by seed.
+
+    Args:
+        runs: Seed -> curve of the method.
+        reference: Seed -> curve of the method to compare with (RL).
+        examples: Size of the validation set.
+
+    Returns:
+        `pairs`, one a seed, with None where the score was never reached; and means with intervals over the pairs that
+        reached it.
+    """
+    pairs = []
+    for seed in sorted(set(runs) & set(reference)):
+        best = settled_best(reference[seed], examples)
+        there = first_reaching(runs[seed], best.score)
+        pairs.append(
+            {
+                "seed": seed,
+                "target": best.score,
+                "rl_rollouts": best.rollouts,
+                "rl_kl": best.kl,
+                "rollouts": there.rollouts if there else None,
+                "ratio": ratio(there.rollouts, best.rollouts) if there else None,
+                "kl": there.kl if there else None,
+                "kl_ratio": ratio(there.kl, best.kl) if there else None,
+            }
+        )
+    reached = [pair for pair in pairs if pair["rollouts"] is not None]
+    return {
+        "pairs": pairs,
+        "reached": len(reached),
+        "of": len(pairs),
+        **{name: _interval([pair[name] for pair in reached]) for name in ("rollouts", "ratio", "kl", "kl_ratio")},
+    }
+
+
+def _interval(values: Iterable[float | None]) -> dict[str, Any] | None:
+    found = mean_interval([value for value in values if value is not None])
+    return found.to_json() if found else None
+
+
+def summary(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """Mean and interval as JSON, over the values that are there."""
+    return _interval(values)

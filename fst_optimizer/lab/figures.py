@@ -1,0 +1,79 @@
+"""Pictures of a comparison: score against what it cost, and KL against score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.errors import UserError
+from fst_optimizer.lab.curves import Point, score_band
+
+COLORS = {"fst": "#c0392b", "rl": "#2c6fbb", "gepa": "#2e8b57", "sequential": "#8e6bbf"}
+SCORES, DRIFT = "score_by_rollouts.png", "kl_by_score.png"
+
+
+def need_lab() -> None:
+    """The extra `lab` is there.
+
+    Raises:
+        UserError: says how to install it.
+    """
+    try:
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'fst-optimizer[lab]'") from error
+
+
+def draw_all(data: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Both figures of one task's `compare.json`."""
+    return [_score_figure(data, folder / SCORES), _drift_figure(data, folder / DRIFT)]
+
+
+def curves_by_method(data: Mapping[str, Any]) -> dict[str, list[list[Point]]]:
+    """The runs' curves as they were written."""
+    found: dict[str, list[list[Point]]] = {}
+    for run in data["runs"]:
+        found.setdefault(run["method"], []).append([Point(*point) for point in run["curve"]])
+    return found
+
+
+def _score_figure(data: Mapping[str, Any], path: Path) -> Path:
+    figure, axes = _axes("training rollouts (fast + slow)", "validation score (greedy)", data["task"])
+    for method, curves in curves_by_method(data).items():
+        places, lows, means, highs = zip(*score_band(curves), strict=True)
+        color = COLORS.get(method)
+        axes.plot(places, means, label=f"{method}, {len(curves)} seed(s)", color=color, marker=".", markersize=4)
+        axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
+    axes.set_ylim(0, 1)
+    return _save(figure, axes, path, "lines: mean over seeds; bands: lowest to highest seed")
+
+
+def _drift_figure(data: Mapping[str, Any], path: Path) -> Path:
+    figure, axes = _axes("validation score (greedy)", "KL to base (nats a token)", data["task"])
+    for method, curves in curves_by_method(data).items():
+        for number, curve in enumerate(curves):
+            label = method if not number else None
+            scores, kls = [point.score for point in curve], [point.kl for point in curve]
+            axes.plot(scores, kls, label=label, color=COLORS.get(method), marker=".", linewidth=0.8, alpha=0.8)
+    return _save(figure, axes, path, "one line a seed, one point an evaluation")
+
+
+def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
+    # Figures of their own, without pyplot: nothing global, no display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.grid(alpha=0.25)
+    return figure, axes
+
+
+def _save(figure: Any, axes: Any, path: Path, note: str) -> Path:
+    axes.legend(frameon=False, title=note, title_fontsize="x-small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Without the version stamp the same numbers give the same file.
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path

@@ -1,0 +1,167 @@
+"""Which runs a comparison or a sweep is made of, and where each of them lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.config import METHODS, FSTConfig
+from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.run.files import RunFiles, read_json
+from fst_optimizer.settings import assignments
+from fst_optimizer.task_run import Choices, Sizes, plan_run
+
+MANY_CYCLES = 100_000
+"""The cap of rollouts ends a comparison's runs, not a number of cycles."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all runs of a comparison share."""
+
+    max_rollouts: int
+    """Fast and slow rollouts of each run."""
+    sets: tuple[str, ...] = ()
+    """`NAME=VALUE` for every run."""
+    model: str | None = None
+    sizes: Sizes = field(default_factory=Sizes)
+    config_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make."""
+
+    task: str
+    method: str
+    seed: int
+    folder: Path
+    common: Common
+    sets: tuple[str, ...] = ()
+    """`NAME=VALUE` for this run, over the common ones."""
+
+    @property
+    def label(self) -> str:
+        """What people read."""
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+    @property
+    def choices(self) -> Choices:
+        """The run as `fst compile` sees it. `resume` starts it over where there is nothing to resume."""
+        flags = {"method": self.method, "seed": self.seed, "budget.max_cycles": MANY_CYCLES}
+        return Choices(
+            task=self.task,
+            run_dir=self.folder,
+            model=self.common.model,
+            config_file=self.common.config_file,
+            flags=flags,
+            sets=(f"budget.max_rollouts={self.common.max_rollouts}", *self.common.sets, *self.sets),
+            sizes=self.common.sizes,
+        )
+
+    def arguments(self) -> list[str]:
+        """The same as arguments of `fst`."""
+        choices, sizes = self.choices, self.common.sizes
+        options: list[tuple[str, Any]] = [
+            ("--run-dir", choices.run_dir),
+            ("--method", self.method),
+            ("--seed", self.seed),
+            ("--max-cycles", MANY_CYCLES),
+            ("--model", choices.model),
+            ("--config", choices.config_file),
+            ("--train-size", sizes.train),
+            ("--val-size", sizes.val),
+            ("--test-size", sizes.test),
+            *(("--set", pair) for pair in choices.sets),
+        ]
+        given = [text for name, value in options if value is not None for text in (name, str(value))]
+        return ["compile", self.task, *given, "--resume"]
+
+
+def variant_name(task: str) -> str:
+    """The folder of a task's runs: its variant, else the last part of its name."""
+    place, _, variant = task.partition(":")
+    name = variant or re.split(r"[/.]", place.rstrip("/"))[-1]
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "task"
+
+
+def by_folder(tasks: Iterable[str]) -> dict[str, str]:
+    """Folder name -> task.
+
+    Raises:
+        UserError: two tasks would share a folder.
+    """
+    found: dict[str, str] = {}
+    for task in tasks:
+        name = variant_name(task)
+        if found.setdefault(name, task) != task:
+            raise UserError(f"tasks {found[name]!r} and {task!r} would share the folder {name!r}: compare them apart")
+    return found
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """`fst,rl` as names."""
+    names = _parts(text)
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"--methods has {name!r}: {did_you_mean(name, METHODS)}")
+    return names
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` as numbers."""
+    parts = _parts(text)
+    if not all(part.isdigit() for part in parts):
+        raise UserError(f"--seeds is {text!r}: give whole numbers like 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
+def parse_rates(text: str) -> tuple[float, ...]:
+    """`3e-4,1e-3` as learning rates."""
+    try:
+        rates = tuple(float(part) for part in _parts(text))
+    except ValueError:
+        raise UserError(f"--lrs is {text!r}: give numbers like 3e-4,1e-3") from None
+    return rates
+
+
+def by_method(pairs: Iterable[str]) -> dict[str, list[str]]:
+    """`rl.train.lr=2e-3` strings as method -> `train.lr=2e-3` strings."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        method, dot, rest = pair.partition(".")
+        if method not in METHODS or not dot:
+            raise UserError(f"--set-method is {pair!r}: give METHOD.NAME=VALUE, e.g. rl.train.lr=2e-3")
+        assignments([rest])
+        found.setdefault(method, []).append(rest)
+    return found
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Every run can be made, and those that lie there were made with these settings.
+
+    Raises:
+        UserError: a setting is wrong, or a folder holds another run.
+    """
+    for job in jobs:
+        plan = plan_run(job.choices)
+        path = RunFiles(job.folder).config
+        if path.exists():
+            _check_recorded(job, plan.settings.config, read_json(path))
+
+
+def _check_recorded(job: Job, config: FSTConfig, recorded: Mapping[str, Any]) -> None:
+    sizes = {split: (recorded["data"].get(split) or {}).get("examples") for split in ("train", "val", "test")}
+    wanted = {split: getattr(job.common.sizes, split) or sizes[split] for split in sizes}
+    if (recorded["task"], recorded["config"], sizes) != (job.task, config.to_dict(), wanted):
+        raise UserError(f"{job.folder} holds a run with another task, settings or sizes: give another --out")
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not parts:
+        raise UserError(f"{text!r} names nothing: give values separated by commas")
+    return parts

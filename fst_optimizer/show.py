@@ -1,0 +1,120 @@
+"""Closing tables and safe text: nothing that a model wrote reaches the terminal as a command."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.progress import clock
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from fst_optimizer.run.held_out import TestScore
+
+_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+"""Characters that reorder what follows them."""
+
+
+def plain(text: str) -> str:
+    r"""Text with its control characters spelled out: an escape code becomes `\x1b`, harmless and visible."""
+    return "".join(char if _harmless(char) else _spelled(char) for char in text)
+
+
+def _harmless(char: str) -> bool:
+    return char in "\n\t" or not (unicodedata.category(char) in ("Cc", "Cs") or ord(char) in _BIDI)
+
+
+def _spelled(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+
+
+def closing(result: Mapping[str, Any], run_dir: Path) -> RenderableType:
+    """What a finished run came to, where it is, and what to do with it."""
+    from rich.console import Group
+
+    return Group(_scores(result), _costs(result), _instructions(result["candidate"]), _next_steps(result, run_dir))
+
+
+def evaluation(name: str, run_dir: Path, score: TestScore) -> RenderableType:
+    """The test score now beside the recorded one."""
+    from rich.text import Text
+
+    now, recorded = score.evaluation.score, score.recorded
+    table = _table("test score", "recorded", "difference", "examples", "failed")
+    comparable = recorded is not None and score.same_examples
+    table.add_row(
+        f"{now:.4f}",
+        _score(recorded),
+        f"{now - recorded:+.4f}" if recorded is not None and comparable else "-",
+        str(len(score.evaluation.scores)),
+        str(score.evaluation.failed),
+    )
+    if comparable:
+        note = "the recorded score, exactly" if now == recorded else "not the recorded score"
+    else:
+        note = "the run recorded no test score" if recorded is None else "other examples than the recorded score"
+    from rich.console import Group
+
+    return Group(table, Text(plain(f"{run_dir} on {name}: {note}.")))
+
+
+def _scores(result: Mapping[str, Any]) -> Table:
+    table = _table("", "before", "after", "gain")
+    for split, label in (("val", "validation"), ("test", "test")):
+        before, after = result[f"{split}_score_before"], result[f"{split}_score_after"]
+        gain = f"{after - before:+.3f}" if before is not None and after is not None else "-"
+        table.add_row(label, _score(before), _score(after), gain)
+    table.title = plain(f"{result['method']} on {result['task']}, seed {result['seed']}")
+    return table
+
+
+def _costs(result: Mapping[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    counts = result["rollouts"]
+    rollouts = "  ".join(f"{name} {counts[name]}" for name in ("fast", "slow", "eval", "reused"))
+    cost = result["cost_usd"]
+    money = "unknown price" if cost is None else f"${cost:.4f}"
+    return Text(
+        f"rollouts  {rollouts}\n"
+        f"cycles {result['cycles']}  steps {result['steps']}  reflection calls {result['reflection_calls']} ({money})  "
+        f"time {clock(result['wall_s'])}  ended: {result['ended']}\n"
+        f"best pair at policy version {result['policy_version']}, KL to base {result['kl_to_base']:.4f} nats a token"
+    )
+
+
+def _instructions(texts: Mapping[str, str]) -> Table:
+    from rich.text import Text
+
+    table = _table("predictor", "learned instruction")
+    for name, text in texts.items():
+        table.add_row(Text(plain(name)), Text(plain(text)))
+    return table
+
+
+def _next_steps(result: Mapping[str, Any], run_dir: Path) -> RenderableType:
+    from rich.text import Text
+
+    return Text(
+        plain(
+            f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)\n"
+            f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
+            f"use it    program = fst_optimizer.load({str(run_dir)!r})"
+        )
+    )
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, title_justify="left")
+    return table
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

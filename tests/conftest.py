@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from fst_optimizer.policy import Policy
+from fst_optimizer.testing import ScriptedEngine, make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The folder of a random model with two layers and one token a byte."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def scripted(tiny_model):
+    """Makes a policy whose completions a function of (prompt text, request) writes."""
+    made = []
+
+    def make(answer, *, context_length=4096, **settings):
+        policy = Policy(
+            tiny_model, engine=lambda policy: ScriptedEngine(policy, answer, context_length=context_length), **settings
+        )
+        made.append(policy)
+        return policy
+
+    yield make
+    for policy in made:
+        policy.close()
+
+
+@pytest.fixture
+def lines():
+    """Reads a file of one JSON object a line."""
+    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]

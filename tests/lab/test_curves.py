@@ -1,0 +1,125 @@
+import math
+
+import pytest
+
+from fst_optimizer.lab.curves import (
+    Point,
+    against,
+    ceiling,
+    curve_of,
+    first_reaching,
+    mean_interval,
+    ratio,
+    score_band,
+    settled_best,
+    standard_error,
+)
+
+RL = [Point(0, 0.2, 0.0), Point(100, 0.5, 0.1), Point(200, 0.58, 0.4), Point(300, 0.6, 0.8)]
+FST = [Point(0, 0.2, 0.0), Point(50, 0.57, 0.05), Point(100, 0.6, 0.1)]
+
+
+def eval_line(fast, slow, score, split="val"):
+    rollouts = {"fast": fast, "slow": slow, "eval": 7, "reused": 9}
+    return {"kind": "eval", "split": split, "score": score, "kl_to_base": score / 10, "rollouts": rollouts}
+
+
+def test_a_curve_counts_fast_and_slow_rollouts_and_nothing_else():
+    lines = [eval_line(0, 0, 0.1), {"kind": "step"}, eval_line(30, 12, 0.4), eval_line(30, 12, 0.9, split="test")]
+    assert curve_of(lines) == [Point(0, 0.1, 0.01), Point(42, 0.4, 0.04)]
+
+
+def test_candidates_validated_at_the_same_cost_are_one_point_the_best():
+    assert curve_of([eval_line(5, 5, 0.3), eval_line(5, 5, 0.5), eval_line(5, 5, 0.4)]) == [Point(10, 0.5, 0.05)]
+
+
+def test_the_standard_error_is_the_binomial_bound():
+    assert standard_error(0.5, 100) == pytest.approx(0.05)
+    assert standard_error(1.0, 100) == 0.0
+
+
+def test_the_settled_best_is_the_first_within_one_standard_error_of_the_maximum():
+    # sqrt(0.6 * 0.4 / 100) = 0.049: the floor is 0.551, which 0.5 is below and 0.58 above.
+    assert settled_best(RL, 100) == RL[2]
+    # sqrt(0.24 / 10000) = 0.0049: now only the maximum itself will do.
+    assert settled_best(RL, 10_000) == RL[3]
+
+
+def test_a_score_that_is_never_reached_has_no_point():
+    assert first_reaching(FST, 0.58) == FST[2]
+    assert first_reaching(FST, 0.61) is None
+
+
+def test_a_ratio_to_nothing_is_none():
+    assert ratio(3.0, 4.0) == 0.75
+    assert ratio(3.0, 0.0) is None
+
+
+def test_the_interval_is_students():
+    found = mean_interval([1.0, 2.0, 3.0])
+    # t(0.975, 2) = 4.30265; the standard deviation is 1, so the half width is 4.30265 / sqrt(3) = 2.48414.
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.low == pytest.approx(2 - 2.48414, abs=1e-5)
+    assert found.high == pytest.approx(2 + 2.48414, abs=1e-5)
+
+
+def test_one_seed_has_a_mean_and_no_interval():
+    found = mean_interval([0.4])
+    assert (found.mean, found.low, found.high, found.n) == (0.4, None, None, 1)
+    assert mean_interval([]) is None
+
+
+def test_a_band_holds_each_seeds_last_score_and_ends_with_the_shortest_curve():
+    one = [Point(0, 0.2, 0), Point(100, 0.4, 0), Point(200, 0.6, 0)]
+    two = [Point(0, 0.4, 0), Point(150, 0.8, 0)]
+    band = score_band([one, two])
+    assert [place for place, *_ in band] == [0, 100, 150]
+    for found, expected in zip(band, [(0.2, 0.3, 0.4), (0.4, 0.4, 0.4), (0.4, 0.6, 0.8)], strict=True):
+        assert found[1:] == pytest.approx(expected)
+
+
+def test_against_rl_is_paired_by_seed():
+    found = against({0: FST, 7: FST}, {0: RL, 8: RL}, 100)
+    (pair,) = found["pairs"]
+    assert (pair["seed"], pair["target"], pair["rl_rollouts"], pair["rollouts"]) == (0, 0.58, 200, 100)
+    assert pair["ratio"] == 0.5
+    assert pair["kl_ratio"] == pytest.approx(0.1 / 0.4)
+    assert (found["reached"], found["of"]) == (1, 1)
+
+
+def test_seeds_that_never_reach_rls_best_are_counted_and_left_out_of_the_means():
+    found = against({0: FST, 1: FST[:2]}, {0: RL, 1: RL}, 100)
+    assert [pair["rollouts"] for pair in found["pairs"]] == [100, None]
+    assert found["pairs"][1]["ratio"] is None and found["pairs"][1]["kl"] is None
+    assert (found["reached"], found["of"]) == (1, 2)
+    assert found["ratio"]["mean"] == 0.5 and found["ratio"]["n"] == 1
+
+
+def test_an_rl_that_never_moves_gives_no_ratio():
+    found = against({0: FST}, {0: [Point(0, 0.2, 0.0), Point(100, 0.1, 0.3)]}, 100)
+    assert found["pairs"][0]["rollouts"] == 0
+    assert found["pairs"][0]["ratio"] is None and found["ratio"] is None
+
+
+def test_the_ceiling_of_an_exact_curve_is_found():
+    # R0 = 0.2, A = 0.8, C_mid = 200, B = 2: at C = 100 the score is 0.2 + 0.6 / (1 + 4) = 0.32.
+    curve = [Point(0, 0.2, 0)] + [Point(c, 0.2 + 0.6 / (1 + (200 / c) ** 2), 0) for c in (50, 100, 200, 400, 800)]
+    assert curve[2].score == pytest.approx(0.32)
+    found = ceiling(curve)
+    assert found["A"] == pytest.approx(0.8, abs=1e-3)
+    assert found["C_mid"] == pytest.approx(200, rel=1e-2)
+    assert found["B"] == pytest.approx(2, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        RL[:3],  # too few points
+        [Point(c, 0.5, 0) for c in (0, 1, 2, 3, 4)],  # no gain
+        [Point(c, 0.1 + 0.0009 * c, 0) for c in (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)],  # no bend in sight
+    ],
+)
+def test_a_curve_without_a_ceiling_in_sight_has_none(curve):
+    found = ceiling(curve)
+    assert found is None or math.isfinite(found["A"])
+    assert found is None

@@ -1,0 +1,158 @@
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fst_optimizer.config import RolloutConfig
+from fst_optimizer.rollout.credit import advantages, credit, reward
+from fst_optimizer.types import Call, Group, Outcome, Rollout
+
+CONFIG = RolloutConfig()
+REWARDS = st.lists(st.floats(-100, 100), min_size=1, max_size=16)
+
+
+def call(*completion, **settings):
+    fields = {"predictor": "answer", "prompt_ids": (1, 2), "temperature": 1.0, "policy_version": 0}
+    return Call(
+        **{**fields, **settings}, completion_ids=completion, logprobs=(-1.0,) * len(completion), finish_reason="stop"
+    )
+
+
+ONE_CALL = (call(5),)
+
+
+def rollout(score, *, outcome=Outcome.OK, calls=ONE_CALL, index=0, example="train-0"):
+    return Rollout("c", example, index, 0, outcome, score, tuple(calls))
+
+
+def group(*rollouts, example="train-0"):
+    return Group(example, rollouts)
+
+
+def test_advantages_are_distances_from_the_mean_in_standard_deviations():
+    # mean 0.5, population deviation 0.5
+    assert advantages([1, 0, 1, 0], eps=0.0) == (1.0, -1.0, 1.0, -1.0)
+    # mean 2, deviation sqrt((4 + 1 + 1 + 4) / 4) = 1.5811
+    assert advantages([0, 1, 3, 4], eps=0.0) == pytest.approx((-1.26491, -0.63246, 0.63246, 1.26491), abs=1e-5)
+
+
+def test_eps_is_added_to_the_deviation():
+    assert advantages([1, 0], eps=0.5) == (0.5, -0.5)
+
+
+@pytest.mark.parametrize("rewards", [[], [0.3], [1.0, 1.0, 1.0], [0.0] * 8])
+def test_equal_rewards_carry_no_signal(rewards):
+    assert advantages(rewards) == (0.0,) * len(rewards)
+
+
+@given(REWARDS)
+def test_advantages_sum_to_zero(rewards):
+    assert math.fsum(advantages(rewards)) == pytest.approx(0, abs=1e-6)
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=16), st.integers(1, 20), st.integers(-100, 100))
+def test_advantages_do_not_depend_on_the_metrics_scale_or_origin(rewards, scale, shift):
+    moved = [scale * value + shift for value in rewards]
+    assert advantages(moved, eps=1e-12) == pytest.approx(advantages(rewards, eps=1e-12), abs=1e-6)
+
+
+@given(REWARDS)
+def test_a_higher_reward_never_has_the_lower_advantage(rewards):
+    ordered = sorted(zip(rewards, advantages(rewards), strict=True))
+    assert all(low[1] <= high[1] for low, high in pairwise(ordered))
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=16))
+def test_advantages_have_mean_square_one_unless_flat(rewards):
+    square = sum(value**2 for value in advantages(rewards, eps=1e-12)) / len(rewards)
+    assert square == pytest.approx(1.0 if len(set(rewards)) > 1 else 0.0, abs=1e-6)
+
+
+def test_every_call_of_a_rollout_gets_the_rollouts_advantage():
+    found = credit([group(rollout(1.0, calls=[call(5), call(6, 7)]), rollout(0.0, calls=[call(8)]))], CONFIG, eps=0.0)
+    assert [(row.advantage, row.rollout, row.call.completion_ids) for row in found.rows] == [
+        (1.0, 0, (5,)),
+        (1.0, 0, (6, 7)),
+        (-1.0, 1, (8,)),
+    ]
+    assert (found.reward_mean, found.groups, found.flat_groups) == (0.5, 1, 0)
+
+
+def test_a_rollout_counts_once_however_many_calls_it_made():
+    many = [call(5)] * 10
+    found = credit([group(rollout(1.0, calls=many), rollout(0.0))], CONFIG, eps=0.0)
+    assert {row.advantage for row in found.rows} == {1.0, -1.0}  # over calls, the mean would be 10 / 11
+
+
+def test_a_rollout_without_calls_is_in_the_baseline_and_gives_no_row():
+    found = credit([group(rollout(1.0, calls=[]), rollout(0.0), rollout(0.5))], CONFIG, eps=0.0)
+    assert [row.advantage for row in found.rows] == pytest.approx([-1.2247449, 0.0])
+    assert [row.rollout for row in found.rows] == [1, 2]
+
+
+def test_an_empty_completion_gives_no_row():
+    found = credit([group(rollout(1.0, calls=[call(), call(5)]), rollout(0.0, calls=[call()]))], CONFIG)
+    assert [row.call.completion_ids for row in found.rows] == [(5,)]
+
+
+def test_flat_groups_are_counted_and_dropped_but_stay_in_the_mean_reward():
+    flat = group(rollout(1.0), rollout(1.0), example="train-1")
+    found = credit([flat, group(rollout(1.0), rollout(0.0)), flat], CONFIG)
+    assert (found.groups, found.flat_groups, len(found.rows)) == (3, 2, 2)
+    assert found.reward_mean == pytest.approx(5 / 6)
+    assert {row.rollout for row in found.rows} == {0, 1}
+
+
+def test_rollouts_are_numbered_over_the_whole_batch():
+    found = credit([group(rollout(1.0), rollout(0.0)), group(rollout(0.0), rollout(1.0))], CONFIG)
+    assert [row.rollout for row in found.rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "name"),
+    [
+        (Outcome.PARSE_ERROR, "parse_error_reward"),
+        (Outcome.TRUNCATED, "truncated_reward"),
+        (Outcome.PROMPT_TOO_LONG, "prompt_too_long_reward"),
+        (Outcome.PROGRAM_ERROR, "program_error_reward"),
+        (Outcome.TIMEOUT, "timeout_reward"),
+    ],
+)
+def test_a_failed_rollout_earns_its_outcomes_configured_reward(outcome, name):
+    config = RolloutConfig(**{name: -0.75})
+    assert reward(rollout(0.0, outcome=outcome), config) == -0.75
+    found = credit([group(rollout(0.25), rollout(0.0, outcome=outcome))], config, eps=0.0)
+    assert found.reward_mean == -0.25
+    assert [row.advantage for row in found.rows] == [1.0, -1.0]
+
+
+def test_a_good_rollout_earns_its_score_whatever_failures_earn():
+    assert reward(rollout(0.7), RolloutConfig(parse_error_reward=-1.0)) == 0.7
+
+
+def test_rollouts_that_the_engine_failed_are_left_out_of_baseline_and_rows():
+    broken = rollout(0.0, outcome=Outcome.ENGINE_ERROR)
+    found = credit([group(rollout(1.0), broken, rollout(0.5), broken)], CONFIG, eps=0.0)
+    assert [row.advantage for row in found.rows] == [1.0, -1.0]
+    assert found.reward_mean == 0.75
+
+
+def test_a_group_that_the_engine_failed_whole_is_flat():
+    broken = rollout(0.0, outcome=Outcome.ENGINE_ERROR)
+    found = credit([group(broken, broken)], CONFIG)
+    assert (found.rows, found.reward_mean, found.groups, found.flat_groups) == ((), 0.0, 1, 1)
+
+
+def test_nothing_collected_gives_nothing():
+    assert credit([], CONFIG).rows == ()
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=6), max_size=5))
+def test_rows_cancel_out_and_flat_groups_are_those_of_one_value(scores):
+    groups = [group(*(rollout(score) for score in row), example=f"train-{i}") for i, row in enumerate(scores)]
+    found = credit(groups, CONFIG)
+    assert found.flat_groups == sum(len(set(row)) == 1 for row in scores)
+    assert math.fsum(row.advantage for row in found.rows) == pytest.approx(0, abs=1e-9)
+    assert len(found.rows) == sum(len(row) for row in scores if len(set(row)) > 1)

@@ -1,0 +1,106 @@
+import contextvars
+import threading
+from contextlib import closing
+
+import pytest
+
+from fst_optimizer.rollout.pool import run_jobs
+
+COLOUR = contextvars.ContextVar("COLOUR", default="none")
+
+
+class Work:
+    def __init__(self, do):
+        self.do = do
+        self.stopped = threading.Event()
+
+    def run(self):
+        return self.do(self)
+
+    def stop(self):
+        self.stopped.set()
+
+
+def results(jobs, *, num_threads=4, timeout_s=60.0):
+    with closing(run_jobs(jobs, num_threads=num_threads, timeout_s=timeout_s, late=lambda job, s: f"late {s:g}")) as it:
+        return dict(it)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3, 50])
+def test_every_job_runs_once_and_is_told_by_its_index(num_threads):
+    ran = []
+    jobs = [Work(lambda _, i=i: ran.append(i) or i * i) for i in range(20)]
+    assert results(jobs, num_threads=num_threads) == {i: i * i for i in range(20)}
+    assert sorted(ran) == list(range(20))
+
+
+def test_no_jobs_give_no_results():
+    assert results([]) == {}
+
+
+def test_jobs_run_at_the_same_time():
+    barrier = threading.Barrier(4, timeout=60)
+    assert len(results([Work(lambda _: barrier.wait()) for _ in range(4)], num_threads=4)) == 4
+
+
+def test_no_more_threads_run_than_asked_for():
+    names = set()
+    results([Work(lambda _: names.add(threading.get_ident())) for _ in range(30)], num_threads=2)
+    assert len(names) <= 2
+
+
+def test_jobs_see_the_callers_context():
+    token = COLOUR.set("blue")
+    try:
+        assert results([Work(lambda _: COLOUR.get())]) == {0: "blue"}
+    finally:
+        COLOUR.reset(token)
+
+
+def test_a_late_job_is_told_to_stop_and_the_rest_go_on_without_it():
+    release = threading.Event()
+    hanging = Work(lambda _: release.wait(60) and "too late")
+    jobs = [hanging, *(Work(lambda _, i=i: i) for i in range(3))]
+    found = results(jobs, num_threads=1, timeout_s=1.5)
+    assert found == {0: "late 1.5", 1: 0, 2: 1, 3: 2}
+    assert hanging.stopped.is_set()
+    release.set()
+
+
+def test_a_job_that_raises_stops_the_others_and_raises_here():
+    started = threading.Barrier(2, timeout=60)
+
+    def wait(job):
+        started.wait()
+        return job.stopped.wait(60)
+
+    def fail(_):
+        started.wait()
+        raise ZeroDivisionError("broken")
+
+    waiting = Work(wait)
+    never = [Work(lambda _: pytest.fail("ran after the failure")) for _ in range(3)]
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        results([waiting, Work(fail), *never], num_threads=2)
+    assert waiting.stopped.is_set()
+
+
+def test_closing_early_stops_what_runs_and_starts_nothing_more():
+    ran = []
+    waiting = Work(lambda job: job.stopped.wait(60))
+    jobs = [Work(lambda _: "quick"), waiting, *(Work(lambda _: ran.append(1)) for _ in range(5))]
+    before = threading.active_count()
+    iterator = run_jobs(jobs[:2], num_threads=2, timeout_s=60, late=lambda job, s: None)
+    assert next(iterator) == (0, "quick")
+    iterator.close()
+    assert waiting.stopped.is_set()
+    assert threading.active_count() <= before
+    assert ran == []
+
+
+def test_an_interrupt_in_a_job_is_not_swallowed():
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        results([Work(interrupt)])

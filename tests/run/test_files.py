@@ -1,0 +1,88 @@
+import json
+import math
+
+import pytest
+
+from fst_optimizer.errors import UserError
+from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
+
+
+def test_a_new_directory_is_made_with_its_parents(tmp_path):
+    files, resuming = open_run(tmp_path / "runs" / "one", resume=False)
+    assert files.root.is_dir()
+    assert not resuming
+
+
+def test_asking_to_resume_where_nothing_was_committed_starts_over(tmp_path):
+    assert open_run(tmp_path / "new", resume=True)[1] is False
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_finished_run_is_refused(tmp_path, resume):
+    write_json(tmp_path / "result.json", {})
+    write_json(tmp_path / "state.json", {})
+    with pytest.raises(UserError, match=r"run_dir .* holds a finished run: give another directory"):
+        open_run(tmp_path, resume=resume)
+
+
+def test_an_unfinished_run_needs_resume(tmp_path):
+    write_json(tmp_path / "state.json", {})
+    with pytest.raises(UserError, match=r"holds an unfinished run: resume it \(--resume"):
+        open_run(tmp_path, resume=False)
+    assert open_run(tmp_path, resume=True)[1] is True
+
+
+def test_a_file_in_the_directorys_place_is_refused(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=r"is a file: give a directory"):
+        open_run(tmp_path / "run", resume=False)
+
+
+def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
+    files = RunFiles(tmp_path)
+    for path in (files.metrics, files.population(0), files.rollouts(0), files.policy(1) / "adapter_model.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("left over")
+    for name in ("notes.txt", "policy/mine.txt"):
+        (tmp_path / name).write_text("the user's")
+    open_run(tmp_path, resume=False)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["notes.txt", "policy/mine.txt"]
+
+
+def test_paths_are_those_that_other_programs_read(tmp_path):
+    files = RunFiles(tmp_path)
+    names = [files.checkpoint(3), files.policy(12), files.population(0), files.rollouts(7), files.program]
+    assert [path.relative_to(tmp_path).as_posix() for path in names] == [
+        "checkpoint/cycle-000003",
+        "policy/policy-000012",
+        "population/cycle-000000.json",
+        "rollouts/cycle-000007.jsonl",
+        "program.json",
+    ]
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "state.json"
+    write_json(path, {"ä": 1})
+    for bad in ({"score": math.nan}, {"thing": object()}):
+        with pytest.raises((ValueError, TypeError)):
+            write_json(path, bad)
+    assert read_json(path) == {"ä": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [(None, "no such file"), ("{", "not readable as JSON"), ("[1]", "holds list, not an object")]
+)
+def test_a_file_that_is_no_json_object_is_named(tmp_path, content, named):
+    path = tmp_path / "result.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=named):
+        read_json(path)
+
+
+def test_written_json_is_plain(tmp_path):
+    write_json(tmp_path / "deep" / "x.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "deep" / "x.json").read_text()) == {"a": [1, None]}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]

@@ -1,0 +1,100 @@
+import json
+
+import dspy
+import pytest
+
+from fst_optimizer.config import FSTConfig
+from fst_optimizer.errors import UserError
+from fst_optimizer.run.record import check_same_run, describe_run, result_of
+from fst_optimizer.run.state import Best, State
+from fst_optimizer.types import Candidate, Population, RolloutCounts, items_of
+
+
+def items(*questions, split="train"):
+    return items_of([dspy.Example(question=q, answer="a").with_inputs("question") for q in questions], split)
+
+
+@pytest.fixture
+def describe(scripted):
+    policy = scripted(lambda prompt, request: "", seed=3)
+
+    def describe(config=None, train=("a", "b"), task="Program"):
+        found = describe_run(config or FSTConfig(), policy, task, items(*train), items("v", split="val"))
+        return json.loads(json.dumps(found))
+
+    return describe
+
+
+def test_the_description_is_plain_json_with_versions_and_digests(describe, tiny_model):
+    found = describe()
+    assert found["policy"]["model"] == str(tiny_model)
+    assert found["policy"]["seed"] == 3
+    assert found["policy"]["lora"]["rank"] == 16
+    assert found["data"]["train"]["examples"] == 2
+    assert found["versions"].keys() >= {"python", "dspy", "gepa", "torch", "transformers", "peft"}
+    assert FSTConfig.from_dict(found["config"]) == FSTConfig()
+
+
+def test_the_same_run_may_go_on_from_another_place(describe):
+    before, now = describe(), describe()
+    now["policy"] |= {"model": "/elsewhere/model", "engine": "vllm", "start_version": 4}
+    now["versions"]["python"] = "3.99"
+    check_same_run(before, now)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config": FSTConfig(seed=1)}, "config.seed: 0 -> 1"),
+        ({"config": FSTConfig().with_values({"train.lr": 0.5})}, r"config.train.lr: 0.001 -> 0.5"),
+        ({"train": ("a", "c")}, "data.train.sha256"),
+        ({"train": ("b", "a")}, "data.train.sha256"),
+        ({"task": "Other"}, "task: 'Program' -> 'Other'"),
+    ],
+)
+def test_a_run_with_other_settings_or_data_is_not_resumed(describe, change, named):
+    with pytest.raises(UserError, match=named):
+        check_same_run(describe(), describe(**change))
+
+
+def test_a_run_with_another_adapter_or_sampling_limit_is_not_resumed(describe):
+    before, now = describe(), describe()
+    now["policy"]["lora"]["alpha"] = 64
+    now["policy"]["max_tokens"] = 7
+    with pytest.raises(UserError, match=r"policy.lora.alpha: 32 -> 64; policy.max_tokens: 512 -> 7"):
+        check_same_run(before, now)
+
+
+def test_the_result_tells_the_best_pair():
+    candidate = Candidate({"answer": "Say it."})
+    state = State(
+        population=Population((candidate,)),
+        best=Best(candidate, 5, 0.75, 0.125),
+        cycle=2,
+        step=12,
+        policy_version=12,
+        rollouts=RolloutCounts(10, 20, 30, 4),
+        val_score_before=0.25,
+        ended="done",
+    )
+    found = result_of(FSTConfig(seed=9), "Program", state, 60.5)
+    assert found | {"rollouts": None} == {
+        "task": "Program",
+        "method": "fst",
+        "seed": 9,
+        "val_score_before": 0.25,
+        "val_score_after": 0.75,
+        "test_score_before": None,
+        "test_score_after": None,
+        "rollouts": None,
+        "steps": 12,
+        "cycles": 2,
+        "reflection_calls": 0,
+        "cost_usd": 0.0,
+        "wall_s": 60.5,
+        "kl_to_base": 0.125,
+        "policy_version": 5,
+        "candidate": {"answer": "Say it."},
+        "ended": "done",
+    }
+    assert found["rollouts"] == {"fast": 10, "slow": 20, "eval": 30, "reused": 4}
