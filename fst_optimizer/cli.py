@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fst_optimizer.lab.commands import lab
-from fst_optimizer.show import closing, evaluation
+from fst_optimizer.show import closing, evaluation, show
 from fst_optimizer.speak import consoles, counted, quiet_libraries, shown, told_plainly
 from fst_optimizer.task_run import Choices, Sizes, compile_task, eval_task, plan_run
 
@@ -109,7 +109,7 @@ def compile_command(
         plan = plan_run(choices)
         with quiet_libraries(progress), shown(progress, plan.settings.config) as callback:
             outcome = compile_task(choices, plan, (callback,))
-        out.print(closing(outcome.result, run_dir))
+        show(out, closing(outcome.result, run_dir))
 
 
 @app.command("eval")
@@ -130,7 +130,7 @@ def eval_command(
         out, progress = consoles()
         with quiet_libraries(progress), counted(progress) as callback:
             score = eval_task(task, run_dir, test_size=test_size, model=model, on_progress=callback)
-        out.print(evaluation(task, run_dir, score))
+        show(out, evaluation(task, run_dir, score))
 
 
 def main() -> None:

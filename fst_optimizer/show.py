@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.progress import clock
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console
     from rich.table import Table
 
     from fst_optimizer.run.held_out import TestScore
@@ -32,17 +32,22 @@ def _spelled(char: str) -> str:
     return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
 
 
-def closing(result: Mapping[str, Any], run_dir: Path) -> RenderableType:
+def show(console: Console, parts: Iterable[Table | str]) -> None:
+    """Print tables, and text as it is: a command or a path that is broken over lines cannot be copied."""
+    for part in parts:
+        if isinstance(part, str):
+            console.print(plain(part), markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(part)
+
+
+def closing(result: Mapping[str, Any], run_dir: Path) -> list[Table | str]:
     """What a finished run came to, where it is, and what to do with it."""
-    from rich.console import Group
-
-    return Group(_scores(result), _costs(result), _instructions(result["candidate"]), _next_steps(result, run_dir))
+    return [_scores(result), _costs(result), _instructions(result["candidate"]), _next_steps(result, run_dir)]
 
 
-def evaluation(name: str, run_dir: Path, score: TestScore) -> RenderableType:
+def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
     """The test score now beside the recorded one."""
-    from rich.text import Text
-
     now, recorded = score.evaluation.score, score.recorded
     table = _table("test score", "recorded", "difference", "examples", "failed")
     comparable = recorded is not None and score.same_examples
@@ -57,9 +62,7 @@ def evaluation(name: str, run_dir: Path, score: TestScore) -> RenderableType:
         note = "the recorded score, exactly" if now == recorded else "not the recorded score"
     else:
         note = "the run recorded no test score" if recorded is None else "other examples than the recorded score"
-    from rich.console import Group
-
-    return Group(table, Text(plain(f"{run_dir} on {name}: {note}.")))
+    return [table, f"{run_dir} on {name}: {note}."]
 
 
 def _scores(result: Mapping[str, Any]) -> Table:
@@ -72,14 +75,12 @@ def _scores(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def _costs(result: Mapping[str, Any]) -> RenderableType:
-    from rich.text import Text
-
+def _costs(result: Mapping[str, Any]) -> str:
     counts = result["rollouts"]
     rollouts = "  ".join(f"{name} {counts[name]}" for name in ("fast", "slow", "eval", "reused"))
     cost = result["cost_usd"]
     money = "unknown price" if cost is None else f"${cost:.4f}"
-    return Text(
+    return (
         f"rollouts  {rollouts}\n"
         f"cycles {result['cycles']}  steps {result['steps']}  reflection calls {result['reflection_calls']} ({money})  "
         f"time {clock(result['wall_s'])}  ended: {result['ended']}\n"
@@ -96,15 +97,11 @@ def _instructions(texts: Mapping[str, str]) -> Table:
     return table
 
 
-def _next_steps(result: Mapping[str, Any], run_dir: Path) -> RenderableType:
-    from rich.text import Text
-
-    return Text(
-        plain(
-            f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)\n"
-            f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
-            f"use it    program = fst_optimizer.load({str(run_dir)!r})"
-        )
+def _next_steps(result: Mapping[str, Any], run_dir: Path) -> str:
+    return (
+        f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)\n"
+        f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
+        f"use it    program = fst_optimizer.load({str(run_dir)!r})"
     )
 
 
@@ -112,8 +109,7 @@ def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, title_justify="left")
-    return table
+    return Table(*columns, box=box.SIMPLE_HEAD, title_justify="left")
 
 
 def _score(value: float | None) -> str:

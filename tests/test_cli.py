@@ -23,7 +23,11 @@ from fst_optimizer.tasks import load_task
 
 letters = load_task("programs/letters:sort-rotate")
 STOP = Path(__file__).with_name("stop")
-build_program, model, calls = letters.build_program, letters.model, []
+model, calls = letters.model, []
+
+
+def build_program(variant=None):
+    return letters.build_program()
 
 
 def load(split, size=None, seed=0, variant=None):
@@ -61,7 +65,7 @@ def test_compile_leaves_a_run_as_designed_and_says_what_came_of_it(compiled):
     assert (result["task"], result["method"], result["seed"], result["cycles"]) == (LETTERS, "fst", 3, 1)
     assert "before the first cycle: val score" in said.stderr and "cycle 1, step 1: reward" in said.stderr
     assert f"{result['test_score_after']:.4f}" in said.stdout
-    assert f"fst eval {LETTERS} --run-dir" in said.stdout.replace("\n", "")
+    assert f"fst eval {LETTERS} --run-dir" in said.stdout
 
 
 def test_the_test_rollouts_are_counted_as_evaluation(compiled):
@@ -77,7 +81,7 @@ def test_eval_in_a_new_process_gives_exactly_the_recorded_score(compiled):
     command = [sys.executable, "-m", "fst_optimizer.cli", "eval", LETTERS, "--run-dir", str(run)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "the recorded score, exactly" in ran.stdout.replace("\n", " ")
+    assert "the recorded score, exactly" in ran.stdout
     assert ran.stdout.count(f"{result_of(run)['test_score_after']:.4f}") == 2
     assert "Loading weights" not in ran.stderr and "Traceback" not in ran.stderr
 
@@ -85,7 +89,7 @@ def test_eval_in_a_new_process_gives_exactly_the_recorded_score(compiled):
 def test_eval_on_other_examples_does_not_compare(compiled):
     said = fst("eval", LETTERS, "--run-dir", compiled[0], "--test-size", 4)
     assert said.exit_code == 0, said.output
-    assert "other examples than the recorded score" in said.stdout.replace("\n", " ")
+    assert "other examples than the recorded score" in said.stdout
 
 
 def test_a_crash_between_the_last_cycle_and_the_result_is_mended_by_resume(compiled, tmp_path):
@@ -193,7 +197,7 @@ def test_help_teaches_and_needs_no_torch():
 def test_a_comparison_runs_and_goes_on_where_it_stopped(tmp_path):
     out = tmp_path / "out"
     command = ["lab", "compare", LETTERS, "--methods", "fst,rl", "--seeds", "5", "--out", out, "--max-rollouts", "32"]
-    sizes = [argument for argument in SMALL[2:]]
+    sizes = SMALL[2:]
     said = fst(*command, *sizes, "--jobs", "2")
     assert said.exit_code == 0, said.output
     data = json.loads((out / "sort-rotate" / "compare.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -48,8 +49,9 @@ def test_an_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.result["cycles"] == 1
     assert result.result["steps"] == 1
     assert result.result["rollouts"]["slow"] == 8
-    # Whatever was learned: the instruction from the feedback is there, or the seed was no worse.
     assert result.result["val_score_after"] >= result.result["val_score_before"]
+    lines = (result.run_dir / "rollouts" / "cycle-000000.jsonl").read_text().splitlines()
+    assert {json.loads(line)["outcome"] for line in lines} <= {"ok", "parse_error", "truncated"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +43,7 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
     todo = [(number, job) for number, job in enumerate(jobs, 1) if not RunFiles(job.folder).result.exists()]
     if len(todo) < len(jobs):
         tell(f"{len(jobs) - len(todo)} of {len(jobs)} runs were finished before")
-    running: list[_Running] = []
-    try:
+    with _sigterm_as_interrupt(), _stopped_at_the_end() as running:
         while todo or running:
             while todo and len(running) < at_once:
                 number, job = todo.pop(0)
@@ -54,6 +55,19 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
                 tell(f"[{one.number}/{len(jobs)}] {_outcome(one)}")
             if not ended:
                 _wait(running)
+
+
+def log_path(job: Job) -> Path:
+    """Where a run's words went."""
+    return job.folder.with_name(f"{job.folder.name}.log")
+
+
+@contextmanager
+def _stopped_at_the_end() -> Iterator[list[_Running]]:
+    """A list of runs in flight, of which none outlives the context: two writers in one folder would spoil it."""
+    running: list[_Running] = []
+    try:
+        yield running
     finally:
         for one in running:
             one.process.terminate()
@@ -61,9 +75,18 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
             one.process.wait()
 
 
-def log_path(job: Job) -> Path:
-    """Where a run's words went."""
-    return job.folder.with_name(f"{job.folder.name}.log")
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """`kill PID` stops a comparison as Ctrl-C does, its runs included."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:

@@ -62,6 +62,36 @@ def swap_ends(letters: Letters) -> Letters:
     return letters[-1:] + letters[1:-1] + letters[:1] if len(letters) > 1 else list(letters)
 
 
+def rotate_right(letters: Letters) -> Letters:
+    """The last letter goes to the front: `a c b` -> `b a c`."""
+    return letters[-1:] + letters[:-1]
+
+
+def sort_down(letters: Letters) -> Letters:
+    """Backwards alphabetical order: `a c b` -> `c b a`."""
+    return sorted(letters, reverse=True)
+
+
+def keep_even(letters: Letters) -> Letters:
+    """The second, fourth...: `a c b d` -> `c d`."""
+    return letters[1::2]
+
+
+def swap_start(letters: Letters) -> Letters:
+    """The first two letters trade places: `a c b` -> `c a b`."""
+    return letters[1:2] + letters[:1] + letters[2:]
+
+
+def double_first(letters: Letters) -> Letters:
+    """The first letter twice: `a c b` -> `a a c b`."""
+    return letters[:1] + letters
+
+
+def double_last(letters: Letters) -> Letters:
+    """The last letter twice: `a c b` -> `a c b b`."""
+    return letters + letters[-1:]
+
+
 OPERATIONS: dict[str, Callable[[Letters], Letters]] = {
     "copy": copy,
     "reverse": reverse,
@@ -73,6 +103,12 @@ OPERATIONS: dict[str, Callable[[Letters], Letters]] = {
     "keep_odd": keep_odd,
     "dedupe": dedupe,
     "swap_ends": swap_ends,
+    "rotate_right": rotate_right,
+    "sort_down": sort_down,
+    "keep_even": keep_even,
+    "swap_start": swap_start,
+    "double_first": double_first,
+    "double_last": double_last,
 }
 
 PHRASES: dict[str, tuple[str, ...]] = {
@@ -94,6 +130,28 @@ PHRASES: dict[str, tuple[str, ...]] = {
         "exchange the two end letters",
         "let the first and last letters trade places",
     ),
+    "rotate_right": (
+        "move the last letter to the front",
+        "rotate the letters right by one",
+        "put the last letter first",
+    ),
+    "sort_down": (
+        "sort the letters backwards",
+        "put the letters in backwards alphabetical order",
+        "order the letters from the last in the alphabet to the first",
+    ),
+    "keep_even": (
+        "keep every second letter, starting with the second",
+        "keep only the letters at even places",
+        "leave out the first letter and every other one after it",
+    ),
+    "swap_start": (
+        "swap the first two letters",
+        "exchange the first and the second letter",
+        "let the first two letters trade places",
+    ),
+    "double_first": ("write the first letter twice", "double the first letter", "repeat the first letter once more"),
+    "double_last": ("write the last letter twice", "double the last letter", "repeat the last letter once more"),
 }
 """What names an operation: the canonical phrase first, then paraphrases."""
 
@@ -102,7 +160,6 @@ CHAINS = ("{0}, then {1}.", "first {0}, then {1}.", "{0} and then {1}.", "{0}. T
 
 WITHHELD: tuple[Rule, ...] = (
     ("sort", "rotate"),
-    ("sort", "swap_ends"),
     ("reverse", "rotate"),
     ("reverse", "drop_first"),
     ("dedupe", "sort"),
@@ -111,7 +168,7 @@ WITHHELD: tuple[Rule, ...] = (
     ("drop_first", "sort"),
     ("dedupe", "reverse"),
     ("rotate", "double"),
-    ("sort", "drop_first"),
+    ("swap_ends", "rotate"),
 )
 """The pairs kept for the tasks: pretraining uses neither these nor any pair that acts like one of them."""
 

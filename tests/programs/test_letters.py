@@ -30,6 +30,12 @@ MODEL = Path(task.model())
         (("keep_odd",), "a c b d e", "a b e"),
         (("dedupe",), "a c a b c", "a c b"),
         (("swap_ends",), "a c d b", "b c d a"),
+        (("rotate_right",), "a c b", "b a c"),
+        (("sort_down",), "c a b a", "c b a a"),
+        (("keep_even",), "a c b d e", "c d"),
+        (("swap_start",), "a c b", "c a b"),
+        (("double_first",), "a c b", "a a c b"),
+        (("double_last",), "a c b", "a c b b"),
         (("sort", "rotate"), "c a b", "b c a"),
         (("rotate", "sort"), "c a b", "a b c"),
         (("reverse", "drop_first"), "a c b", "c a"),
@@ -68,9 +74,9 @@ def test_rules_that_act_alike_are_found() -> None:
     ("answer", "target", "score"),
     [
         ("b a c d", "b a c d", 1.0),
-        ("b c a", "b a c d", 1 / 4),
-        ("b a", "b a c d", 2 / 4),
-        ("b a c d e f g h", "b a c d", 4 / 8),
+        ("b c a", "b a c d", 1 / 8),
+        ("b a", "b a c d", 2 / 8),
+        ("b a c d e f g h", "b a c d", 4 / 16),
         ("['b', 'a', 'c', 'd']", "b a c d", 0.0),
         ("", "b a", 0.0),
         (None, "b a", 0.0),
@@ -78,28 +84,28 @@ def test_rules_that_act_alike_are_found() -> None:
         ("", "", 1.0),
     ],
 )
-def test_grade_counts_positions_over_the_longer_list(answer: object, target: str, score: float) -> None:
+def test_grade_is_half_positions_and_half_the_whole_list(answer: object, target: str, score: float) -> None:
     assert task.grade(answer, target) == score
 
 
 def example(letters: str = "c a b d", variant: str = "pipeline") -> dspy.Example:
-    """A pipeline example: `c a b` after the first stage, `b c a` after the second."""
+    """A pipeline example: `a b d` after the first stage, `b d a` after the second."""
     return dspy.Example(letters=letters, variant=variant).with_inputs("letters")
 
 
 def test_a_pipeline_scores_the_mean_of_its_predictors() -> None:
-    result = task.metric(example(), dspy.Prediction(middle="c a b", answer="b a c"))
-    assert result.score == (1 + 1 / 3) / 2
+    result = task.metric(example(), dspy.Prediction(middle="a b d", answer="b a d"))
+    assert result.score == (1 + 1 / 6) / 2
     assert result.feedback == (
-        'first: Right.\nsecond: Got "b a c", expected "b c a". Sort the letters, then move the first letter to the end.'
+        'first: Right.\nsecond: Got "b a d", expected "b d a". Sort the letters, then move the first letter to the end.'
     )
 
 
 def test_a_named_predictor_gets_its_own_score_and_feedback() -> None:
-    prediction = dspy.Prediction(middle="c a", answer="b c a")
+    prediction = dspy.Prediction(middle="a b", answer="b d a")
     first = task.metric(example(), prediction, None, "first", None)
-    assert first.score == 2 / 3
-    assert first.feedback == 'Got "c a", expected "c a b". Drop the last letter.'
+    assert first.score == 2 / 6
+    assert first.feedback == 'Got "a b", expected "a b d". Drop the first letter.'
     assert task.metric(example(), prediction, None, "second", None).feedback == "Right."
 
 
@@ -184,6 +190,11 @@ def test_every_combination_in_a_variant_is_kept_out_of_pretraining() -> None:
     hidden = {stage.rule for variant in task.VARIANTS.values() for stage in variant.stages if len(stage.rule) > 1}
     assert hidden <= set(rules.WITHHELD)
     assert not any(rules.alike(pair, kept) for pair in pretrain.PAIRS for kept in rules.WITHHELD)
+
+
+def test_pretraining_knows_the_fields_of_every_variant() -> None:
+    fields = {(stage.source, stage.target) for variant in task.VARIANTS.values() for stage in variant.stages}
+    assert fields == set(pretrain.FIELDS)
 
 
 def test_the_sampler_never_draws_a_withheld_rule() -> None:
