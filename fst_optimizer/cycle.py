@@ -267,9 +267,7 @@ def draw_anchor(config: FSTConfig, batches: Sequence[Sequence[Item]], state: Sta
 def group_requests(population: Population, batch: Sequence[Item], group_size: int) -> list[Request]:
     """G rollouts an example, shared over the candidates as evenly as they divide."""
     shares = spread(group_size, len(population.candidates))
-    members = [
-        candidate for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
-    ]
+    members = [candidate for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)]
     return [Request(candidate, item, index) for item in batch for index, candidate in enumerate(members)]
 
 

@@ -25,7 +25,7 @@ class UserError(FSTError, ValueError):
 
 
 class MetricError(FSTError):
-    """The metric raised. (One that returns no finite number is a `UserError`.)"""
+    """The metric raised; one that returns no finite number is a `UserError`."""
 
 
 class EngineError(FSTError):

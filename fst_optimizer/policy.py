@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from fst_optimizer.config import LoraConfig, TrainConfig
 from fst_optimizer.errors import UserError, did_you_mean
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fst_optimizer.engines.base import Engine
+    from fst_optimizer.engines.recorder import RecordingEngine
     from fst_optimizer.train.trainer import Trainer
     from fst_optimizer.types import Call
 
@@ -38,7 +40,7 @@ class Policy:
         device: `auto` is the first GPU if there is one; or a name that torch knows.
         seed: Decides the adapter's initial values and the seeds of calls outside of rollouts.
         max_tokens: Most new tokens of a call that does not say.
-        temperature: Of a call outside of rollouts that does not say. 0 is greedy.
+        temperature: Of a call outside of rollouts that does not say. 0 is greedy; 1 gives what rollouts sample.
         chat_template_args: Passed to the chat template, e.g. `{"enable_thinking": False}`.
         trust_remote_code: Whether code in the model's folder may run. Off unless asked for.
         max_batch: Most requests that the in-process engine runs together.
@@ -82,6 +84,8 @@ class Policy:
         base = _load_base(self.source, dtype, device, trust_remote_code)
         _check_tokenizer(self.source, self.tokenizer, base)
         self.model = _attach(base, self.lora, adapter, seed)
+        self._fresh = _adding_nothing(self.model)
+        self._pinned: WeakSet[RecordingEngine] = WeakSet()
         self._seeds = itertools.count(seed << 32)
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self.version = 0
@@ -110,7 +114,9 @@ class Policy:
 
     def lm_at(self, version: int) -> dspy.LM:
         """An LM that stays at one version. It counts as this policy when its program is compiled again."""
-        return self._make_lm(version)
+        lm = self._make_lm(version)
+        self._pinned.add(lm.engine)
+        return lm
 
     @property
     def base_lm(self) -> dspy.LM:
@@ -131,9 +137,7 @@ class Policy:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special tokens."""
-        return str(
-            self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def fresh_seed(self) -> int:
         """The sampling seed of the next call outside of any rollout."""
@@ -156,15 +160,10 @@ class Policy:
         """Go back to a version: serve it, and train on from it. None: the base, whose adapter adds nothing."""
         from fst_optimizer.train import adapters
 
-        if tensors is None:
-            with self.lock:
-                own = adapters.snapshot(self.model)
-                adapters.restore(self.model, {name: t.zero_() if ".lora_B." in name else t for name, t in own.items()})
-        else:
-            with self.lock:
-                adapters.restore(self.model, tensors)
-            if version not in self.engine.versions():
-                self._serve(version, dict(tensors))
+        with self.lock:
+            adapters.restore(self.model, self._fresh if tensors is None else tensors)
+        if tensors is not None and version not in self.engine.versions():
+            self._serve(version, dict(tensors))
         self.version = version
         self._newest = max(self._newest, version)
 
@@ -181,8 +180,9 @@ class Policy:
         return self._tensors[version]
 
     def retire_all_but(self, keep: Iterable[int]) -> None:
-        """Stop serving every version but these and the base."""
-        for version in sorted(set(self._tensors) - set(keep)):
+        """Stop serving every version but these, the base, and those that a living `lm_at` stays at."""
+        pinned = {engine.version for engine in self._pinned}
+        for version in sorted(set(self._tensors) - set(keep) - pinned):
             self.engine.retire(version)
             del self._tensors[version]
 
@@ -283,6 +283,14 @@ def _check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:
             f"model is {source!r}: its tokenizer has {len(tokenizer)} tokens and its embedding only {rows} rows; "
             "they are not of one model"
         )
+
+
+def _adding_nothing(model: Any) -> dict[str, Tensor]:
+    """The adapter's tensors as they are now, its B matrices zero: the base."""
+    from fst_optimizer.train import adapters
+
+    tensors = adapters.snapshot(model)
+    return {name: tensor.zero_() if ".lora_B." in name else tensor for name, tensor in tensors.items()}
 
 
 def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:

@@ -186,7 +186,9 @@ class InProcessEngine:
             )
         return self._collect(requests, sequences[:, widest:].tolist(), sampler)
 
-    def _collect(self, requests: Sequence[GenerationRequest], rows: list[list[int]], sampler: _Sampler) -> list[Generation]:
+    def _collect(
+        self, requests: Sequence[GenerationRequest], rows: list[list[int]], sampler: _Sampler
+    ) -> list[Generation]:
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
         ends = set(self.end_ids)
         generations = []
@@ -213,7 +215,9 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         self.greedy_B = torch.tensor([t == 0 for t in temperatures])
         self.temperature_B1 = torch.tensor([t or 1.0 for t in temperatures])[:, None]
         self.uniform_BT = torch.from_numpy(
-            np.stack([_uniforms(request) for request in _padded(requests)]) if not self.greedy_B.all() else np.zeros((1, 1))
+            np.stack([_uniforms(request) for request in _padded(requests)])
+            if not self.greedy_B.all()
+            else np.zeros((1, 1))
         )
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -311,7 +315,9 @@ def _padded(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
     return [
         request
         if request.max_tokens == room
-        else GenerationRequest(request.prompt_ids, room, request.temperature, request.stop, request.seed, request.version)
+        else GenerationRequest(
+            request.prompt_ids, room, request.temperature, request.stop, request.seed, request.version
+        )
         for request in requests
     ]
 

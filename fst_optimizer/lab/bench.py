@@ -70,9 +70,7 @@ def _rollout_side(task: Task, policy: Policy, config: FSTConfig, examples: int) 
     )
     candidate = Candidate(seed_texts(program))
     items = items_of(task.load("train", examples), "train")
-    return collector, [
-        Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)
-    ]
+    return collector, [Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)]
 
 
 def _rollout_times(

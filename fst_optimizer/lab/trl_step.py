@@ -63,7 +63,11 @@ class TRLStep:
             train_dataset=Dataset.from_dict({"prompt": ["a"] * 64}),
             processing_class=policy.tokenizer,
             peft_config=LoraConfig(
-                r=shape.rank, lora_alpha=shape.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+                r=shape.rank,
+                lora_alpha=shape.alpha,
+                lora_dropout=0.0,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
             ),
         )
         self.trainer.create_optimizer()
@@ -77,6 +81,7 @@ class TRLStep:
             batch.update({name: value.to(policy.model.device) for name, value in batch.items()})
 
     def __call__(self) -> None:
+        """Forward and backward over all microbatches, clip, step."""
         self.model.train()
         for batch in self.batches:
             self.trainer.training_step(self.model, batch, None)

@@ -89,7 +89,7 @@ def trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 def scaling(model: PeftModel) -> float:
     """The factor s in W + s B A: alpha / rank."""
     config = cast(LoraConfig, model.peft_config[TRAINED])
-    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
 
 def snapshot(model: PeftModel) -> dict[str, Tensor]:

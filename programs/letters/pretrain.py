@@ -181,7 +181,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Model:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model: Model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    model: Model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
@@ -235,7 +235,7 @@ def train(out: Path, device: str, steps: int, seed: int) -> None:
     for step, (ids_BT, labels_BT) in enumerate(itertools.islice(batches(tokenizer, rng), steps), start=1):
         loss = completion_loss(model, ids_BT.to(device), labels_BT.to(device))
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
