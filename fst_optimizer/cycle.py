@@ -28,7 +28,7 @@ from fst_optimizer.rollout.credit import credit
 from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
 from fst_optimizer.run.files import RunFiles, write_json
 from fst_optimizer.run.metrics import MetricsLog
-from fst_optimizer.run.state import Best, State
+from fst_optimizer.run.state import Best, State, ValidationScore
 from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import Candidate, Item, Population, Rollout
 
@@ -54,11 +54,11 @@ class Parts:
 
 
 def run_cycle(parts: Parts, state: State) -> State:
-    """One fast round, T slow steps, one evaluation. Sets `ended` when the budget is spent."""
+    """One fast round, T slow steps, an evaluation after each. Sets `ended` when the budget is spent."""
     batches = next_batches(parts, state)
     spent_before = state.rollouts.training
     if fast_now(parts.config, state):
-        state = fast_round(parts, state, batches)
+        state = validated(parts, fast_round(parts, state, batches), only_new=True)
     if slow_now(parts.config, state):
         if parts.config.method == "sequential":
             state = replace(state, population=Population((state.best.candidate,), state.policy_version))
@@ -174,22 +174,20 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
     return state
 
 
-def validated(parts: Parts, state: State) -> State:
-    """Score the leading candidates at the newest version on the validation set; keep the best pair."""
-    config, items = parts.config.eval, parts.valset[: parts.config.eval.max_examples]
-    for candidate in leading(state.population, config.candidates):
-        scored = evaluate(
-            parts.collector,
-            candidate,
-            items,
-            version=state.policy_version,
-            temperature=config.temperature,
-            on_rollout=counting(parts.metrics, "eval", len(items)),
-        )
-        kl, extra = measure_kl(
-            parts.collector, parts.policy, candidate, parts.valset, config, version=state.policy_version
-        )
-        state = replace(state, rollouts=state.rollouts.plus(eval=scored.rollouts + extra))
+def validated(parts: Parts, state: State, *, only_new: bool = False) -> State:
+    """Score the leading candidates at the newest version on the validation set; keep the best pair.
+
+    A pair that was scored before keeps its score: greedy decoding would give it again. `only_new` passes it over.
+    """
+    for candidate in leading(state.population, parts.config.eval.candidates):
+        known = state.validated.get(candidate.id)
+        if known is None or known.policy_version != state.policy_version:
+            state = scored_on_validation(parts, state, candidate)
+        elif only_new:
+            continue
+        else:
+            state = replace(state, rollouts=state.rollouts.plus(reused=known.rollouts))
+        score = state.validated[candidate.id]
         parts.metrics.line(
             "eval",
             cycle=state.cycle,
@@ -197,14 +195,35 @@ def validated(parts: Parts, state: State) -> State:
             policy_version=state.policy_version,
             rollouts=state.rollouts,
             split="val",
-            score=scored.score,
-            kl_to_base=kl,
+            score=score.score,
+            kl_to_base=score.kl_to_base,
             candidate=candidate.id,
-            failed=scored.failed,
+            failed=score.failed,
         )
-        if scored.score > state.best.score:
-            state = replace(state, best=Best(candidate, state.policy_version, scored.score, kl))
+        if score.score > state.best.score:
+            state = replace(state, best=Best(candidate, state.policy_version, score.score, score.kl_to_base))
     return state
+
+
+def scored_on_validation(parts: Parts, state: State, candidate: Candidate) -> State:
+    """Run one candidate on the validation set at the newest version, and measure how far the policy has moved."""
+    config, items = parts.config.eval, parts.valset[: parts.config.eval.max_examples]
+    found = evaluate(
+        parts.collector,
+        candidate,
+        items,
+        version=state.policy_version,
+        temperature=config.temperature,
+        on_rollout=counting(parts.metrics, "eval", len(items)),
+    )
+    kl, extra = measure_kl(parts.collector, parts.policy, candidate, parts.valset, config, version=state.policy_version)
+    score = ValidationScore(state.policy_version, found.score, kl, found.failed, found.rollouts + extra)
+    at_this_version = {name: s for name, s in state.validated.items() if s.policy_version == state.policy_version}
+    return replace(
+        state,
+        validated={**at_this_version, candidate.id: score},
+        rollouts=state.rollouts.plus(eval=score.rollouts),
+    )
 
 
 # -- which parts of the cycle a method has, and what the budget leaves ------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 from fst_optimizer.config import METHODS, FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.run.files import RunFiles, read_json
-from fst_optimizer.settings import assignments
+from fst_optimizer.settings import assignments, flat
 from fst_optimizer.task_run import Choices, Sizes, plan_run
 
 MANY_CYCLES = 100_000
@@ -156,8 +156,15 @@ def check_jobs(jobs: Sequence[Job]) -> None:
 def _check_recorded(job: Job, config: FSTConfig, recorded: Mapping[str, Any]) -> None:
     sizes = {split: (recorded["data"].get(split) or {}).get("examples") for split in ("train", "val", "test")}
     wanted = {split: getattr(job.common.sizes, split) or sizes[split] for split in sizes}
-    if (recorded["task"], recorded["config"], sizes) != (job.task, config.to_dict(), wanted):
-        raise UserError(f"{job.folder} holds a run with another task, settings or sizes: give another --out")
+    before = {"task": recorded["task"], **flat(recorded["config"]), **sizes}
+    now = {"task": job.task, **flat(config.to_dict()), **wanted}
+    other = [
+        f"{name} {before.get(name)!r}, not {now.get(name)!r}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if other:
+        raise UserError(f"{job.folder} holds another run ({'; '.join(other)}): give another --out")
 
 
 def _parts(text: str) -> tuple[str, ...]:

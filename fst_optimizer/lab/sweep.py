@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fst_optimizer.errors import UserError
+from fst_optimizer.lab.compare import read_run
+from fst_optimizer.lab.curves import settled_best, standard_error
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.run.files import RunFiles, read_json, write_json
 
@@ -44,19 +46,31 @@ def sweep_jobs(
 
 
 def pick_rates(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Method -> the rate with the best mean final validation score; the smaller of two that tie."""
-    means = mean_scores(runs)
-    return {method: min(rates, key=lambda rate: (-rates[rate], rate)) for method, rates in means.items()}
+    """Method -> the rate that gets there first, of those within one standard error of the best final score.
+
+    A final score alone would choose by noise among rates that end level, and may take the slowest.
+    """
+    picked = {}
+    for method, rates in by_rate(runs).items():
+        final = {rate: _mean(one["val_score_after"] for one in own) for rate, own in rates.items()}
+        cost = {rate: _mean(one["settled_rollouts"] for one in own) for rate, own in rates.items()}
+        best = max(final.values())
+        floor = best - standard_error(best, min(run["val_examples"] for run in runs))
+        picked[method] = min((rate for rate in final if final[rate] >= floor), key=lambda rate: (cost[rate], rate))
+    return picked
 
 
-def mean_scores(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, float]]:
-    """Method -> rate -> mean of `val_score_after` over tasks and seeds."""
-    found: dict[str, dict[float, list[float]]] = {}
+def by_rate(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, list[Mapping[str, Any]]]]:
+    """Method -> rate -> its runs, over tasks and seeds."""
+    found: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for run in runs:
-        found.setdefault(run["method"], {}).setdefault(run["lr"], []).append(run["val_score_after"])
-    return {
-        method: {rate: sum(scores) / len(scores) for rate, scores in rates.items()} for method, rates in found.items()
-    }
+        found.setdefault(run["method"], {}).setdefault(run["lr"], []).append(run)
+    return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
 
 
 def save_sweep(jobs: Sequence[tuple[float, Job]], out: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,10 +80,16 @@ def save_sweep(jobs: Sequence[tuple[float, Job]], out: Path, *, extra: Mapping[s
         result = read_json(RunFiles(job.folder).result)
         kept = ("val_score_before", "val_score_after", "kl_to_base", "rollouts", "wall_s")
         about = {"task": job.task, "method": job.method, "lr": rate, "seed": job.seed}
-        runs.append({**about, "dir": job.folder.relative_to(out).as_posix(), **{name: result[name] for name in kept}})
+        read = read_run(job.folder)
+        settled = {"settled_rollouts": settled_best(read.curve, read.val_examples).rollouts}
+        numbers = {name: result[name] for name in kept} | settled | {"val_examples": read.val_examples}
+        runs.append({**about, "dir": job.folder.relative_to(out).as_posix(), **numbers})
     means = {
-        method: [{"lr": rate, "val_score_after": score} for rate, score in sorted(rates.items())]
-        for method, rates in mean_scores(runs).items()
+        method: [
+            {"lr": rate, **{name: _mean(one[name] for one in own) for name in ("val_score_after", "settled_rollouts")}}
+            for rate, own in sorted(rates.items())
+        ]
+        for method, rates in by_rate(runs).items()
     }
     data = {**extra, "picked": pick_rates(runs), "means": means, "runs": runs}
     write_json(out / "sweep.json", data)

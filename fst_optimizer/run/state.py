@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
@@ -47,6 +47,19 @@ class Best:
 
 
 @dataclass(frozen=True)
+class ValidationScore:
+    """What a candidate reached on the validation set at one policy version."""
+
+    policy_version: int
+    score: float
+    kl_to_base: float
+    failed: int
+    """Rollouts whose outcome was not `ok`."""
+    rollouts: int
+    """Rollouts that it took."""
+
+
+@dataclass(frozen=True)
 class State:
     """A run between two cycles."""
 
@@ -64,6 +77,8 @@ class State:
     reflection_calls: int = 0
     cost_usd: float | None = 0.0
     """None once a price was unknown."""
+    validated: Mapping[str, ValidationScore] = field(default_factory=dict)
+    """Candidate id -> its last score on the validation set."""
     val_score_before: float = 0.0
     test_score_before: float | None = None
     """Of the seed candidate at the start version. None without a test set."""
@@ -82,6 +97,7 @@ class State:
             "rollouts": self.rollouts.to_json(),
             "reflection_calls": self.reflection_calls,
             "cost_usd": self.cost_usd,
+            "validated": {name: asdict(score) for name, score in self.validated.items()},
             "val_score_before": self.val_score_before,
             "test_score_before": self.test_score_before,
             "ended": self.ended,
@@ -96,6 +112,7 @@ class State:
                 "population": Population.from_json(data["population"]),
                 "best": Best.from_json(data["best"]),
                 "rollouts": RolloutCounts(**data["rollouts"]),
+                "validated": {name: ValidationScore(**score) for name, score in data["validated"].items()},
             }
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import dspy
 import pytest
+import torch
 from dspy.utils import DummyLM
 
 from programs.letters import pretrain, rules, task
@@ -241,8 +242,11 @@ def test_the_generic_instruction_leaves_the_rule_open() -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[tuple[Any, Any]]:
-    """The model and its tokenizer."""
+    """The model and its tokenizer, on one thread: more only get in each other's way on batches this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield pretrain.load_model(MODEL)
+    torch.set_num_threads(threads)
 
 
 def test_the_model_folder_is_small_and_safe() -> None:
@@ -297,8 +301,8 @@ def test_naming_the_rules_helps_and_leaves_room_for_training(shipped: tuple[Any,
         rows = pretrain.run_variant(model, tokenizer, pipeline, inputs, named)
         scores, _, unparsed[named] = pretrain.score_variant(pipeline, rows)
         means[named] = sum(scores) / len(scores)
-    assert 0.10 < means[False] < 0.40
-    assert means[False] + 0.15 < means[True] < 0.75
+    assert 0.05 < means[False] < 0.30
+    assert means[False] + 0.30 < means[True] < 0.80
     assert unparsed[True] < 0.02
 
 
