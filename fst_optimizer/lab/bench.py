@@ -82,9 +82,11 @@ def _rollout_times(
         return collector.run(requests, version=policy.version, temperature=config.rollout.temperature)
 
     rollouts = collect()
+    sampled = [call for rollout in rollouts for call in rollout.calls]
+    most = max(len(call.completion_ids) for call in sampled)
     calls = [
-        GenerationRequest(call.prompt_ids, policy.max_tokens, call.temperature, (), seed, policy.version)
-        for seed, call in enumerate(call for rollout in rollouts for call in rollout.calls)
+        GenerationRequest(call.prompt_ids, most, call.temperature, (), seed, policy.version)
+        for seed, call in enumerate(sampled)
     ]
     size = config.rollout.num_threads
 

@@ -106,7 +106,10 @@ def sweep_command(
     val_size: ValSize = None,
     test_size: TestSize = None,
 ) -> None:
-    """Pick each method's learning rate: the best mean final validation score over tasks and seeds.
+    """Pick each method's learning rate, over tasks and seeds.
+
+    Of the rates whose final validation score is within a standard error of the best, the one that levels off after
+    the fewest rollouts.
 
     Example:
         fst lab sweep programs/letters --methods fst,rl --lrs 3e-4,1e-3,2e-3 --seeds 100,101 --out runs/sweep
@@ -130,6 +133,37 @@ def sweep_command(
         launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
         extra = {"command": _command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
         _show_sweep(console, sweep.save_sweep(work, out, extra=extra), out / "sweep.json")
+
+
+@lab.command("bench")
+def bench_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="As for fst compile.")] = "programs/letters",
+    out: Annotated[Path, typer.Option("--out", help="The JSON file with the numbers.")] = Path("runs/bench.json"),
+    examples: Annotated[int, typer.Option(min=1, help="Examples, each run G times.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each contender; medians are shown.")] = 5,
+    model: Model = None,
+    sets: Sets = None,
+) -> None:
+    """Measure speed as ratios within one run: the collector over raw generate, the slow step over TRL's.
+
+    Example:
+        fst lab bench programs/letters --out runs/bench.json
+    """
+    with told_plainly("run it again"):
+        from fst_optimizer.lab.bench import bench
+        from fst_optimizer.run.files import write_json
+        from fst_optimizer.task_run import Choices, make_policy, plan_run
+
+        console, _ = consoles()
+        choices = Choices(task=task, run_dir=out.parent, model=model, sets=tuple(sets or ()))
+        plan = plan_run(choices)
+        policy = make_policy(choices, plan)
+        numbers = bench(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
+        data = {"command": _command(), **numbers}
+        write_json(out, data)
+        for name, value in data.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            console.print(f"{name:30} {shown}", markup=False, highlight=False)
 
 
 @lab.command("report")

@@ -143,19 +143,21 @@ def _setup(data: Mapping[str, Any]) -> str:
 
 
 def _sweep(sweep: Mapping[str, Any]) -> str:
-    """The mean final validation score of every rate, and a word on picks at the edge of the grid."""
+    """What every rate came to, and a word on picks at the edge of the grid."""
     rates = sorted({entry["lr"] for entries in sweep["means"].values() for entry in entries})
     rows = []
     for method, entries in sweep["means"].items():
-        scores = {entry["lr"]: entry["val_score_after"] for entry in entries}
-        rows.append([method, *(tables.number(scores.get(rate)) for rate in rates), f"{sweep['picked'][method]:g}"])
+        cells = {entry["lr"]: f"{entry['val_score_after']:.3f} ({entry['settled_rollouts']:.0f})" for entry in entries}
+        rows.append([method, *(cells.get(rate, "-") for rate in rates), f"{sweep['picked'][method]:g}"])
     edge = [method for method, rate in sweep["picked"].items() if len(rates) > 1 and rate in (rates[0], rates[-1])]
     note = f" At the edge of the grid, so a better one may lie beyond: {', '.join(edge)}." if edge else ""
     head = ("method", *(f"lr {rate:g}" for rate in rates), "picked")
     return (
         f"The rates come from a sweep on seeds {', '.join(map(str, sweep['seeds']))} of "
-        f"{', '.join(f'`{task}`' for task in sweep['tasks'])}, at {sweep['max_rollouts']} rollouts a run: mean "
-        f"final validation scores.{note}\n\n{tables.markdown_table(head, rows)}"
+        f"{', '.join(f'`{task}`' for task in sweep['tasks'])}, at most {sweep['max_rollouts']} rollouts a run. Below: "
+        "mean final validation scores, and in brackets the rollouts to the settled best. Of the rates within one "
+        f"standard error of the best score, the one that settles first was picked.{note}\n\n"
+        f"{tables.markdown_table(head, rows)}"
     )
 
 
