@@ -309,7 +309,12 @@ def interrupt_at(kind, **where):
 @pytest.mark.parametrize("process", ["the same process", "a new process"])
 @pytest.mark.parametrize(
     "where",
-    [{"kind": "step", "step": 1}, {"kind": "step", "step": 3}, {"kind": "progress", "phase": "slow", "done": 5}],
+    [
+        {"kind": "step", "step": 1},
+        {"kind": "step", "step": 2},
+        {"kind": "step", "step": 3},
+        {"kind": "progress", "phase": "slow", "done": 5},
+    ],
 )
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(finished, scripted, tmp_path, lines, where, process):
     policy = scripted(answer)
