@@ -44,6 +44,8 @@ class Snapshot:
     step: int = 0
     reward: float | None = None
     frontier: int | None = None
+    fast_cycle: int | None = None
+    """The cycle of the last fast round; an evaluation in the same cycle is of its prompts."""
     val_first: float | None = None
     val_score: float | None = None
     val_best: float | None = None
@@ -70,7 +72,7 @@ def advance(before: Snapshot, event: Event, now_s: float) -> Snapshot:
         rollouts=RolloutCounts(**event["rollouts"]),
     )
     if event["kind"] == "fast":
-        return replace(after, frontier=event.get("frontier", event["population"]))
+        return replace(after, frontier=event.get("frontier", event["population"]), fast_cycle=event["cycle"])
     if event["kind"] == "step":
         return replace(after, reward=event["reward_mean"])
     score = event["score"]
@@ -125,8 +127,15 @@ def line_of(event: Event, before: Snapshot) -> str | None:
             f"{signal} of {event['groups']} groups with signal{note}"
         )
     best = "" if before.val_best is None or event["score"] <= before.val_best else ", the best so far"
-    when = f"after cycle {event['cycle']}" if event["cycle"] else "before the first cycle"
-    return f"{stamp} {when}: {event['split']} score {event['score']:.3f}, KL to base {event['kl_to_base']:.4f}{best}"
+    score = f"{event['split']} score {event['score']:.3f}, KL to base {event['kl_to_base']:.4f}"
+    return f"{stamp} {_moment(event, before)}: {score}{best}"
+
+
+def _moment(event: Event, before: Snapshot) -> str:
+    """Which evaluation this is."""
+    if not RolloutCounts(**event["rollouts"]).training:
+        return "before the first cycle"
+    return f"cycle {event['cycle'] + 1}" if event["cycle"] == before.fast_cycle else f"after cycle {event['cycle']}"
 
 
 def clock(seconds: float) -> str:

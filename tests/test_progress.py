@@ -13,10 +13,14 @@ STEP = {"kind": "step", **SHARED, "reward_mean": 0.25, "groups": 8, "flat_groups
 FAST = {"kind": "fast", **SHARED, "proposals": 5, "accepted": 2, "population": 3, "best_score": 0.5, "frontier": 4}
 
 
-def evaluated(score, cycle=0):
+START = {"fast": 0, "slow": 0, "eval": 16, "reused": 0}
+
+
+def evaluated(score, cycle=0, rollouts=COUNTS):
     return {
         "kind": "eval",
         **SHARED,
+        "rollouts": rollouts,
         "cycle": cycle,
         "split": "val",
         "score": score,
@@ -65,9 +69,10 @@ def test_elsewhere_than_on_a_terminal_every_event_is_one_plain_line():
     out = io.StringIO()
     with display(Console(file=out, width=40), FSTConfig()) as callback:
         for event in [
-            evaluated(0.2),
+            evaluated(0.2, rollouts=START),
             progressed(3),
             FAST,
+            evaluated(0.5),
             STEP,
             {**STEP, "updated": False, "note": ""},
             evaluated(0.6, 1),
@@ -78,6 +83,7 @@ def test_elsewhere_than_on_a_terminal_every_event_is_one_plain_line():
         "[1:05] before the first cycle: val score 0.200, KL to base 0.0100",
         "[1:05] cycle 1: prompts evolved, 5 proposed, 2 accepted, population 3, best 0.500 on the anchor, "
         "94 rollouts so far",
+        "[1:05] cycle 1: val score 0.500, KL to base 0.0100, the best so far",
         "[1:05] cycle 1, step 1: reward 0.250, 5 of 8 groups with signal",
         "[1:05] cycle 1, step 1: reward 0.250, 5 of 8 groups with signal, no update (every group was flat)",
         "[1:05] after cycle 1: val score 0.600, KL to base 0.0100, the best so far",

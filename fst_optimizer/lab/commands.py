@@ -217,10 +217,17 @@ def _show_sweep(console: Any, data: dict[str, Any], path: Path) -> None:
     from fst_optimizer.lab import tables
 
     rows = [
-        [method, f"{entry['lr']:g}", f"{entry['val_score_after']:.3f}", "picked" if entry["lr"] == picked else ""]
+        [
+            method,
+            f"{entry['lr']:g}",
+            f"{entry['val_score_after']:.3f}",
+            f"{entry['settled_rollouts']:.0f}",
+            "picked" if entry["lr"] == picked else "",
+        ]
         for method, entries in data["means"].items()
         for picked in (data["picked"][method],)
         for entry in entries
     ]
-    console.print(tables.rich_table("Mean final validation score", ("method", "lr", "score", ""), rows))
+    head = ("method", "lr", "score", "rollouts", "")
+    console.print(tables.rich_table("Final validation score, and the rollouts to level off", head, rows))
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -100,7 +100,8 @@ Student-t intervals over seeds: with few seeds they are wide, and with one there
 
 **RL's best** is its first validation score within one standard error of its maximum, the standard error taken as
 sqrt(s(1-s)/n) over the n validation examples. "Reached" is the first evaluation of the other method, on the same seed,
-with at least that score; a method can only be seen to reach it when it is evaluated, once a cycle.
+with at least that score; a method can only be seen to reach it when it is evaluated, after each fast round and after
+each cycle.
 
 **Validation chooses, test reports.** The best (prompt, weights) pair of a run is chosen on the validation set, so its
 validation score flatters it a little. The test set chooses nothing.

@@ -2,6 +2,19 @@
 
 `python -m programs.letters.pretrain` trains, then measures; `--evaluate` only measures.
 
+Data: prompts as DSPy's ChatAdapter makes them, drawn without end. 45% name one of 16 operations, 40% one of 166 pairs,
+15% hold a generic instruction and do any of these. The pairs that the tasks hide are kept out, with all that act alike.
+With 10 operations and 52 pairs the model knew pairs by heart and did not combine: 8% exact on `sort-rotate` with the
+rule named, 29% now.
+
+Time: 5,000 batches of 48 (21 million tokens) in 24 minutes on two CPU cores that other work shared.
+
+Scores, greedy, on 4-7 letters: single operations 94 to 100% exact, trained pairs 89%, withheld pairs 56%. On the test
+splits, by `task.metric`:
+
+    pipeline     0.12 graded, 0.00 exact with the seed instruction; 0.71, 0.14 with the rules named
+    sort-rotate  0.16 graded, 0.03 exact with the seed instruction; 0.51, 0.29 with the rules named
+    held-out     0.13 graded, 0.00 exact with the seed instruction; 0.34, 0.01 with the rules named
 """
 
 import itertools
@@ -359,7 +372,7 @@ def main(
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Only measure the model that is there.")] = False,
     out: Annotated[Path, typer.Option(help="The model's folder.")] = MODEL,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    steps: Annotated[int, typer.Option(min=1, help="Batches of 48 examples.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 48 examples.")] = 5000,
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; results depend on it in the last digits.")] = 2,
 ) -> None:
