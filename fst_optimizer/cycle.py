@@ -185,8 +185,6 @@ def validated(parts: Parts, state: State, *, only_new: bool = False) -> State:
             state = scored_on_validation(parts, state, candidate)
         elif only_new:
             continue
-        else:
-            state = replace(state, rollouts=state.rollouts.plus(reused=known.rollouts))
         score = state.validated[candidate.id]
         parts.metrics.line(
             "eval",

@@ -205,10 +205,11 @@ def _read_sweep(path: Path | None) -> dict[str, Any]:
 def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
     from fst_optimizer.lab import tables
 
-    title = f"{data['task']}: means over seeds [95% interval], at most {data['max_rollouts']} training rollouts"
-    console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data)))
+    title = f"{data['task']}: means over seeds ± 95% interval, at most {data['max_rollouts']} training rollouts"
+    console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data, tables.short_spread)))
     if data["against_rl"]:
-        console.print(tables.rich_table("Reaching RL's best", tables.AGAINST_HEAD, tables.against_rows(data)))
+        rows = tables.against_rows(data, tables.short_spread)
+        console.print(tables.rich_table("Reaching RL's best", tables.AGAINST_HEAD, rows))
     for path in paths:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 

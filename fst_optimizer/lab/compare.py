@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.lab.curves import Point, against, ceiling, curve_of, settled_best, summary
+from fst_optimizer.lab.curves import Point, against, ceiling, curve_of, settled_best, signal_left, summary
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.run.files import RunFiles, read_json, write_json
 from fst_optimizer.run.metrics import read_metrics
@@ -30,6 +30,8 @@ class RunRead:
     curve: tuple[Point, ...]
     result: Mapping[str, Any]
     recorded: Mapping[str, Any]
+    signal: Mapping[str, float] | None = None
+    """See `signal_left`."""
 
     @property
     def val_examples(self) -> int:
@@ -59,8 +61,9 @@ def read_run(folder: Path) -> RunRead:
     """One finished run's numbers."""
     files = RunFiles(folder)
     result = read_json(files.result)
-    curve = tuple(curve_of(read_metrics(files.metrics)))
-    return RunRead(result["method"], result["seed"], folder, curve, result, read_json(files.config))
+    lines = read_metrics(files.metrics)
+    curve, signal = tuple(curve_of(lines)), signal_left(lines)
+    return RunRead(result["method"], result["seed"], folder, curve, result, read_json(files.config), signal)
 
 
 def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,18 +115,21 @@ def _run_json(run: RunRead, root: Path) -> dict[str, Any]:
         "curve": [[point.rollouts, point.score, point.kl] for point in run.curve],
         **{name: run.result[name] for name in (*FINAL, *kept)},
         "ceiling": ceiling(run.curve),
+        "signal": run.signal,
     }
 
 
 def _method_json(runs: Sequence[RunRead]) -> dict[str, Any]:
     """Means with intervals over the seeds."""
     training = [run.result["rollouts"]["fast"] + run.result["rollouts"]["slow"] for run in runs]
+    signals = [run.signal for run in runs if run.signal]
     ceilings = [found["A"] for run in runs if (found := ceiling(run.curve))]
     return {
         "seeds": [run.seed for run in runs],
         **{name: summary(run.result[name] for run in runs) for name in FINAL},
         "training_rollouts": summary(training),
         "ceiling": summary(ceilings),
+        "signal": {name: summary(one[name] for one in signals) for name in signals[0]} if signals else None,
     }
 
 

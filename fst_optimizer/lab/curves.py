@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIDENCE = 0.95
+SLOPES = (0.05, 20.0)
+"""Bounds of the ceiling fit's B. A single jump has no slope, and drives it to the upper one."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ def score_band(curves: Sequence[Curve]) -> list[tuple[int, float, float, float]]
 def ceiling(curve: Curve) -> dict[str, float] | None:
     """The paper's fit R - R0 = (A - R0) / (1 + (C_mid / C)^B): the ceiling A, its half-way cost C_mid, the slope B.
 
-    Source: arXiv 2605.12484, where C is steps; here it is training rollouts. None where the fit does not converge, or
-    gives a ceiling outside [0, 1] or a half-way cost beyond ten times what was spent: such a number says nothing.
+    Source: arXiv 2605.12484, where C is steps; here it is training rollouts. None where the fit does not converge, ends
+    at a bound of the slope, or gives a ceiling above 1 or a half-way cost beyond ten times what was spent: such a number
+    says nothing.
     """
     start, rest = curve[0], [point for point in curve if point.rollouts > 0]
     if len(rest) < 4 or max(point.score for point in rest) <= start.score:
@@ -141,11 +144,16 @@ def ceiling(curve: Curve) -> dict[str, float] | None:
 
     try:
         (top, log_mid, slope), _ = curve_fit(
-            model, cost, gain, p0=(gain.max(), np.log(np.median(cost)), 1.0), bounds=([0, 0, 0.05], [np.inf, 50, 20])
+            model,
+            cost,
+            gain,
+            p0=(gain.max(), np.log(np.median(cost)), 1.0),
+            bounds=([0, 0, SLOPES[0]], [np.inf, 50, SLOPES[1]]),
         )
     except (RuntimeError, ValueError):
         return None
-    if start.score + top > 1 or np.exp(log_mid) > 10 * cost.max():
+    at_bound = slope < 1.01 * SLOPES[0] or slope > 0.99 * SLOPES[1]
+    if at_bound or start.score + top > 1 or np.exp(log_mid) > 10 * cost.max():
         return None
     return {"A": float(start.score + top), "C_mid": float(np.exp(log_mid)), "B": float(slope)}
 
@@ -190,6 +198,29 @@ def against(runs: Mapping[int, Curve], reference: Mapping[int, Curve], examples:
 def _interval(values: Iterable[float | None]) -> dict[str, Any] | None:
     found = mean_interval([value for value in values if value is not None])
     return found.to_json() if found else None
+
+
+SIGNAL_STEPS = 6
+"""Steps at either end of a run that `signal_left` averages over."""
+
+
+def signal_left(lines: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+    """How much a run's rollouts still differed at its start and at its end; None without slow steps.
+
+    Entropy is that of the sampled tokens, in nats, over steps that trained; `flat` is the share of groups whose
+    rewards were all equal, which teach nothing.
+    """
+    steps = [line for line in lines if line["kind"] == "step"]
+    if not steps:
+        return None
+    ends = {"start": steps[:SIGNAL_STEPS], "end": steps[-SIGNAL_STEPS:]}
+    found = {}
+    for name, some in ends.items():
+        groups = sum(line["groups"] for line in some)
+        entropies = [line["entropy"] for line in some if line["groups"] > line["flat_groups"]]
+        found[f"flat_{name}"] = sum(line["flat_groups"] for line in some) / groups if groups else 1.0
+        found[f"entropy_{name}"] = math.fsum(entropies) / len(entropies) if entropies else 0.0
+    return found
 
 
 def summary(values: Iterable[float | None]) -> dict[str, Any] | None:

@@ -26,9 +26,9 @@ def need_lab() -> None:
         raise UserError(f"{error.name} is not installed: pip install 'fst-optimizer[lab]'") from error
 
 
-def draw_all(data: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw_all(data: Mapping[str, Any], folder: Path, prefix: str = "") -> list[Path]:
     """Both figures of one task's `compare.json`."""
-    return [_score_figure(data, folder / SCORES), _drift_figure(data, folder / DRIFT)]
+    return [_score_figure(data, folder / f"{prefix}{SCORES}"), _drift_figure(data, folder / f"{prefix}{DRIFT}")]
 
 
 def curves_by_method(data: Mapping[str, Any]) -> dict[str, list[list[Point]]]:

@@ -5,7 +5,6 @@ No number on the page is typed. Sentences that judge are chosen by the numbers t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,16 @@ from typing import Any
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab import tables
-from fst_optimizer.lab.figures import DRIFT, SCORES
+from fst_optimizer.lab.figures import DRIFT, SCORES, draw_all
 from fst_optimizer.lab.plan import variant_name
 from fst_optimizer.run.files import read_json
 from fst_optimizer.show import plain
 
 MOST_ROLLOUTS, MOST_KL, LEAST_GAIN = 1 / 3, 1 / 2, 0.10
 """The aims: FST's share of RL's rollouts and of RL's KL at RL's best, and its lead over GEPA alone."""
+
+MOST_FLAT, LEAST_ENTROPY = 0.5, 0.05
+"""A method whose last groups are flatter and surer than this has stopped learning. Reaching the top does it as well."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     """Write the page, and the figures beside it."""
     everything = find_comparisons(folders)
     for one in everything:
-        _copy_figures(one, out.parent / "figures")
+        draw_all(one.data, out.parent / "figures", prefix=f"{one.name}-")
     command = f"fst lab report {' '.join(map(str, folders))} --out {out}"
     parts = [_opening(everything, command), _reading_note(), *map(_task_part, everything)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n\n".join(parts) + "\n")
-
-
-def _copy_figures(one: Compared, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (SCORES, DRIFT):
-        if (one.folder / name).exists():
-            shutil.copyfile(one.folder / name, folder / f"{one.name}-{name}")
 
 
 # -- the page's parts -------------------------------------------------------------------------------------------
@@ -125,6 +120,7 @@ def _task_part(one: Compared) -> str:
         f"![KL to base against score](figures/{one.name}-{DRIFT})",
         _against(data),
         _differences(data),
+        _signal(data),
         _ceilings(data),
         _instructions(data),
     ]
@@ -183,6 +179,29 @@ def _differences(data: Mapping[str, Any]) -> str:
         return ""
     table = tables.markdown_table(("difference", "validation", "test"), rows)
     return f"**Final scores, one method less another**, paired by seed.\n\n{table}"
+
+
+def _signal(data: Mapping[str, Any]) -> str:
+    """What was left to learn from, and who ran out of it."""
+    rows = tables.signal_rows(data)
+    if not rows:
+        return ""
+    dry = [method for method, found in data["methods"].items() if found["signal"] and _ran_dry(found["signal"])]
+    note = (
+        f" **{', '.join(dry)}** ran out of signal: most groups ended flat, the policy having settled on one answer "
+        "before it found the right one. More rollouts at these settings would change little."
+        if dry
+        else ""
+    )
+    return (
+        f"**What was left to learn from**: entropy of the sampled tokens in nats, and the share of groups whose "
+        f"rewards were all equal, over each run's first and last steps.{note}\n\n"
+        f"{tables.markdown_table(tables.SIGNAL_HEAD, rows)}"
+    )
+
+
+def _ran_dry(signal: Mapping[str, Any]) -> bool:
+    return bool(signal["flat_end"]["mean"] > MOST_FLAT and signal["entropy_end"]["mean"] < LEAST_ENTROPY)
 
 
 def _ceilings(data: Mapping[str, Any]) -> str:
@@ -244,7 +263,7 @@ def _reaching(what: str, found: Mapping[str, Any], name: str, most: float) -> st
         return f"aim missed: FST reached RL's best on none of {found['of']} seeds; {aim} in {what}."
     share = found[name]
     if share is None:
-        return f"not decided: RL never left its start, so there are no {what} to compare with; {aim}."
+        return f"not decided: RL never left its start, so there is nothing to compare FST's {what} with; {aim}."
     everywhere = found["reached"] == found["of"]
     met = "met" if share["mean"] <= most and everywhere else "missed"
     seeds = "every seed" if everywhere else f"only {found['reached']} of {found['of']} seeds"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = list[list[str]]
+Spread = Callable[..., str]
+"""How a mean with its interval is written."""
 
 
 def spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
@@ -17,6 +19,13 @@ def spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
         return "-"
     mean = f"{found['mean']:.{digits}f}"
     return mean if found["low"] is None else f"{mean} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def short_spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """`0.512 ±0.032`, the same interval in less room."""
+    if found is None or found["low"] is None:
+        return spread(found, digits)
+    return f"{found['mean']:.{digits}f} ±{found['high'] - found['mean']:.{digits}f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -37,7 +46,7 @@ METHOD_HEAD = (
 )
 
 
-def method_rows(data: Mapping[str, Any]) -> Rows:
+def method_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
     """One row a method: means over seeds with 95% intervals."""
     return [
         [
@@ -55,7 +64,7 @@ def method_rows(data: Mapping[str, Any]) -> Rows:
 AGAINST_HEAD = ("method", "reached", "rollouts", "of RL's", "KL there", "of RL's KL")
 
 
-def against_rows(data: Mapping[str, Any]) -> Rows:
+def against_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
     """One row a method: what it took to reach RL's best."""
     return [
         [
@@ -92,12 +101,27 @@ def pair_rows(data: Mapping[str, Any]) -> Rows:
     ]
 
 
+SIGNAL_HEAD = ("method", "entropy at first", "entropy at last", "flat groups at first", "flat groups at last")
+
+
+def signal_rows(data: Mapping[str, Any]) -> Rows:
+    """One row a method that trains: how much its rollouts still differed."""
+    names = ("entropy_start", "entropy_end", "flat_start", "flat_end")
+    return [
+        [method, *(spread(found["signal"][name], 2) for name in names)]
+        for method, found in data["methods"].items()
+        if found["signal"]
+    ]
+
+
 def rich_table(title: str, head: Sequence[str], rows: Rows) -> Table:
     """For the terminal."""
     from rich import box
     from rich.table import Table
 
-    table = Table(*head, box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in head:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from fst_optimizer.lab.curves import (
@@ -12,6 +10,7 @@ from fst_optimizer.lab.curves import (
     ratio,
     score_band,
     settled_best,
+    signal_left,
     standard_error,
 )
 
@@ -117,9 +116,27 @@ def test_the_ceiling_of_an_exact_curve_is_found():
         RL[:3],  # too few points
         [Point(c, 0.5, 0) for c in (0, 1, 2, 3, 4)],  # no gain
         [Point(c, 0.1 + 0.0009 * c, 0) for c in (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)],  # no bend in sight
+        [Point(0, 0.2, 0), *(Point(c, 0.2 if c < 250 else 0.6, 0) for c in (100, 200, 300, 400, 500))],  # one jump
     ],
 )
 def test_a_curve_without_a_ceiling_in_sight_has_none(curve):
-    found = ceiling(curve)
-    assert found is None or math.isfinite(found["A"])
-    assert found is None
+    assert ceiling(curve) is None
+
+
+def test_signal_is_read_from_the_first_and_the_last_steps():
+    def step(flat, entropy):
+        return {"kind": "step", "groups": 4, "flat_groups": flat, "entropy": entropy}
+
+    lines = [step(0, 0.6), step(2, 0.4), *[step(1, 0.2)] * 8, *[step(4, 0.0)] * 3, *[step(1, 0.1)] * 3]
+    assert signal_left(lines) == pytest.approx(
+        {
+            "flat_start": (0 + 2 + 4 * 1) / 24,
+            "entropy_start": (0.6 + 0.4 + 4 * 0.2) / 6,
+            "flat_end": (3 * 4 + 3 * 1) / 24,
+            "entropy_end": 0.1,  # steps whose groups were all flat did not train
+        }
+    )
+
+
+def test_without_slow_steps_there_is_no_signal_to_speak_of():
+    assert signal_left([{"kind": "fast"}]) is None
