@@ -211,7 +211,7 @@ def test_a_comparison_runs_and_goes_on_where_it_stopped(tmp_path):
     again = fst(*command, *sizes, "--jobs", "2")
     assert "2 of 2 runs were finished before" in again.stderr and "started" not in again.stderr
     other = fst(*command, *sizes, "--set", "train.lr=0.5")
-    assert other.exit_code == 2 and "holds another run (train.lr 0.001, not 0.5)" in other.stderr
+    assert other.exit_code == 2 and ", not 0.5): give another --out" in other.stderr
     page = tmp_path / "results.md"
     assert fst("lab", "report", out, "--out", page).exit_code == 0
     assert "## sort-rotate" in page.read_text()

@@ -127,8 +127,8 @@ def ceiling(curve: Curve) -> dict[str, float] | None:
     """The paper's fit R - R0 = (A - R0) / (1 + (C_mid / C)^B): the ceiling A, its half-way cost C_mid, the slope B.
 
     Source: arXiv 2605.12484, where C is steps; here it is training rollouts. None where the fit does not converge, ends
-    at a bound of the slope, or gives a ceiling above 1 or a half-way cost beyond ten times what was spent: such a number
-    says nothing.
+    at a bound of the slope, or gives a ceiling above 1 or a half-way cost beyond ten times what was spent: such
+    numbers say nothing.
     """
     start, rest = curve[0], [point for point in curve if point.rollouts > 0]
     if len(rest) < 4 or max(point.score for point in rest) <= start.score:
