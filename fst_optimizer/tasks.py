@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Task:
         examples: list[dspy.Example] = self._call(
             self.module.load, split=split, size=size, seed=seed, variant=self.variant
         )
-        return examples
+        return examples[:size]
 
     def config(self) -> FSTConfig | None:
         """The task's own settings, if it has any."""
@@ -58,11 +59,23 @@ class Task:
 
     def _call(self, function: Callable[..., Any], **arguments: Any) -> Any:
         try:
-            return function(**arguments)
+            return function(**self._accepted(function, arguments))
         except (ValueError, KeyError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"task {self.name!r}: {error}") from error
+
+    def _accepted(self, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that the function takes; one that it must not go without is an error."""
+        known = inspect.signature(function).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
+            return arguments
+        names = {parameter.name for parameter in known}
+        needed = {name for name, value in arguments.items() if name == "split" or (name == "variant" and value)}
+        if needed - names:
+            lacking = ", ".join(sorted(needed - names))
+            raise UserError(f"task {self.name!r}: {function.__name__} takes no {lacking}; see docs, 'Writing a task'")
+        return {name: value for name, value in arguments.items() if name in names}
 
 
 def load_task(name: str) -> Task:

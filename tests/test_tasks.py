@@ -92,3 +92,16 @@ def test_a_module_whose_own_import_fails_says_so(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="importing it failed: No module named 'a_package_that_is_not_there'"):
         load_task("lonely_task_module")
+
+
+def test_functions_may_leave_out_what_they_do_not_need(tmp_path):
+    (tmp_path / "task.py").write_text(
+        "def build_program(): return 'program'\n"
+        "def metric(example, prediction): return 1.0\n"
+        "def load(split): return [f'{split}{i}' for i in range(9)]\n"
+    )
+    task = load_task(str(tmp_path))
+    assert task.build_program() == "program"
+    assert task.load("val", size=2) == ["val0", "val1"]
+    with pytest.raises(UserError, match="build_program takes no variant"):
+        load_task(f"{tmp_path}:loud").build_program()
