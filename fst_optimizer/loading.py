@@ -57,6 +57,12 @@ def load_policy(files: RunFiles, config: dict[str, Any], version: int, model: st
         max_tokens=made["max_tokens"],
         chat_template_args=made["chat_template_args"],
     )
+    if policy.fingerprint != made.get("fingerprint", policy.fingerprint):
+        policy.close()
+        raise UserError(
+            f"the model in {policy.source!r} is not the one that the run in {str(files.root)!r} was made with: its "
+            "adapters mean nothing on other weights; name the right model's folder"
+        )
     if version:
         policy.restore(version, load_adapter_tensors(files.policy(version)))
     return policy

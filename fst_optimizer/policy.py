@@ -6,6 +6,7 @@ training publishes can be asked for by number, version 0 being the base.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -83,6 +84,8 @@ class Policy:
         self.tokenizer = _load_tokenizer(self.source, trust_remote_code)
         base = _load_base(self.source, dtype, device, trust_remote_code)
         _check_tokenizer(self.source, self.tokenizer, base)
+        self.fingerprint = fingerprint(base)
+        """Tells base models apart, whatever their folder is called."""
         self.model = _attach(base, self.lora, adapter, seed)
         self._fresh = _adding_nothing(self.model)
         self._pinned: WeakSet[RecordingEngine] = WeakSet()
@@ -283,6 +286,17 @@ def _check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:
             f"model is {source!r}: its tokenizer has {len(tokenizer)} tokens and its embedding only {rows} rows; "
             "they are not of one model"
         )
+
+
+def fingerprint(base: Any) -> str:
+    """A hash of a few values of every tensor of a model, the same on every device and in every dtype."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.state_dict().items()):
+        few = tensor.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _adding_nothing(model: Any) -> dict[str, Tensor]:

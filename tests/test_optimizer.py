@@ -11,7 +11,7 @@ from dspy.utils.dummies import DummyLM
 from fst_optimizer import FST, FSTConfig, Policy, UserError, load
 from fst_optimizer.errors import MetricError
 from fst_optimizer.run.files import read_json
-from fst_optimizer.testing import chat_answer
+from fst_optimizer.testing import chat_answer, make_tiny_model
 
 RULE = "Say right, never wrong."
 SETTINGS = {
@@ -188,6 +188,12 @@ def test_a_finished_run_is_loaded_with_its_lm(finished):
 def test_loading_a_run_of_no_task_asks_for_the_program(finished):
     with pytest.raises(UserError, match=r"pass program=, a fresh instance of your program"):
         load(finished.run_dir)
+
+
+def test_a_run_is_not_loaded_onto_another_model(finished, tmp_path):
+    other = make_tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="is not the one that the run in"):
+        load(finished.run_dir, program=Program(), model=str(other))
 
 
 def test_loading_a_directory_without_a_result_says_so(tmp_path):

@@ -38,6 +38,7 @@ def describe_run(
         "config": config.to_dict(),
         "policy": {
             "model": policy.source,
+            "fingerprint": policy.fingerprint,
             "engine": policy.engine_name,
             "lora": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(policy.lora).items()},
             "seed": policy.seed,
