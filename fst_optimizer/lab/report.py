@@ -90,7 +90,8 @@ def _reading_note() -> str:
 
 **What counts.** All methods share every line of code but the parts that they leave out, and have the same cap of
 training rollouts: program runs of the fast side (prompt search) and of the slow side (weight updates) together.
-Evaluations are not counted, for any method. Scores are means over the examples with greedy decoding. Intervals are 95%
+Evaluations are not counted, for any method. A task named without a variant is its default one; that of
+`programs/letters` is `pipeline`. Scores are means over the examples with greedy decoding. Intervals are 95%
 Student-t intervals over seeds: with few seeds they are wide, and with one there is none.
 
 **RL's best** is its first validation score within one standard error of its maximum, the standard error taken as
