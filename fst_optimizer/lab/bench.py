@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.evolve.bridge import apply_texts, seed_texts
+from fst_optimizer.lab.compare import shown_model
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.credit import credit
@@ -40,7 +41,7 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     calls = sum(len(rollout.calls) for rollout in rollouts)
     return {
         "task": task.name,
-        "model": policy.source,
+        "model": shown_model(policy.source),
         "rollouts": len(rollouts),
         "calls": calls,
         "rows": len(rows),

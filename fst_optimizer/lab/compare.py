@@ -84,7 +84,7 @@ def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -
         **extra,
         "val_examples": examples,
         "test_examples": (first.recorded["data"].get("test") or {}).get("examples"),
-        "model": _shown(first.recorded["policy"]["model"]),
+        "model": shown_model(first.recorded["policy"]["model"]),
         "versions": first.recorded["versions"],
         "settings": {method: of[method][0].recorded["config"] for method in methods},
         "runs": [_run_json(run, root) for run in runs],
@@ -106,7 +106,7 @@ def save_comparison(runs: Sequence[RunRead], folder: Path, *, extra: Mapping[str
     return data
 
 
-def _shown(model: str) -> str:
+def shown_model(model: str) -> str:
     """A model's name without the path of the machine that it lay on."""
     return "/".join(Path(model).parts[-2:])
 
