@@ -20,8 +20,9 @@ from fst_optimizer.show import plain
 MOST_ROLLOUTS, MOST_KL, LEAST_GAIN = 1 / 3, 1 / 2, 0.10
 """The aims: FST's share of RL's rollouts and of RL's KL at RL's best, and its lead over GEPA alone."""
 
-MOST_FLAT, LEAST_ENTROPY = 0.5, 0.05
-"""A method whose last groups are flatter and surer than this has stopped learning. Reaching the top does it as well."""
+MOST_FLAT, ENTROPY_KEPT, SOLVED = 0.5, 0.2, 0.9
+"""A method lost its signal when more of its last groups are flat, it kept less of its entropy, and its final score is
+lower: at the top all groups are flat as well."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,10 @@ def _signal(data: Mapping[str, Any]) -> str:
     rows = tables.signal_rows(data)
     if not rows:
         return ""
-    dry = [method for method, found in data["methods"].items() if found["signal"] and _ran_dry(found["signal"])]
+    dry = [method for method, found in data["methods"].items() if found["signal"] and _lost_signal(found)]
     note = (
-        f" **{', '.join(dry)}** ran out of signal: most groups ended flat, the policy having settled on one answer "
-        "before it found the right one. More rollouts at these settings would change little."
+        f" **{', '.join(dry)}** lost the signal: answers that varied at first ended nearly always the same, short of "
+        "the right one, and flat groups teach nothing."
         if dry
         else ""
     )
@@ -201,8 +202,10 @@ def _signal(data: Mapping[str, Any]) -> str:
     )
 
 
-def _ran_dry(signal: Mapping[str, Any]) -> bool:
-    return bool(signal["flat_end"]["mean"] > MOST_FLAT and signal["entropy_end"]["mean"] < LEAST_ENTROPY)
+def _lost_signal(found: Mapping[str, Any]) -> bool:
+    signal = {name: value["mean"] for name, value in found["signal"].items()}
+    surer = signal["entropy_end"] < ENTROPY_KEPT * signal["entropy_start"]
+    return bool(surer and signal["flat_end"] > MOST_FLAT and found["val_score_after"]["mean"] < SOLVED)
 
 
 def _ceilings(data: Mapping[str, Any]) -> str:
