@@ -208,8 +208,8 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
     title = f"{data['task']}: means over seeds ± 95% interval, at most {data['max_rollouts']} training rollouts"
     console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data, tables.short_spread)))
     if data["against_rl"]:
-        rows = tables.against_rows(data, tables.short_spread)
-        console.print(tables.rich_table("Reaching RL's best", tables.AGAINST_HEAD, rows))
+        rows = tables.against_rows(data["against_rl_at_cycle_ends"], tables.short_spread)
+        console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", tables.AGAINST_HEAD, rows))
     for path in paths:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 

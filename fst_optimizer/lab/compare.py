@@ -11,7 +11,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.lab.curves import Point, against, ceiling, curve_of, settled_best, signal_left, summary
+from fst_optimizer.lab.curves import (
+    Point,
+    against,
+    at_cycle_ends,
+    ceiling,
+    curve_of,
+    settled_best,
+    signal_left,
+    summary,
+)
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.run.files import RunFiles, read_json, write_json
 from fst_optimizer.run.metrics import read_metrics
@@ -32,6 +41,8 @@ class RunRead:
     recorded: Mapping[str, Any]
     signal: Mapping[str, float] | None = None
     """See `signal_left`."""
+    end_curve: tuple[Point, ...] = ()
+    """The curve at the ends of cycles alone, as often as RL is looked at."""
 
     @property
     def val_examples(self) -> int:
@@ -63,7 +74,8 @@ def read_run(folder: Path) -> RunRead:
     result = read_json(files.result)
     lines = read_metrics(files.metrics)
     curve, signal = tuple(curve_of(lines)), signal_left(lines)
-    return RunRead(result["method"], result["seed"], folder, curve, result, read_json(files.config), signal)
+    ends = tuple(curve_of(at_cycle_ends(lines)))
+    return RunRead(result["method"], result["seed"], folder, curve, result, read_json(files.config), signal, ends)
 
 
 def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,6 +91,7 @@ def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -
     examples = first.val_examples
     of = {method: [run for run in runs if run.method == method] for method in methods}
     curves = {method: {run.seed: run.curve for run in of[method]} for method in methods}
+    ends = {method: {run.seed: run.end_curve for run in of[method]} for method in methods}
     return {
         "task": first.result["task"],
         **extra,
@@ -93,6 +106,11 @@ def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -
         "rl_best": _best_json(curves[REFERENCE], examples) if REFERENCE in of else None,
         "against_rl": {
             method: against(curves[method], curves[REFERENCE], examples)
+            for method in methods
+            if REFERENCE in of and method != REFERENCE
+        },
+        "against_rl_at_cycle_ends": {
+            method: against(ends[method], curves[REFERENCE], examples)
             for method in methods
             if REFERENCE in of and method != REFERENCE
         },

@@ -60,6 +60,20 @@ def curve_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
     return [points[rollouts] for rollouts in sorted(points)]
 
 
+def at_cycle_ends(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines without evaluations between a fast round and its slow steps.
+
+    RL has no such evaluation: only so are all methods looked at equally often, at the ends of cycles.
+    """
+    kept, fast_cycle = [], None
+    for line in lines:
+        if line["kind"] == "fast":
+            fast_cycle = line["cycle"]
+        if line["kind"] != "eval" or line["cycle"] != fast_cycle:
+            kept.append(line)
+    return kept
+
+
 def standard_error(score: float, examples: int) -> float:
     """Of a mean of `examples` scores in [0, 1]: the binomial bound sqrt(s (1 - s) / n).
 

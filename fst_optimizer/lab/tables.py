@@ -64,7 +64,7 @@ def method_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
 AGAINST_HEAD = ("method", "reached", "rollouts", "of RL's", "KL there", "of RL's KL")
 
 
-def against_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
+def against_rows(against: Mapping[str, Any], spread: Spread = spread) -> Rows:
     """One row a method: what it took to reach RL's best."""
     return [
         [
@@ -75,14 +75,14 @@ def against_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
             spread(found["kl"], 4),
             spread(found["kl_ratio"], 2),
         ]
-        for method, found in data["against_rl"].items()
+        for method, found in against.items()
     ]
 
 
 PAIR_HEAD = ("method", "seed", "RL's best", "RL's rollouts", "RL's KL", "rollouts", "ratio", "KL", "ratio of KL")
 
 
-def pair_rows(data: Mapping[str, Any]) -> Rows:
+def pair_rows(against: Mapping[str, Any]) -> Rows:
     """One row a method and seed, for those who want to check."""
     return [
         [
@@ -96,7 +96,7 @@ def pair_rows(data: Mapping[str, Any]) -> Rows:
             number(pair["kl"], 4),
             number(pair["kl_ratio"], 2),
         ]
-        for method, found in data["against_rl"].items()
+        for method, found in against.items()
         for pair in found["pairs"]
     ]
 

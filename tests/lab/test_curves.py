@@ -3,6 +3,7 @@ import pytest
 from fst_optimizer.lab.curves import (
     Point,
     against,
+    at_cycle_ends,
     ceiling,
     curve_of,
     first_reaching,
@@ -140,3 +141,19 @@ def test_signal_is_read_from_the_first_and_the_last_steps():
 
 def test_without_slow_steps_there_is_no_signal_to_speak_of():
     assert signal_left([{"kind": "fast"}]) is None
+
+
+def test_evaluations_between_a_fast_round_and_its_steps_are_not_cycle_ends():
+    def line(kind, cycle, name):
+        return {"kind": kind, "cycle": cycle, "name": name}
+
+    lines = [
+        line("eval", 0, "start"),
+        line("fast", 0, "round"),
+        line("eval", 0, "prompts"),
+        line("step", 0, "step"),
+        line("eval", 1, "end"),
+        line("fast", 1, "round"),
+        line("eval", 2, "end"),
+    ]
+    assert [one["name"] for one in at_cycle_ends(lines) if one["kind"] == "eval"] == ["start", "end", "end"]
