@@ -16,10 +16,12 @@ from fst_optimizer.config import (
     LoraConfig,
     RolloutConfig,
     TrainConfig,
+    VLLMConfig,
 )
 from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
 
 if TYPE_CHECKING:
+    from fst_optimizer.engines.vllm_server import VLLMServer
     from fst_optimizer.loading import load
     from fst_optimizer.optimizer import FST, CompileResult
     from fst_optimizer.policy import Policy
@@ -41,12 +43,20 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "UserError",
+    "VLLMConfig",
+    "VLLMServer",
     "load",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-_LATE = {"FST": "optimizer", "CompileResult": "optimizer", "Policy": "policy", "load": "loading"}
+_LATE = {
+    "FST": "optimizer",
+    "CompileResult": "optimizer",
+    "Policy": "policy",
+    "VLLMServer": "engines.vllm_server",
+    "load": "loading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -56,7 +56,17 @@ def compile_command(
     model: Annotated[
         str | None, typer.Option(help="A model's folder, or a hub name like Qwen/Qwen3-1.7B. [default: the task's own]")
     ] = None,
-    engine: Annotated[str, typer.Option(help="What generates: torch runs in this process.")] = "torch",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What generates. torch: this process. vllm: a vLLM server, started and stopped by this command, or "
+            "the one at --url. [default: torch, or the run's own with --resume]"
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="With --engine vllm: a server that runs already. Its key is read from FST_API_KEY."),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +100,8 @@ def compile_command(
         fst compile programs/letters --run-dir runs/slow --set train.lr=5e-4 --set rollout.batch_size=16
 
         fst compile programs/letters --run-dir runs/first --resume
+
+        fst compile TASK --run-dir runs/big --model Qwen/Qwen3-8B --engine vllm --set vllm.gpu_memory_utilization=0.4
     """
     flags = {"method": method, "seed": seed, "budget.max_cycles": max_cycles}
     choices = Choices(
@@ -97,6 +109,7 @@ def compile_command(
         run_dir=run_dir,
         model=model,
         engine=engine,
+        url=url,
         auto=auto.value if auto else None,
         config_file=config,
         flags={name: value for name, value in flags.items() if value is not None},
@@ -117,6 +130,7 @@ def eval_command(
     task: Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)],
     run_dir: RunDir,
     model: Annotated[str | None, typer.Option(help="Where the base model is now. [default: where it was]")] = None,
+    engine: Annotated[str | None, typer.Option(help="torch or vllm. [default: what the run used]")] = None,
     test_size: TestSize = None,
 ) -> None:
     """Score a finished run on its task's test set, from the run's files alone.
@@ -129,7 +143,7 @@ def eval_command(
     with told_plainly("start it again to score from the beginning"):
         out, progress = consoles()
         with quiet_libraries(progress), counted(progress) as callback:
-            score = eval_task(task, run_dir, test_size=test_size, model=model, on_progress=callback)
+            score = eval_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=callback)
         show(out, evaluation(task, run_dir, score))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from fst_optimizer.errors import UserError, did_you_mean
 
 METHODS = ("fst", "rl", "gepa", "sequential")
+ENGINES = ("torch", "vllm")
 LOSS_NAMES = ("cispo", "grpo", "dr_grpo")
 
 
@@ -57,6 +58,60 @@ class LoraConfig:
         _positive_int("lora.alpha", self.alpha)
         _number("lora.dropout", self.dropout, 0)
         _require(self.dropout < 1, "lora.dropout", self.dropout, "give a number below 1")
+
+
+@dataclass(frozen=True)
+class VLLMConfig:
+    """How a vLLM server is started, placed and spoken to. Nothing here changes what is sampled."""
+
+    gpu_memory_utilization: float | None = None
+    """Share of each GPU's memory that vLLM takes. None: 0.45 beside the trainer, 0.9 on GPUs of its own."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of the server, e.g. "1" or "1,2". None: the same GPUs as the trainer."""
+    max_live_versions: int = 4
+    """Policy versions besides the base that are served at once; each takes an adapter's memory in vLLM."""
+    max_in_flight: int = 256
+    """Requests that the server is given at once; the others wait here."""
+    max_model_len: int | None = None
+    """Most tokens of prompt and completion together. None: the model's own."""
+    cpu_kv_cache_gib: int = 1
+    """Memory for the KV cache where vLLM runs on CPU, in GiB."""
+    cpu_threads: str = "auto"
+    """VLLM_CPU_OMP_THREADS_BIND: "auto" leaves a core to the server's front and to the programs; "0-3" names cores."""
+    start_timeout_s: float = 900.0
+    """How long a start may take, in seconds; large models are read from disk in it."""
+    request_timeout_s: float = 600.0
+    """After how many seconds without an answer a request counts as lost to overload."""
+    adapter_dir: str | None = None
+    """Where adapters are written for the server to read. None: a temporary folder; a server on another machine needs a
+    folder that both see under one path."""
+    log_file: str | None = None
+    """Where a server that is started here writes its log. None: a temporary folder."""
+    flags: tuple[str, ...] = ()
+    """More flags for `vllm serve`, e.g. ("--enforce-eager", "--tensor-parallel-size=2"). They win over the others."""
+
+    def __post_init__(self) -> None:
+        share = self.gpu_memory_utilization
+        if share is not None:
+            _number("vllm.gpu_memory_utilization", share, 0, above=True)
+            _require(share <= 1, "vllm.gpu_memory_utilization", share, "give a share of at most 1")
+        _positive_int("vllm.max_live_versions", self.max_live_versions, 3)
+        _positive_int("vllm.max_in_flight", self.max_in_flight)
+        if self.max_model_len is not None:
+            _positive_int("vllm.max_model_len", self.max_model_len)
+        _positive_int("vllm.cpu_kv_cache_gib", self.cpu_kv_cache_gib)
+        for name in ("start_timeout_s", "request_timeout_s"):
+            _number(f"vllm.{name}", getattr(self, name), 0, above=True)
+        flags = self.flags
+        _require(
+            not isinstance(flags, str) and all(isinstance(flag, str) for flag in flags),
+            "vllm.flags",
+            flags,
+            'give a list of strings, e.g. ["--enforce-eager"]',
+        )
+        object.__setattr__(self, "flags", tuple(flags))
+        secret = [flag for flag in flags if flag.startswith("--api-key")]
+        _require(not secret, "vllm.flags", "--api-key=...", "give api_key instead, which is kept out of all files")
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,10 @@ class EngineError(FSTError):
     """The engine could not generate at all (as opposed to one bad completion)."""
 
 
+class EngineDied(EngineError):
+    """The engine broke down for good: the run stops at once, whatever else it was doing."""
+
+
 class PromptTooLong(EngineError):
     """One prompt plus one new token exceed the model's context: recorded as the rollout's outcome."""
 

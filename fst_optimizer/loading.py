@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import LoraConfig
+from fst_optimizer.config import ENGINES, LoraConfig, VLLMConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.run.files import RunFiles, read_json
 from fst_optimizer.tasks import load_task
+
+KEY_VARIABLE = "FST_API_KEY"
+"""The environment variable with the key of a vLLM server to attach to: it is kept out of command lines and files."""
 
 if TYPE_CHECKING:
     import dspy
@@ -16,13 +20,22 @@ if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
 
 
-def load(run_dir: str | Path, *, program: dspy.Module | None = None, model: str | None = None) -> dspy.Module:
+def load(
+    run_dir: str | Path,
+    *,
+    program: dspy.Module | None = None,
+    model: str | None = None,
+    engine: str | None = None,
+    **policy_settings: Any,
+) -> dspy.Module:
     """The compiled program of a finished run, its LM attached again.
 
     Args:
         run_dir: What `FST(run_dir=...)` or `fst compile --run-dir` left.
         program: A fresh instance of the program. None: built by the run's task, for runs of a task.
         model: Where the base model is now. None: where it was.
+        engine: What generates: `torch` or `vllm`. None: what the run used.
+        policy_settings: More for `Policy`, e.g. `url` and `api_key` of a vLLM server.
 
     Raises:
         UserError: the run is not finished, or the program cannot be built from its files alone.
@@ -39,23 +52,47 @@ def load(run_dir: str | Path, *, program: dspy.Module | None = None, model: str 
                 f"run_dir {str(run_dir)!r} is a run of {config['task']!r}, which is no task that can be built here: "
                 "pass program=, a fresh instance of your program"
             ) from error
-    policy = load_policy(files, config, result["policy_version"], model)
+    policy = load_policy(files, config, result["policy_version"], model, engine, **policy_settings)
     program.load(str(files.program))
     return give_lm(program, policy.lm_at(result["policy_version"]))
 
 
-def load_policy(files: RunFiles, config: dict[str, Any], version: int, model: str | None = None) -> Policy:
-    """The run's policy, serving `version` and training on from it."""
+def load_policy(
+    files: RunFiles,
+    config: dict[str, Any],
+    version: int,
+    model: str | None = None,
+    engine: str | None = None,
+    **settings: Any,
+) -> Policy:
+    """The run's policy, serving `version` and training on from it.
+
+    Args:
+        files: The run's.
+        config: Its `config.json`.
+        version: One whose adapter the run kept, or 0, the base.
+        model: Where the base model is now. None: where it was.
+        engine: What generates. None: what the run used.
+        settings: More for `Policy`, over what the run used.
+    """
     from fst_optimizer.policy import Policy
     from fst_optimizer.train.adapters import load_adapter_tensors
 
     made = config["policy"]
+    engine = engine or (made["engine"] if made["engine"] in ENGINES else "torch")
+    if engine == "vllm":
+        settings.setdefault("url", made.get("url"))
+        if settings["url"] is not None:
+            settings.setdefault("api_key", os.environ.get(KEY_VARIABLE))
+        settings.setdefault("vllm", VLLMConfig(**made["vllm"]) if made.get("vllm") else None)
     policy = Policy(
         model or made["model"],
         lora=LoraConfig(**{**made["lora"], "target_modules": _tuple(made["lora"]["target_modules"])}),
         seed=made["seed"],
         max_tokens=made["max_tokens"],
         chat_template_args=made["chat_template_args"],
+        engine=engine,
+        **settings,
     )
     if policy.fingerprint != made.get("fingerprint", policy.fingerprint):
         policy.close()

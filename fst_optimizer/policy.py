@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from fst_optimizer.config import LoraConfig, TrainConfig
+from fst_optimizer.config import ENGINES, LoraConfig, TrainConfig, VLLMConfig
 from fst_optimizer.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from fst_optimizer.engines.base import Engine
     from fst_optimizer.engines.recorder import RecordingEngine
+    from fst_optimizer.engines.vllm_server import OnWait
     from fst_optimizer.train.trainer import Trainer
     from fst_optimizer.types import Call
 
-ENGINES = ("torch",)
+QUANTIZATIONS = ("nf4",)
 
 
 class Policy:
@@ -34,7 +35,14 @@ class Policy:
 
     Args:
         model: A folder or a hub name of a causal LM with a chat template.
-        engine: `torch` generates in this process. A callable makes another engine from this policy.
+        engine: `torch` generates in this process; `vllm` has a vLLM server do it. A callable makes another engine from
+            this policy.
+        url: With `vllm`: a server that runs already, to attach to. None: one is started, and stopped by `close`.
+        api_key: That server's key.
+        vllm: How a vLLM server is started, placed and spoken to.
+        quantization: `nf4` holds the base in 4 bits, in trainer and vLLM alike (QLoRA; needs bitsandbytes and a GPU;
+            untested). None: as it is.
+        on_wait: Told while a vLLM server starts: seconds so far, and the last line of its log.
         lora: The adapter's shape. Ignored when `adapter` is given.
         adapter: A folder with a LoRA adapter to start from; it becomes version 1.
         dtype: `auto` is float32 on CPU and bfloat16 elsewhere; or a name that torch knows.
@@ -69,9 +77,13 @@ class Policy:
         max_batch: int = 128,
         max_batch_tokens: int = 262_144,
         max_wait_s: float = 0.004,
+        url: str | None = None,
+        api_key: str | None = None,
+        vllm: VLLMConfig | None = None,
+        quantization: str | None = None,
+        on_wait: OnWait | None = None,
     ) -> None:
-        if isinstance(engine, str) and engine not in ENGINES:
-            raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
+        _check_engine(engine, url, vllm, quantization)
         check_model_folder(model)
         self.source = str(model)
         self.name = Path(self.source).name
@@ -82,12 +94,17 @@ class Policy:
         self.chat_template_args = dict(chat_template_args or {})
         self.lock = threading.RLock()
         self.tokenizer = _load_tokenizer(self.source, trust_remote_code)
-        base = _load_base(self.source, dtype, device, trust_remote_code)
+        base = _load_base(self.source, dtype, device, trust_remote_code, quantization)
         _check_tokenizer(self.source, self.tokenizer, base)
         self.fingerprint = fingerprint(base)
         """Tells base models apart, whatever their folder is called."""
         self.model = _attach(base, self.lora, adapter, seed)
-        self._fresh = _adding_nothing(self.model)
+        self.fresh_tensors = _adding_nothing(self.model)
+        """The untrained adapter, which adds nothing to the base."""
+        self.trust_remote_code = trust_remote_code
+        self.quantization = quantization
+        self.vllm = vllm
+        self.url = url
         self._pinned: WeakSet[RecordingEngine] = WeakSet()
         self._seeds = itertools.count(seed << 32)
         self._tensors: dict[int, dict[str, Tensor]] = {}
@@ -96,6 +113,10 @@ class Policy:
         self._newest = 0
         if callable(engine):
             self.engine_name, self.engine = "custom", engine(self)
+        elif engine == "vllm":
+            from fst_optimizer.engines.vllm_engine import vllm_engine
+
+            self.engine_name, self.engine = engine, vllm_engine(self, api_key, on_wait)
         else:
             from fst_optimizer.engines.in_process import InProcessEngine
 
@@ -164,7 +185,7 @@ class Policy:
         from fst_optimizer.train import adapters
 
         with self.lock:
-            adapters.restore(self.model, self._fresh if tensors is None else tensors)
+            adapters.restore(self.model, self.fresh_tensors if tensors is None else tensors)
         if tensors is not None and version not in self.engine.versions():
             self._serve(version, dict(tensors))
         self.version = version
@@ -211,14 +232,29 @@ class Policy:
 
     def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
         """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""
-        from fst_optimizer.engines.in_process import adapter_name
+        from fst_optimizer.train import adapters
         from fst_optimizer.train.trainer import kl_to_base
 
         if not version or not calls:
             return 0.0
         rows = [(call.prompt_ids, call.completion_ids) for call in calls if call.completion_ids]
-        with self.lock:
-            return kl_to_base(self.model, self.pad_id, rows, adapter_name(version), microbatch_tokens)
+        with self.lock, adapters.borrowed(self.model, self._tensors[version]) as name:
+            return kl_to_base(self.model, self.pad_id, rows, name, microbatch_tokens)
+
+    def logprobs_of(self, calls: Sequence[Call], tensors: Mapping[str, Tensor] | None) -> list[list[float]]:
+        """The trainer's log-probs of the calls' tokens under these LoRA tensors, or under the base, row by row."""
+        from fst_optimizer.train import adapters
+        from fst_optimizer.train.trainer import logprobs
+
+        with self.lock, adapters.borrowed(self.model, tensors) as name, adapters.serving(self.model, name):
+            return logprobs(self.model, self.pad_id, calls)
+
+    @property
+    def rank(self) -> int:
+        """The adapter's rank."""
+        from fst_optimizer.train.adapters import TRAINED
+
+        return int(self.model.peft_config[TRAINED].r)
 
     @property
     def pad_id(self) -> int:
@@ -235,6 +271,20 @@ class Policy:
 
     def __repr__(self) -> str:
         return f"Policy({self.source!r}, engine={self.engine_name!r}, version={self.version})"
+
+
+def _check_engine(engine: object, url: str | None, vllm: VLLMConfig | None, quantization: str | None) -> None:
+    """The settings that say what generates fit each other."""
+    if isinstance(engine, str) and engine not in ENGINES:
+        raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
+    if engine != "vllm":
+        for name, value in (("url", url), ("vllm", vllm)):
+            if value is not None:
+                raise UserError(f"{name} is {value!r} and engine is {engine!r}: it is for engine='vllm' alone")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UserError(f"url is {url!r}: give one that starts with http:// or https://")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UserError(f"quantization is {quantization!r}: {did_you_mean(quantization, QUANTIZATIONS)}, or None")
 
 
 def check_model_folder(model: str | Path) -> None:
@@ -262,7 +312,7 @@ def _load_tokenizer(source: str, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_base(source: str, dtype: str, device: str, trust_remote_code: bool) -> Any:
+def _load_base(source: str, dtype: str, device: str, trust_remote_code: bool, quantization: str | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -270,13 +320,27 @@ def _load_base(source: str, dtype: str, device: str, trust_remote_code: bool) ->
     kind = ("float32" if target == "cpu" else "bfloat16") if dtype == "auto" else dtype
     if not isinstance(getattr(torch, kind, None), torch.dtype):
         raise UserError(f"dtype is {dtype!r}: {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
+    loading: dict[str, Any] = {"dtype": getattr(torch, kind), "trust_remote_code": trust_remote_code}
+    if quantization is not None:
+        loading |= {"quantization_config": _nf4(getattr(torch, kind), target), "device_map": {"": target}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, kind), trust_remote_code=trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, **loading)
     except (OSError, ValueError) as error:
         raise UserError(f"model is {source!r}: it could not be loaded ({error})") from error
-    return model.to(target)
+    return model if quantization is not None else model.to(target)
+
+
+def _nf4(dtype: Any, device: str) -> Any:
+    """QLoRA's 4-bit base: normal-float codes, quantized scales, computing in `dtype`."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if device == "cpu" or find_spec("bitsandbytes") is None:
+        raise UserError("quantization is 'nf4': it needs a GPU and the package bitsandbytes (pip install bitsandbytes)")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def _check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:

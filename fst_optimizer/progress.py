@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config import FSTConfig
+from fst_optimizer.plain import plain
 from fst_optimizer.types import RolloutCounts
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ PHASES = {
 class Snapshot:
     """What is known of a run at one moment."""
 
+    waiting: str = ""
+    """What the run waits for before anything else, e.g. a server that starts."""
     phase: str = ""
     done: int = 0
     """Rollouts of this phase that ended."""
@@ -63,9 +66,12 @@ def advance(before: Snapshot, event: Event, now_s: float) -> Snapshot:
     """The snapshot after one event."""
     if event["kind"] == "progress":
         return _progressed(before, event, now_s)
+    if event["kind"] == "waiting":
+        return replace(before, waiting=f"starting vLLM, {clock(event['seconds'])}: {plain(event['text'])[:90]}")
     after = replace(
         before,
         phase="",
+        waiting="",
         now_s=now_s,
         cycle=event["cycle"],
         step=event["step"],
@@ -86,7 +92,9 @@ def _progressed(before: Snapshot, event: Event, now_s: float) -> Snapshot:
     fresh = phase != before.phase or done < before.done
     started = now_s if fresh else before.phase_started_s
     # A phase starts when its first rollout ends, as far as events tell; its own rate then counts from there.
-    return replace(before, phase=phase, done=done, total=event["total"], phase_started_s=started, now_s=now_s)
+    return replace(
+        before, waiting="", phase=phase, done=done, total=event["total"], phase_started_s=started, now_s=now_s
+    )
 
 
 def share_done(snapshot: Snapshot, config: FSTConfig) -> float:
@@ -109,7 +117,7 @@ def eta_s(share_before: float, share_now: float, elapsed_s: float) -> float | No
 def line_of(event: Event, before: Snapshot) -> str | None:
     """One line for people about a line of `metrics.jsonl`; None for progress events, which come too often."""
     kind = event["kind"]
-    if kind == "progress":
+    if kind in ("progress", "waiting"):
         return None
     spent = RolloutCounts(**event["rollouts"]).training
     stamp = f"[{clock(event['time_s'])}]"
@@ -206,6 +214,8 @@ class Panel(Plain):
     def lines(self, share: float) -> list[str]:
         """The panel's text."""
         now, config = self.snapshot, self.config
+        if now.waiting:
+            return [now.waiting]
         elapsed_s = time.monotonic() - self.started_s
         left_s = eta_s(self.share_before or 0.0, share, elapsed_s)
         cycle = min(now.cycle + 1, config.budget.max_cycles)

@@ -1,7 +1,7 @@
 """The command line's settings: presets, the task's own, a file, `--set train.lr=1e-3`, in that order.
 
-Names are those of `config.json` with dots. Two sections belong to the policy rather than to `FSTConfig`: `lora`, and
-`policy` with what else a local model is given.
+Names are those of `config.json` with dots. Three sections belong to the policy rather than to `FSTConfig`: `lora`,
+`vllm`, and `policy` with what else a local model is given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config import FSTConfig, LoraConfig, preset
+from fst_optimizer.config import FSTConfig, LoraConfig, VLLMConfig, preset
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.run.files import read_json
 
@@ -40,6 +40,7 @@ class Settings:
     config: FSTConfig = field(default_factory=FSTConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     policy: PolicySettings = field(default_factory=PolicySettings)
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
 
 
 def base_config(own: FSTConfig | None, auto: str | None) -> FSTConfig:
@@ -61,7 +62,7 @@ def settled(base: FSTConfig, *layers: Values) -> Settings:
     """
     values = {name: value for layer in layers for name, value in layer.items()}
     check_names(values)
-    apart: dict[str, dict[str, Any]] = {"lora": {}, "policy": {}}
+    apart: dict[str, dict[str, Any]] = {"lora": {}, "policy": {}, "vllm": {}}
     own = {}
     for name, value in values.items():
         section, _, rest = name.partition(".")
@@ -69,7 +70,12 @@ def settled(base: FSTConfig, *layers: Values) -> Settings:
             apart[section][rest] = value
         else:
             own[name] = value
-    return Settings(base.with_values(own), LoraConfig(**apart["lora"]), PolicySettings(**apart["policy"]))
+    return Settings(
+        base.with_values(own),
+        LoraConfig(**apart["lora"]),
+        PolicySettings(**apart["policy"]),
+        VLLMConfig(**apart["vllm"]),
+    )
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -92,7 +98,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     data = read_json(path)
     if isinstance(data.get("config"), dict):
         policy = data.get("policy", {})
-        data = {**data["config"], "lora": policy.get("lora", {}), "policy": _only(policy, ("max_tokens",))}
+        apart = {"lora": policy.get("lora", {}), "vllm": policy.get("vllm") or {}}
+        data = {**data["config"], **apart, "policy": _only(policy, ("max_tokens",))}
     return flat(data)
 
 

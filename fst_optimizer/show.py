@@ -1,12 +1,12 @@
-"""Closing tables and safe text: nothing that a model wrote reaches the terminal as a command."""
+"""Closing tables of the commands."""
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.plain import plain
 from fst_optimizer.progress import clock
 
 if TYPE_CHECKING:
@@ -14,22 +14,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fst_optimizer.run.held_out import TestScore
-
-_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""Characters that reorder what follows them."""
-
-
-def plain(text: str) -> str:
-    r"""Text with its control characters spelled out: an escape code becomes `\x1b`, harmless and visible."""
-    return "".join(char if _harmless(char) else _spelled(char) for char in text)
-
-
-def _harmless(char: str) -> bool:
-    return char in "\n\t" or not (unicodedata.category(char) in ("Cc", "Cs") or ord(char) in _BIDI)
-
-
-def _spelled(char: str) -> str:
-    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
 
 
 def show(console: Console, parts: Iterable[Table | str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fst_optimizer.errors import FSTError, UserError
-from fst_optimizer.show import plain
+from fst_optimizer.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.errors import UserError
+from fst_optimizer.loading import KEY_VARIABLE
 from fst_optimizer.run.files import RunFiles, read_json
 from fst_optimizer.settings import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
+    from fst_optimizer.engines.vllm_server import OnWait
     from fst_optimizer.optimizer import CompileResult
     from fst_optimizer.policy import Policy
     from fst_optimizer.run.held_out import TestScore
@@ -37,7 +40,10 @@ class Choices:
     run_dir: Path
     model: str | None = None
     """None: the task's own."""
-    engine: str = "torch"
+    engine: str | None = None
+    """None: that of the run to resume, or `torch`."""
+    url: str | None = None
+    """A vLLM server to attach to. None: one is started."""
     auto: str | None = None
     config_file: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -84,7 +90,7 @@ def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = (
     from fst_optimizer.student import give_lm
 
     task, sizes = plan.task, plan.sizes
-    policy = make_policy(choices, plan)
+    policy = make_policy(choices, plan, telling(callbacks))
     try:
         program = give_lm(task.build_program(), policy.lm)
         fst = FST(
@@ -103,28 +109,54 @@ def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = (
     return outcome
 
 
-def make_policy(choices: Choices, plan: Plan) -> Policy:
+def make_policy(choices: Choices, plan: Plan, on_wait: OnWait | None = None) -> Policy:
     """The policy to train: the recorded one when a run is resumed, else of `--model` or the task's own model."""
     from fst_optimizer.loading import load_policy
     from fst_optimizer.policy import Policy
 
+    engine = choices.engine or (plan.recorded or {}).get("policy", {}).get("engine", "torch")
+    if choices.url is not None and engine != "vllm":
+        raise UserError(f"--url is {choices.url!r} and the engine is {engine!r}: add --engine vllm")
+    vllm: dict[str, Any] = {}
+    if engine == "vllm":
+        config = plan.settings.vllm
+        if config.log_file is None:
+            config = replace(config, log_file=str(choices.run_dir / "vllm.log"))
+        vllm = {"url": choices.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
     if plan.recorded is not None:
-        return load_policy(RunFiles(choices.run_dir), dict(plan.recorded), 0, choices.model)
+        return load_policy(RunFiles(choices.run_dir), dict(plan.recorded), 0, choices.model, engine, **vllm)
     model = choices.model or plan.task.model()
     if model is None:
         raise UserError(f"model is None: the task {choices.task!r} has no model of its own; give --model")
     settings = plan.settings
     return Policy(
         model,
-        engine=choices.engine,
+        engine=engine,
         lora=settings.lora,
         seed=settings.config.seed,
         max_tokens=settings.policy.max_tokens,
+        **vllm,
     )
 
 
+def telling(callbacks: Sequence[Callback]) -> OnWait:
+    """Passes on how long a vLLM server has been starting, as a progress event."""
+
+    def tell(waited_s: float, log_line: str) -> None:
+        for callback in callbacks:
+            callback({"kind": "waiting", "seconds": waited_s, "text": log_line})
+
+    return tell
+
+
 def eval_task(
-    name: str, run_dir: Path, *, test_size: int | None = None, model: str | None = None, on_progress: Any = None
+    name: str,
+    run_dir: Path,
+    *,
+    test_size: int | None = None,
+    model: str | None = None,
+    engine: str | None = None,
+    on_progress: Any = None,
 ) -> TestScore:
     """Score a finished run on the task's test set, by default as many examples as the run used.
 
@@ -133,6 +165,7 @@ def eval_task(
         run_dir: What `fst compile --run-dir` left.
         test_size: How many examples. None: as many as the run.
         model: Where the base model is now. None: where it was.
+        engine: What generates. None: what the run used.
         on_progress: A callback for progress events.
     """
     from fst_optimizer.run.held_out import finished, score_run
@@ -150,12 +183,12 @@ def eval_task(
         if on_progress:
             on_progress({"kind": "progress", "phase": "test", "done": done, "total": len(examples)})
 
-    return score_run(run_dir, examples, task.metric, model=model, on_rollout=count)
+    return score_run(run_dir, examples, task.metric, model=model, engine=engine, on_rollout=count)
 
 
 def _check_same_policy(before: Settings, now: Settings) -> None:
     """The optimizer compares the rest; what the policy was made of cannot change under a run either."""
-    for section in ("lora", "policy"):
+    for section in ("lora", "policy"):  # how vLLM is run may change
         if getattr(before, section) != getattr(now, section):
             raise UserError(
                 f"the run to resume was started with {getattr(before, section)}, not {getattr(now, section)}: leave "

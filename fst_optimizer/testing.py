@@ -50,7 +50,7 @@ def make_tiny_model(folder: str | Path, *, seed: int = 0, context_length: int = 
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=16,
+        head_dim=32,  # the smallest that vLLM computes on CPU
         max_position_embeddings=context_length,
         tie_word_embeddings=True,
         initializer_range=0.2,
@@ -98,7 +98,7 @@ class ScriptedEngine:
     always the same for a token, its place and a version. What `answer` raises fails that request.
 
     Args:
-        policy: Whose tokenizer is used, and whose model is told of published versions.
+        policy: Whose tokenizer is used.
         answer: Writes the completions, in the thread that asks.
         context_length: Most tokens of prompt and completion together.
     """
@@ -130,28 +130,22 @@ class ScriptedEngine:
 
     def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine.publish`."""
-        from fst_optimizer.engines.in_process import adapter_name
-        from fst_optimizer.train import adapters
-
-        with self.policy.lock:
-            adapters.add_version(self.policy.model, str(adapter_name(version)), dict(tensors))
         self.published.append(version)
         self._served.add(version)
 
     def retire(self, version: int) -> None:
         """See `Engine.retire`."""
-        from fst_optimizer.engines.in_process import adapter_name
-        from fst_optimizer.train import adapters
-
         if version and version in self._served:
             self._served.discard(version)
             self.retired.append(version)
-            with self.policy.lock:
-                adapters.drop_version(self.policy.model, str(adapter_name(version)))
 
     def versions(self) -> frozenset[int]:
         """See `Engine.versions`."""
         return frozenset(self._served)
+
+    def outage_s(self) -> float:
+        """See `Engine.outage_s`."""
+        return 0.0
 
     def close(self) -> None:
         """See `Engine.close`."""

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from servers import MISSING, installed_version, need_vllm
 
 from fst_optimizer.policy import Policy
 from fst_optimizer.testing import ScriptedEngine, make_tiny_model
@@ -10,6 +11,22 @@ from fst_optimizer.testing import ScriptedEngine, make_tiny_model
 def tiny_model(tmp_path_factory):
     """The folder of a random model with two layers and one token a byte."""
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tiny_model):
+    """A vLLM server on the tiny model, one for all tests that only attach to it."""
+    need_vllm()
+    from fst_optimizer import VLLMConfig, VLLMServer
+
+    with VLLMServer(tiny_model, max_lora_rank=16, dtype="float32", config=VLLMConfig(max_live_versions=6)) as server:
+        yield server
+
+
+def pytest_terminal_summary(terminalreporter):
+    if installed_version() is None:
+        terminalreporter.section("ATTENTION", red=True, bold=True)
+        terminalreporter.write_line(MISSING, red=True, bold=True)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fst_optimizer.show import closing, plain, show
+from fst_optimizer.plain import plain
+from fst_optimizer.show import closing, show
 
 RESULT = {
     "task": "programs/letters",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fst_optimizer.errors import EngineError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +50,7 @@ class Engine(Protocol):
     def submit(self, request: GenerationRequest) -> Future[Generation]:
         """Queue a request. A cancelled future is skipped if it has not started.
 
-        Raises (from the future): RetiredVersion, EngineError.
+        Raises (from the future): RetiredVersion, EngineError; EngineDied once the engine is beyond repair.
         """
         ...
 
@@ -64,6 +66,25 @@ class Engine(Protocol):
         """The versions served now; 0, the base, always among them."""
         ...
 
+    def outage_s(self) -> float:
+        """Seconds so far in which the engine was down and being brought back: no rollout's own time."""
+        ...
+
     def close(self) -> None:
         """Stop. Queued requests fail with EngineError."""
         ...
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a turn: the base model's own list, and the tokenizer's.
+
+    Raises:
+        EngineError: neither names one.
+    """
+    own = model.generation_config.eos_token_id
+    own = [own] if isinstance(own, int) else list(own or ())
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in own:
+        own.append(tokenizer.eos_token_id)
+    if not own:
+        raise EngineError("neither the model nor its tokenizer names an end-of-turn token")
+    return own

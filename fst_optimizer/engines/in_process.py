@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from fst_optimizer.engines.base import Generation, GenerationRequest
+from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids
 from fst_optimizer.errors import EngineError, RetiredVersion
 from fst_optimizer.train import adapters
 
@@ -66,7 +66,7 @@ class InProcessEngine:
         self.max_batch_tokens = max_batch_tokens
         self.max_wait_s = max_wait_s
         self.context_length = _context_length(model, tokenizer)
-        self.end_ids = _end_ids(model, tokenizer)
+        self.end_ids = end_ids(model.get_base_model(), tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
         # The model's own defaults (top_p, top_k, penalties) would shape the distribution behind our back.
         model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.pad_id)
@@ -107,6 +107,10 @@ class InProcessEngine:
     def versions(self) -> frozenset[int]:
         """See `Engine.versions`."""
         return frozenset(self._versions)
+
+    def outage_s(self) -> float:
+        """See `Engine.outage_s`; there is no server to lose."""
+        return 0.0
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -325,17 +329,6 @@ def _padded(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
 def _left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     width = max(len(row) for row in rows)
     return torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-
-
-def _end_ids(model: PeftModel, tokenizer: Any) -> list[int]:
-    """The tokens that end a turn: the model's own list, or the tokenizer's."""
-    own = model.get_base_model().generation_config.eos_token_id
-    own = [own] if isinstance(own, int) else list(own or ())
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in own:
-        own.append(tokenizer.eos_token_id)
-    if not own:
-        raise EngineError("neither the model nor its tokenizer names an end-of-turn token")
-    return own
 
 
 def _context_length(model: PeftModel, tokenizer: Any) -> int:

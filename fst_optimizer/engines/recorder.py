@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import Generation, GenerationRequest
-from fst_optimizer.errors import EngineError, PromptTooLong, RetiredVersion
+from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion
 from fst_optimizer.types import Call, Outcome
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Recorder:
     """The last user message of each call, for people to read."""
     failure: Outcome | None = None
     """Set when the engine refused or failed a call."""
+    died: EngineDied | None = None
+    """Set when the engine is beyond repair, even where the program caught that."""
     _cancelled: bool = False
     _seen: Counter[tuple[object, ...]] = field(default_factory=Counter)
     _pending: set[Future[Generation]] = field(default_factory=set)
@@ -199,6 +201,8 @@ class RecordingEngine:
             return RolloutCancelled("the rollout was cancelled")
         if pending.recorder and isinstance(error, Exception) and not isinstance(error, RetiredVersion):
             pending.recorder.failure = Outcome.ENGINE_ERROR
+            if isinstance(error, EngineDied):
+                pending.recorder.died = error
         return error
 
     def _finish(self, pending: _Pending, generation: Generation) -> Response:

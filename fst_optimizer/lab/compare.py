@@ -34,6 +34,7 @@ class RunRead:
     """A finished run, read back."""
 
     method: str
+    """METHOD, or METHOD@ENGINE where the engine is not torch."""
     seed: int
     folder: Path
     curve: tuple[Point, ...]
@@ -75,7 +76,10 @@ def read_run(folder: Path) -> RunRead:
     lines = read_metrics(files.metrics)
     curve, signal = tuple(curve_of(lines)), signal_left(lines)
     ends = tuple(curve_of(at_cycle_ends(lines)))
-    return RunRead(result["method"], result["seed"], folder, curve, result, read_json(files.config), signal, ends)
+    recorded = read_json(files.config)
+    engine = recorded["policy"].get("engine", "torch")
+    label = result["method"] if engine == "torch" else f"{result['method']}@{engine}"
+    return RunRead(label, result["seed"], folder, curve, result, recorded, signal, ends)
 
 
 def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config import METHODS, FSTConfig
+from fst_optimizer.config import ENGINES, METHODS, FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.run.files import RunFiles, read_json
 from fst_optimizer.settings import assignments, flat
@@ -37,6 +37,7 @@ class Job:
 
     task: str
     method: str
+    """A method, or METHOD@ENGINE."""
     seed: int
     folder: Path
     common: Common
@@ -51,11 +52,13 @@ class Job:
     @property
     def choices(self) -> Choices:
         """The run as `fst compile` sees it. `resume` starts it over where there is nothing to resume."""
-        flags = {"method": self.method, "seed": self.seed, "budget.max_cycles": MANY_CYCLES}
+        method, _, engine = self.method.partition("@")
+        flags = {"method": method, "seed": self.seed, "budget.max_cycles": MANY_CYCLES}
         return Choices(
             task=self.task,
             run_dir=self.folder,
             model=self.common.model,
+            engine=engine or None,
             config_file=self.common.config_file,
             flags=flags,
             sets=(f"budget.max_rollouts={self.common.max_rollouts}", *self.common.sets, *self.sets),
@@ -67,7 +70,8 @@ class Job:
         choices, sizes = self.choices, self.common.sizes
         options: list[tuple[str, Any]] = [
             ("--run-dir", choices.run_dir),
-            ("--method", self.method),
+            ("--method", choices.flags["method"]),
+            ("--engine", choices.engine),
             ("--seed", self.seed),
             ("--max-cycles", MANY_CYCLES),
             ("--model", choices.model),
@@ -103,11 +107,14 @@ def by_folder(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """`fst,rl` as names."""
+    """`fst,rl` as names; `fst@vllm` is a method on another engine than torch."""
     names = _parts(text)
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"--methods has {name!r}: {did_you_mean(name, METHODS)}")
+        method, at, engine = name.partition("@")
+        if method not in METHODS:
+            raise UserError(f"--methods has {name!r}: {did_you_mean(method, METHODS)}")
+        if at and engine not in ENGINES:
+            raise UserError(f"--methods has {name!r}: {did_you_mean(engine, ENGINES)}")
     return names
 
 
@@ -133,7 +140,7 @@ def by_method(pairs: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for pair in pairs:
         method, dot, rest = pair.partition(".")
-        if method not in METHODS or not dot:
+        if method.partition("@")[0] not in METHODS or not dot:
             raise UserError(f"--set-method is {pair!r}: give METHOD.NAME=VALUE, e.g. rl.train.lr=2e-3")
         assignments([rest])
         found.setdefault(method, []).append(rest)

@@ -75,7 +75,7 @@ class Collector:
         Raises:
             MetricError: The metric raised; the example is named.
             UserError: The metric did not return a finite number.
-            EngineError: The engine failed every single rollout.
+            EngineError: The engine failed every single rollout; EngineDied: it is beyond repair.
         """
         programs: dict[str, dspy.Module] = {}
         for request in requests:
@@ -86,7 +86,9 @@ class Collector:
         ]
         rollouts: list[Rollout | None] = [None] * len(jobs)
         with closing(
-            run_jobs(jobs, num_threads=self.num_threads, timeout_s=self.timeout_s, late=_Job.timed_out)  # type: ignore[type-var]
+            run_jobs(  # type: ignore[type-var]
+                jobs, num_threads=self.num_threads, timeout_s=self.timeout_s, late=_Job.timed_out, clock=self._clock
+            )
         ) as results:
             for index, result in results:
                 assert isinstance(result, Rollout)
@@ -96,6 +98,10 @@ class Collector:
         if jobs and all(rollout and rollout.outcome is Outcome.ENGINE_ERROR for rollout in rollouts):
             raise EngineError(f"the engine failed all {len(jobs)} rollouts: {jobs[-1].error}") from jobs[-1].error
         return [rollout for rollout in rollouts if rollout is not None]
+
+    def _clock(self) -> float:
+        """Seconds that stand still while the engine is brought back: that is not the rollouts' time."""
+        return time.monotonic() - self.policy.engine.outage_s()
 
     def _program(self, candidate: Candidate) -> dspy.Module:
         program = self.build(candidate)
@@ -136,6 +142,8 @@ class _Job:
     def run(self) -> Rollout:
         started = time.monotonic()
         prediction = self._run_program()
+        if self.recorder.died:
+            raise self.recorder.died
         error, outcome = self.error, _outcome(self.error, self.recorder)
         score = 0.0
         feedback: dict[str, str] = {}

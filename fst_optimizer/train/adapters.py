@@ -28,6 +28,7 @@ from fst_optimizer.errors import UserError
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
+BORROWED = "borrowed"
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -123,6 +124,22 @@ def drop_version(model: PeftModel, name: str) -> None:
     """Removes the adapter `name`; the trained one stays active."""
     model.delete_adapter(name)
     _activate_trained(model)
+
+
+@contextmanager
+def borrowed(model: PeftModel, tensors: Mapping[str, Tensor] | None) -> Iterator[str | None]:
+    """These tensors as a version of the model for as long as this lasts: its name, or None for the base.
+
+    Not thread-safe: hold the model's lock.
+    """
+    if tensors is None:
+        yield None
+        return
+    add_version(model, BORROWED, tensors)
+    try:
+        yield BORROWED
+    finally:
+        drop_version(model, BORROWED)
 
 
 @contextmanager

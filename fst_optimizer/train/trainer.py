@@ -136,16 +136,8 @@ class Trainer:
 
     def logprobs(self, rows: Sequence[TrainRow]) -> list[list[float]]:
         """Log-probs of the sampled tokens under the trained adapter, row by row, at each call's temperature."""
-        result: list[list[float]] = [[] for _ in rows]
-        scored = [index for index, row in enumerate(rows) if row.call.completion_ids]
-        with self._lock, torch.no_grad():
-            for micro in plan_microbatches([length_of(rows[i]) for i in scored], self._microbatch_tokens):
-                indices = [scored[i] for i in micro]
-                batch = make_batch([rows[i] for i in indices], self._pad_id).to(self._device)
-                logprobs_BT, _ = token_logprobs(self._model, batch)
-                for i, row_T, mask_T in zip(indices, logprobs_BT, batch.completion_mask_BT, strict=True):
-                    result[i] = row_T[mask_T].tolist()
-        return result
+        with self._lock:
+            return logprobs(self._model, self._pad_id, [row.call for row in rows], self._microbatch_tokens)
 
     def state(self) -> dict[str, Any]:
         """`{"tensors": name -> Tensor, "numbers": name -> int}`: all that a step depends on but weights and RNG.
@@ -263,6 +255,25 @@ def _bound_loss(config: TrainConfig) -> Loss:
     loss = LOSSES[config.loss]
     settings = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return functools.partial(loss, **{name: getattr(config, name) for name in settings})
+
+
+@torch.no_grad()
+def logprobs(model: PeftModel, pad_id: int, calls: Sequence[Call], microbatch_tokens: int = 8192) -> list[list[float]]:
+    """Log-probs of the calls' completion tokens under the adapter that is active, at each call's temperature.
+
+    The caller holds the model's lock. A call without tokens gives an empty list.
+    """
+    rows = [TrainRow(call, 0.0, 0) for call in calls]
+    result: list[list[float]] = [[] for _ in rows]
+    scored = [index for index, row in enumerate(rows) if row.call.completion_ids]
+    device = next(model.parameters()).device
+    for micro in plan_microbatches([length_of(rows[i]) for i in scored], microbatch_tokens):
+        indices = [scored[i] for i in micro]
+        batch = make_batch([rows[i] for i in indices], pad_id).to(device)
+        logprobs_BT, _ = token_logprobs(model, batch)
+        for i, row_T, mask_T in zip(indices, logprobs_BT, batch.completion_mask_BT, strict=True):
+            result[i] = row_T[mask_T].tolist()
+    return result
 
 
 def kl_to_base(
