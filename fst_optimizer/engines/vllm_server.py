@@ -216,6 +216,10 @@ class VLLMServer:
         switches = ["--disable-uvicorn-access-log"]
         if self.trust_remote_code:
             switches.append("--trust-remote-code")
+        if on_cpu():
+            # A prompt that is computed in parts rewinds its request's random generator, which torch's CPU generator
+            # cannot: the engine dies ("CPU Generator does not use offset", vLLM 0.32).
+            switches.append("--no-enable-chunked-prefill")
         if self.max_lora_rank is not None:
             switches.append("--enable-lora")
             flags["--max-lora-rank"] = str(self.max_lora_rank)
