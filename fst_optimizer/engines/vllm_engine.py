@@ -129,6 +129,7 @@ class VLLMEngine:
         config: VLLMConfig,
     ) -> None:
         self.server = server
+        self.end_ids = list(end_ids)
         self.max_live_versions = config.max_live_versions
         self.url = url.rstrip("/").removesuffix("/v1")
         self.context_length = 0
@@ -265,6 +266,17 @@ class VLLMEngine:
         with self._state:
             return frozenset(self._adapters.keys() - self._retiring)
 
+    def adapter_name(self, version: int) -> str:
+        """The name under which the server knows a version.
+
+        Raises:
+            RetiredVersion: it is not served.
+        """
+        adapter = self._adapters.get(version)
+        if adapter is None:
+            raise RetiredVersion(f"policy version {version} is not served any more")
+        return adapter.name
+
     def outage_s(self) -> float:
         """See `Engine.outage_s`."""
         since = self._down_since
@@ -302,7 +314,7 @@ class VLLMEngine:
         try:
             life = self._lives
             try:
-                generation = await self._client.complete(self._name_of(request.version), request)
+                generation = await self._client.complete(self.adapter_name(request.version), request)
             except (ServerGone, AdapterMissing) as error:
                 await self._mend(life, error)
                 generation = await self._once_more(request)
@@ -316,16 +328,10 @@ class VLLMEngine:
     async def _once_more(self, request: GenerationRequest) -> Generation:
         life = self._lives
         try:
-            return await self._client.complete(self._name_of(request.version), request)
+            return await self._client.complete(self.adapter_name(request.version), request)
         except (ServerGone, AdapterMissing) as error:
             await self._mend(life, error)  # for those that come after: this request may be what kills it
             raise EngineError(f"the server failed this request twice: {error}") from error
-
-    def _name_of(self, version: int) -> str:
-        adapter = self._adapters.get(version)
-        if adapter is None:
-            raise RetiredVersion(f"policy version {version} was retired meanwhile")
-        return adapter.name
 
     def _ended(self, version: int, future: Future[Generation]) -> None:
         with self._state:

@@ -32,8 +32,9 @@ LOOSE_TOLERANCE = 0.1
 """For half precision, where vLLM's kernels and transformers' round differently."""
 TOKENS = 8
 RESTART = (
-    "restart it with (on CPU, add --no-enable-chunked-prefill): VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank {rank} "
+    "restart it with: VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora --max-lora-rank {rank} "
     "--max-loras {loras} --logprobs-mode processed_logprobs --generation-config vllm --dtype {dtype} --api-key KEY"
+    " (on CPU, add --no-enable-chunked-prefill)"
 )
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, repeats: int = 5) -> dict[str, Any]:
     """All measurements, medians over `repeats`, each pair of contenders taking turns."""
     policy.publish()  # version 1 equals the base, but pays for its adapter as every later version does
-    collector, requests = _rollout_side(task, policy, config, examples)
+    collector, requests = rollout_side(task, policy, config, examples)
     rollouts, collect_s, raw_s = _rollout_times(policy, collector, requests, config, repeats)
     rows = credit(grouped(rollouts), config.rollout).rows
     ours_s, trl_s = _step_times(policy, rows, config.train, repeats)
@@ -57,7 +57,8 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     }
 
 
-def _rollout_side(task: Task, policy: Policy, config: FSTConfig, examples: int) -> tuple[Collector, list[Request]]:
+def rollout_side(task: Task, policy: Policy, config: FSTConfig, examples: int) -> tuple[Collector, list[Request]]:
+    """The task's seed program, ready to be collected from G times an example."""
     program = task.build_program()
     program.set_lm(policy.lm)
     program = attach_policy(program, policy)

@@ -6,6 +6,7 @@ A new measurement is one module beside this one and one `@lab.command` here.
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,24 +142,42 @@ def bench_command(
     out: Annotated[Path, typer.Option("--out", help="The JSON file with the numbers.")] = Path("runs/bench.json"),
     examples: Annotated[int, typer.Option(min=1, help="Examples, each run G times.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Turns of each contender; medians are shown.")] = 5,
+    engine: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
+    tokens: Annotated[int, typer.Option(min=1, help="With vllm: tokens of every completion.")] = 64,
+    in_flight: Annotated[int, typer.Option(min=1, help="With vllm: calls at a time.")] = 32,
     model: Model = None,
     sets: Sets = None,
 ) -> None:
     """Measure speed as ratios within one run: the collector over raw generate, the slow step over TRL's.
 
+    With --engine vllm: the collector over raw requests to one vLLM server, beside a thread pool over dspy.Predict,
+    every completion --tokens long.
+
     Example:
         fst lab bench programs/letters --out runs/bench.json
+
+        fst lab bench programs/letters --engine vllm --tokens 64 --in-flight 32 --out runs/serving.json
     """
     with told_plainly("run it again"):
         from fst_optimizer.lab.bench import bench
+        from fst_optimizer.lab.serving import endless_copy, serving_bench
         from fst_optimizer.run.files import write_json
         from fst_optimizer.task_run import Choices, make_policy, plan_run
+        from fst_optimizer.tasks import load_task
 
         console, _ = consoles()
-        choices = Choices(task=task, run_dir=out.parent, model=model, sets=tuple(sets or ()))
-        plan = plan_run(choices)
-        policy = make_policy(choices, plan)
-        numbers = bench(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
+        own = (f"policy.max_tokens={tokens}", f"rollout.num_threads={in_flight}") if engine == "vllm" else ()
+        with tempfile.TemporaryDirectory() as folder:
+            if engine == "vllm":
+                model = str(endless_copy(Path(model or str(load_task(task).model())), Path(folder) / "model"))
+            choices = Choices(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
+            plan = plan_run(choices)
+            policy = make_policy(choices, plan)
+            measure = serving_bench if engine == "vllm" else bench
+            try:
+                numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
+            finally:
+                policy.close()
         data = {"command": _command(), **numbers}
         write_json(out, data)
         for name, value in data.items():
