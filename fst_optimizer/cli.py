@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fst_optimizer.engines.vllm_server import SERVED_NAME
 from fst_optimizer.lab.commands import lab
-from fst_optimizer.show import closing, evaluation, show
-from fst_optimizer.speak import consoles, counted, quiet_libraries, shown, told_plainly
+from fst_optimizer.loading import KEY_VARIABLE
+from fst_optimizer.show import closing, evaluation, served, show
+from fst_optimizer.speak import consoles, counted, quiet_libraries, shown, starting, told_plainly
 from fst_optimizer.task_run import Choices, Sizes, compile_task, eval_task, plan_run
 
 TASK_HELP = (
@@ -43,6 +46,9 @@ class Auto(StrEnum):
     heavy = "heavy"
 
 
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run's folder.", show_default=False)]
+WhereModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now. [default: where it was]")]
+Name = Annotated[str, typer.Option(help="The model name that clients ask for.")]
 RunDir = Annotated[Path, typer.Option("--run-dir", help="The run's folder.", show_default=False)]
 TrainSize = Annotated[int | None, typer.Option(min=1, help="Use only this many training examples.")]
 ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many validation examples.")]
@@ -129,7 +135,7 @@ def compile_command(
 def eval_command(
     task: Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)],
     run_dir: RunDir,
-    model: Annotated[str | None, typer.Option(help="Where the base model is now. [default: where it was]")] = None,
+    model: WhereModel = None,
     engine: Annotated[str | None, typer.Option(help="torch or vllm. [default: what the run used]")] = None,
     test_size: TestSize = None,
 ) -> None:
@@ -145,6 +151,70 @@ def eval_command(
         with quiet_libraries(progress), counted(progress) as callback:
             score = eval_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=callback)
         show(out, evaluation(task, run_dir, score))
+
+
+@app.command("serve")
+def serve_command(
+    run_dir: RunFolder,
+    name: Name = SERVED_NAME,
+    model: WhereModel = None,
+    host: Annotated[str, typer.Option(help="What to listen on. Others reach anything but loopback.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The port to listen on.")] = 8000,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", metavar="vllm.NAME=VALUE", help="A setting of the server.")
+    ] = None,
+) -> None:
+    """Serve a finished run's policy as an OpenAI-compatible endpoint, until Ctrl-C.
+
+    The server is vLLM. Its key is read from FST_API_KEY; without that, a new one is made and shown.
+
+    Examples:
+        fst serve runs/first
+
+        fst serve runs/first --port 8001 --set vllm.max_model_len=4096
+    """
+    with told_plainly("the server is stopped"):
+        from fst_optimizer.serve import policy_server, server_settings
+
+        out, progress = consoles()
+        config, key = server_settings(run_dir, sets or ()), os.environ.get(KEY_VARIABLE)
+        server = policy_server(run_dir, model=model, name=name, host=host, port=port, api_key=key, config=config)
+        try:
+            with starting(progress) as server.on_wait:
+                server.start()
+            show(out, [served(server, name, key_given=key is not None)])
+            server.wait()
+        finally:
+            server.stop()
+
+
+@app.command("export")
+def export_command(
+    run_dir: RunFolder,
+    out: Annotated[Path, typer.Option("--out", help="A folder that does not exist yet.", show_default=False)],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a whole model, the adapter merged into the base in float32.")
+    ] = False,
+    name: Name = SERVED_NAME,
+    model: WhereModel = None,
+) -> None:
+    """Write a finished run's program and weights as files that need nothing of this library.
+
+    OUT gets program.json, which dspy loads, and adapter/, which peft and vLLM load, or with --merge model/, which
+    transformers and vLLM load; and a README.md that says how.
+
+    Examples:
+        fst export runs/first --out exported
+
+        fst export runs/first --out merged --merge
+    """
+    with told_plainly("nothing was written; run it again"):
+        from fst_optimizer.export import export_run
+
+        console, progress = consoles()
+        with quiet_libraries(progress):
+            paths = export_run(run_dir, out, merge=merge, model=model, name=name)
+        show(console, [f"wrote {path}" for path in paths])
 
 
 def main() -> None:

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
 
 
+def finished(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`result.json` and `config.json` of a finished run.
+
+    Raises:
+        UserError: no run there, or one that is not finished.
+    """
+    files = RunFiles(run_dir)
+    if files.state.exists() and not files.result.exists():
+        raise UserError(
+            f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
+        )
+    return read_json(files.result), read_json(files.config)
+
+
 def load(
     run_dir: str | Path,
     *,
@@ -43,7 +57,7 @@ def load(
     from fst_optimizer.student import give_lm
 
     files = RunFiles(Path(run_dir))
-    result, config = read_json(files.result), read_json(files.config)
+    result, config = finished(files.root)
     if program is None:
         try:
             program = load_task(config["task"]).build_program()
@@ -75,7 +89,7 @@ def load_policy(
         engine: What generates. None: what the run used.
         settings: More for `Policy`, over what the run used.
     """
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy import Policy, check_fingerprint
     from fst_optimizer.train.adapters import load_adapter_tensors
 
     made = config["policy"]
@@ -94,12 +108,11 @@ def load_policy(
         engine=engine,
         **settings,
     )
-    if policy.fingerprint != made.get("fingerprint", policy.fingerprint):
+    try:
+        check_fingerprint(policy.fingerprint, made, policy.source)
+    except UserError:
         policy.close()
-        raise UserError(
-            f"the model in {policy.source!r} is not the one that the run in {str(files.root)!r} was made with: its "
-            "adapters mean nothing on other weights; name the right model's folder"
-        )
+        raise
     if version:
         policy.restore(version, load_adapter_tensors(files.policy(version)))
     return policy

@@ -93,8 +93,8 @@ class Policy:
         self.temperature = temperature
         self.chat_template_args = dict(chat_template_args or {})
         self.lock = threading.RLock()
-        self.tokenizer = _load_tokenizer(self.source, trust_remote_code)
-        base = _load_base(self.source, dtype, device, trust_remote_code, quantization)
+        self.tokenizer = load_tokenizer(self.source, trust_remote_code)
+        base = load_base(self.source, dtype, device, trust_remote_code, quantization)
         _check_tokenizer(self.source, self.tokenizer, base)
         self.fingerprint = fingerprint(base)
         """Tells base models apart, whatever their folder is called."""
@@ -297,7 +297,12 @@ def check_model_folder(model: str | Path) -> None:
         raise UserError(f"model is {str(model)!r}: no such folder; give a model's folder or a hub name like owner/name")
 
 
-def _load_tokenizer(source: str, trust_remote_code: bool) -> Any:
+def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
+    """A model's tokenizer.
+
+    Raises:
+        UserError: It cannot be loaded, or has no chat template.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -312,7 +317,12 @@ def _load_tokenizer(source: str, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _load_base(source: str, dtype: str, device: str, trust_remote_code: bool, quantization: str | None = None) -> Any:
+def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, quantization: str | None = None) -> Any:
+    """A base model, without adapters. The arguments are those of `Policy`.
+
+    Raises:
+        UserError: It cannot be loaded so.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -361,6 +371,19 @@ def fingerprint(base: Any) -> str:
         few = tensor.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def check_fingerprint(found: str, made: Mapping[str, Any], source: str) -> None:
+    """The model is the one that a run was made with; `made` is `policy` in the run's config.json.
+
+    Raises:
+        UserError: It is another one.
+    """
+    if found != made.get("fingerprint", found):
+        raise UserError(
+            f"the model in {source!r} is not the one that the run was made with ({made['model']!r} then): its "
+            "adapters mean nothing on other weights; name the right model's folder"
+        )
 
 
 def _adding_nothing(model: Any) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.loading import KEY_VARIABLE
 from fst_optimizer.plain import plain
 from fst_optimizer.progress import clock
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from fst_optimizer.engines.vllm_server import VLLMServer
     from fst_optimizer.run.held_out import TestScore
 
 
@@ -47,6 +49,20 @@ def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
     else:
         note = "the run recorded no test score" if recorded is None else "other examples than the recorded score"
     return [table, f"{run_dir} on {name}: {note}."]
+
+
+def served(server: VLLMServer, name: str, *, key_given: bool) -> str:
+    """Where a finished run's policy is served, and how to ask it."""
+    key = f"${KEY_VARIABLE}" if key_given else server.api_key
+    return (
+        f"serving   {name} at {server.url}/v1, until Ctrl-C\n"
+        f"key       {f'that of {KEY_VARIABLE}' if key_given else server.api_key}\n"
+        f"log       {server.log_file}\n"
+        f"try it    curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f'-H "Authorization: Bearer {key}" '
+        f"""-d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'\n"""
+        f'in dspy   dspy.LM("hosted_vllm/{name}", api_base="{server.url}/v1", api_key=...)'
+    )
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

@@ -12,11 +12,13 @@ import typer
 
 from fst_optimizer.errors import FSTError, UserError
 from fst_optimizer.plain import plain
+from fst_optimizer.progress import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from fst_optimizer.config import FSTConfig
+    from fst_optimizer.engines.vllm_server import OnWait
 
 
 @contextmanager
@@ -66,6 +68,31 @@ def counted(console: Console) -> Iterator[Any]:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("scoring the test set", total=None)
         yield lambda event: bar.update(task, completed=event["done"], total=event["total"])
+
+
+@contextmanager
+def starting(console: Console) -> Iterator[OnWait]:
+    """Shows how a server's start goes: its log's last line on a terminal, a line every ten seconds elsewhere."""
+    told_s = 0.0
+
+    def tell(waited_s: float, log_line: str) -> None:
+        nonlocal told_s
+        text = f"starting vLLM, {clock(waited_s)}: {plain(log_line)[:90]}"
+        if status:
+            status.update(escape(text))
+        elif waited_s - told_s >= 10:
+            told_s = waited_s
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    from rich.markup import escape
+
+    console.print("starting vLLM, which takes half a minute or more ...", markup=False)
+    if not console.is_terminal:
+        status = None
+        yield tell
+        return
+    with console.status("starting vLLM") as status:
+        yield tell
 
 
 @contextmanager

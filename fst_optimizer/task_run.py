@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.loading import KEY_VARIABLE
+from fst_optimizer.loading import KEY_VARIABLE, finished
 from fst_optimizer.run.files import RunFiles, read_json
 from fst_optimizer.settings import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.tasks import Task, load_task
@@ -168,7 +168,7 @@ def eval_task(
         engine: What generates. None: what the run used.
         on_progress: A callback for progress events.
     """
-    from fst_optimizer.run.held_out import finished, score_run
+    from fst_optimizer.run.held_out import score_run
 
     _, recorded = finished(run_dir)
     task = load_task(name)

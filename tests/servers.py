@@ -49,15 +49,16 @@ class Proxy:
     def __init__(self, url, answer):
         self.asked = []
         """(path, time) of every request."""
-        proxy = self
+        proxy, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def _handle(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                proxy.asked.append((self.path, time.monotonic()))
-                count = sum(path == self.path for path, _ in proxy.asked)
+                with lock:
+                    proxy.asked.append((self.path, time.monotonic()))
+                    count = sum(path == self.path for path, _ in proxy.asked)
                 status, headers, text = answer(self.path, count) or self._passed_on(body)
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers}.items():

@@ -192,7 +192,7 @@ def test_loading_a_run_of_no_task_asks_for_the_program(finished):
 
 def test_a_run_is_not_loaded_onto_another_model(finished, tmp_path):
     other = make_tiny_model(tmp_path / "other", seed=1)
-    with pytest.raises(UserError, match="is not the one that the run in"):
+    with pytest.raises(UserError, match="is not the one that the run was made with"):
         load(finished.run_dir, program=Program(), model=str(other))
 
 

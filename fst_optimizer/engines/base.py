@@ -75,13 +75,13 @@ class Engine(Protocol):
         ...
 
 
-def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a turn: the base model's own list, and the tokenizer's.
+def end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a turn: those of the base model's generation config, and the tokenizer's.
 
     Raises:
         EngineError: neither names one.
     """
-    own = model.generation_config.eos_token_id
+    own = generation_config.eos_token_id
     own = [own] if isinstance(own, int) else list(own or ())
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in own:
         own.append(tokenizer.eos_token_id)

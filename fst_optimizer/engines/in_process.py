@@ -66,7 +66,7 @@ class InProcessEngine:
         self.max_batch_tokens = max_batch_tokens
         self.max_wait_s = max_wait_s
         self.context_length = _context_length(model, tokenizer)
-        self.end_ids = end_ids(model.get_base_model(), tokenizer)
+        self.end_ids = end_ids(model.get_base_model().generation_config, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
         # The model's own defaults (top_p, top_k, penalties) would shape the distribution behind our back.
         model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.pad_id)

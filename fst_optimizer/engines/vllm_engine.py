@@ -80,7 +80,7 @@ def vllm_engine(policy: Policy, api_key: str | None = None, on_wait: OnWait | No
             api_key=api_key or "",
             write_adapter=lambda tensors, folder: adapters.save_adapter(policy.model, tensors, folder),
             base=policy.fresh_tensors,
-            end_ids=end_ids(policy.model.get_base_model(), policy.tokenizer),
+            end_ids=end_ids(policy.model.get_base_model().generation_config, policy.tokenizer),
             config=config,
         )
         check_agreement(policy, engine)

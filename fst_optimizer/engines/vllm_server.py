@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 BASE_NAME = "base"
 """The name under which the base model is served."""
+SERVED_NAME = "fst-policy"
+"""The name under which a finished run's policy is served, and that an exported program asks for."""
 EXTRA_ADAPTERS = 2
 """Adapters that a server has room for beside the live versions."""
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -156,6 +158,18 @@ class VLLMServer:
             running.kill()
             running.wait()
         running.stdout.close()
+
+    def wait(self) -> None:
+        """Wait for as long as the server runs.
+
+        Raises:
+            EngineError: it ended by itself; with the end of its log.
+        """
+        running = self._keeper
+        if running is not None:
+            running.wait()
+        if self._wanted:
+            raise EngineError(f"the vLLM server ended; {self._evidence()}")
 
     def alive(self) -> bool:
         """Whether the server's process runs; it may still be starting."""

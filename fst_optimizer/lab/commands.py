@@ -160,7 +160,7 @@ def bench_command(
     """
     with told_plainly("run it again"):
         from fst_optimizer.lab.bench import bench
-        from fst_optimizer.lab.serving import endless_copy, serving_bench
+        from fst_optimizer.lab.serving_bench import endless_copy, serving_bench
         from fst_optimizer.run.files import write_json
         from fst_optimizer.task_run import Choices, make_policy, plan_run
         from fst_optimizer.tasks import load_task

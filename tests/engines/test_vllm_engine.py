@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from itertools import pairwise
 
@@ -138,14 +139,24 @@ def test_retiring_waits_for_the_versions_requests(attach):
     assert all(future.done() and future.result().completion_ids for future in futures)
 
 
-def test_requests_that_do_not_end_are_cancelled_when_their_version_is_retired(attach, monkeypatch):
+def test_requests_that_do_not_end_are_cancelled_when_their_version_is_retired(attach, proxied, monkeypatch):
     monkeypatch.setattr(vllm_engine, "DRAIN_S", 0.05)
-    policy = attach()
+    held, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold(path, count):
+        if path == "/v1/completions" and 2 < count <= 10:  # the first two are the check on attaching
+            held.release()
+            go_on.wait(60)
+
+    policy = attach(proxied(hold).url)
     version = policy.publish()
     prompt_ids = policy.encode_chat([{"role": "user", "content": "a"}])
-    futures = [policy.engine.submit(GenerationRequest(prompt_ids, 3000, seed=i, version=version)) for i in range(8)]
+    futures = [policy.engine.submit(GenerationRequest(prompt_ids, 30, seed=i, version=version)) for i in range(8)]
+    for _ in futures:
+        assert held.acquire(timeout=60)
     policy.retire_all_but(())
-    assert any(future.cancelled() for future in futures)
+    assert all(future.cancelled() for future in futures)
+    go_on.set()  # what was on its way arrives late, and finds its adapter unloaded
     assert ask(policy)[1].completion_ids  # the server lives
 
 
@@ -290,7 +301,7 @@ def test_all_requests_wait_while_the_server_is_overloaded(attach, proxied):
         assert not first.done()
     rejected = [when for path, when in proxy.asked if path == "/v1/completions"][2]
     time.sleep(0.1)  # the answer is on its way back
-    for future in [policy.engine.submit(request) for request in ask_later[1:]]:
+    for future in [first, *(policy.engine.submit(request) for request in ask_later[1:])]:
         future.result(timeout=60)
     later = [when for path, when in proxy.asked if path == "/v1/completions"][3:]
     assert len(later) == 9

@@ -122,6 +122,14 @@ server.on_wait = lambda seconds, line: (print(server.pid, flush=True), setattr(s
 """
 
 
+FROM_A_THREAD = """
+import threading
+threading.Thread(target=server.start, daemon=True).start()
+time.sleep(1)
+raise SystemExit
+"""
+
+
 def started_elsewhere(tiny_model, body):
     """A process that starts a server, and the server's process id."""
     process = subprocess.Popen(
@@ -138,7 +146,7 @@ def started_elsewhere(tiny_model, body):
     [
         ("server.start()", signal.SIGKILL),
         ("server.start()", signal.SIGINT),
-        ("import threading; threading.Thread(target=server.start, daemon=True).start(); time.sleep(1); raise SystemExit", None),
+        (FROM_A_THREAD, None),
     ],
     ids=["killed", "interrupted", "left"],
 )
