@@ -16,6 +16,7 @@ DEMO_DIR := runs/demo
 DEMO_ARGS := --seed 0
 
 SOAK_ARGS ?= --runs 20
+VERSIONS_ARGS ?= --versions 50
 
 # Nothing here needs a model hub.
 export HF_HUB_OFFLINE := 1
@@ -73,5 +74,6 @@ lint: $(READY)
 docs: $(DOCS_READY)
 	$(BIN)/mkdocs build --strict
 
-soak: $(READY)
+soak: $(VLLM_READY)
 	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
+	$(BIN)/python tests/soak/versions.py $(VERSIONS_ARGS)

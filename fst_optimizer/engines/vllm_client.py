@@ -117,9 +117,8 @@ class VLLMClient:
 
     async def load_adapter(self, name: str, folder: str) -> None:
         """Have the server load a LoRA folder under a name that it never had before."""
-        status, text, _ = await self._post(
-            "/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder, "load_inplace": False}, _CONTROL_S
-        )
+        body = {"lora_name": name, "lora_path": folder, "load_inplace": False}
+        status, text = await self._order("/v1/load_lora_adapter", body)
         if status != 200:
             raise EngineError(
                 f"the server did not load adapter {name!r} from {folder!r} ({status}): {message_of(text)}"
@@ -127,9 +126,16 @@ class VLLMClient:
 
     async def unload_adapter(self, name: str) -> None:
         """Have the server forget a name; one that it does not know is no error."""
-        status, text, _ = await self._post("/v1/unload_lora_adapter", {"lora_name": name}, _CONTROL_S)
+        status, text = await self._order("/v1/unload_lora_adapter", {"lora_name": name})
         if status not in (200, 404):
             raise EngineError(f"the server did not unload adapter {name!r} ({status}): {message_of(text)}")
+
+    async def _order(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
+        try:
+            status, text, _ = await self._post(path, body, _CONTROL_S)
+        except TimeoutError as error:
+            raise EngineError(f"the server did not answer {path} within {_CONTROL_S:g} s") from error
+        return status, text
 
     async def models(self) -> list[dict[str, Any]]:
         """What `/v1/models` lists: the base first, then adapters.

@@ -272,10 +272,15 @@ class VLLMEngine:
         Raises:
             RetiredVersion: it is not served.
         """
-        adapter = self._adapters.get(version)
-        if adapter is None:
-            raise RetiredVersion(f"policy version {version} is not served any more")
-        return adapter.name
+        return self._served(version).name
+
+    def adapter_folder(self, version: int) -> Path:
+        """Where the files of a version lie that the server was told to read.
+
+        Raises:
+            RetiredVersion: it is not served.
+        """
+        return self._served(version).folder
 
     def outage_s(self) -> float:
         """See `Engine.outage_s`."""
@@ -296,6 +301,12 @@ class VLLMEngine:
         self._thread.join()
         self._loop.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _served(self, version: int) -> _Adapter:
+        adapter = self._adapters.get(version)
+        if adapter is None:
+            raise RetiredVersion(f"policy version {version} is not served any more")
+        return adapter
 
     # -- one request -------------------------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.evolve.bridge import apply_texts, seed_texts
-from fst_optimizer.lab.compare import shown_model
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.credit import credit
@@ -26,6 +25,8 @@ from fst_optimizer.student import attach_policy
 from fst_optimizer.types import Candidate, Rollout, TrainRow, items_of
 
 if TYPE_CHECKING:
+    import dspy
+
     from fst_optimizer.config import FSTConfig
     from fst_optimizer.tasks import Task
 
@@ -41,7 +42,6 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     calls = sum(len(rollout.calls) for rollout in rollouts)
     return {
         "task": task.name,
-        "model": shown_model(policy.source),
         "rollouts": len(rollouts),
         "calls": calls,
         "rows": len(rows),
@@ -57,9 +57,14 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     }
 
 
-def rollout_side(task: Task, policy: Policy, config: FSTConfig, examples: int) -> tuple[Collector, list[Request]]:
-    """The task's seed program, ready to be collected from G times an example."""
-    program = task.build_program()
+def rollout_side(
+    task: Task, policy: Policy, config: FSTConfig, examples: int, max_tokens: int | None = None
+) -> tuple[Collector, list[Request]]:
+    """The task's seed program, ready to be collected from G times an example.
+
+    `max_tokens` overrides what the program's predictors ask for.
+    """
+    program = with_max_tokens(task.build_program(), max_tokens)
     program.set_lm(policy.lm)
     program = attach_policy(program, policy)
     collector = Collector(
@@ -73,6 +78,14 @@ def rollout_side(task: Task, policy: Policy, config: FSTConfig, examples: int) -
     candidate = Candidate(seed_texts(program))
     items = items_of(task.load("train", examples), "train")
     return collector, [Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)]
+
+
+def with_max_tokens(program: dspy.Module, max_tokens: int | None) -> dspy.Module:
+    """The program, its predictors asking for this many tokens. None: for as many as they do. In place."""
+    if max_tokens is not None:
+        for predictor in program.predictors():
+            predictor.config["max_tokens"] = max_tokens
+    return program
 
 
 def _rollout_times(

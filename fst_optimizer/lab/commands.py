@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fst_optimizer.speak import consoles, told_plainly
+from fst_optimizer.speak import consoles, quiet_libraries, told_plainly
 from fst_optimizer.task_run import Sizes
 
 lab = typer.Typer(
@@ -160,16 +160,18 @@ def bench_command(
     """
     with told_plainly("run it again"):
         from fst_optimizer.lab.bench import bench
+        from fst_optimizer.lab.compare import shown_model
         from fst_optimizer.lab.serving_bench import endless_copy, serving_bench
         from fst_optimizer.run.files import write_json
         from fst_optimizer.task_run import Choices, make_policy, plan_run
         from fst_optimizer.tasks import load_task
 
-        console, _ = consoles()
+        console, progress = consoles()
+        source = Path(model or str(load_task(task).model()))
         own = (f"policy.max_tokens={tokens}", f"rollout.num_threads={in_flight}") if engine == "vllm" else ()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries(progress):
             if engine == "vllm":
-                model = str(endless_copy(Path(model or str(load_task(task).model())), Path(folder) / "model"))
+                model = str(endless_copy(source, Path(folder) / "model"))
             choices = Choices(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
             plan = plan_run(choices)
             policy = make_policy(choices, plan)
@@ -178,7 +180,7 @@ def bench_command(
                 numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
             finally:
                 policy.close()
-        data = {"command": _command(), **numbers}
+        data = {"command": _command(), "model": shown_model(str(source)), **numbers}
         write_json(out, data)
         for name, value in data.items():
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)

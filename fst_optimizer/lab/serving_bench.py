@@ -29,8 +29,7 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm_client import completion_body
 from fst_optimizer.engines.vllm_engine import VLLMEngine
 from fst_optimizer.errors import UserError
-from fst_optimizer.lab.bench import rollout_side
-from fst_optimizer.lab.compare import shown_model
+from fst_optimizer.lab.bench import rollout_side, with_max_tokens
 from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
@@ -51,12 +50,15 @@ class Turn:
 def serving_bench(
     task: Task, policy: Policy, config: FSTConfig, *, examples: int = 32, repeats: int = 5
 ) -> dict[str, Any]:
-    """All measurements, medians over `repeats`. `config.rollout.num_threads` calls are in flight."""
+    """All measurements, medians over `repeats`. `config.rollout.num_threads` calls are in flight.
+
+    Every call samples `policy.max_tokens` tokens, whatever the task's program asks for.
+    """
     engine = policy.engine
     if not isinstance(engine, VLLMEngine) or engine.server is None:
         raise UserError("engine is not an own vLLM server: this bench asks the server behind the engine's back")
     policy.publish()
-    collector, requests = rollout_side(task, policy, config, examples)
+    collector, requests = rollout_side(task, policy, config, examples, policy.max_tokens)
 
     def collect() -> list[Any]:
         return collector.run(requests, version=policy.version, temperature=config.rollout.temperature)
@@ -73,7 +75,6 @@ def serving_bench(
     cpu_ms = {name: 1e3 * turn.cpu_s / len(calls) for name, turn in turns.items()}
     return {
         "task": task.name,
-        "model": shown_model(policy.source),
         "rollouts": len(requests),
         "calls": len(calls),
         "tokens_per_call": statistics.mean(tokens),
@@ -172,7 +173,7 @@ def _bare_predict(task: Task, policy: Policy, engine: VLLMEngine, calls: int, in
         max_tokens=policy.max_tokens,
         cache=False,
     )
-    _, predictor = task.build_program().named_predictors()[0]
+    predictor = with_max_tokens(task.build_program(), policy.max_tokens).predictors()[0]
     names = list(predictor.signature.input_fields)
     inputs = [{name: example.inputs().toDict().get(name, "a b c") for name in names} for example in task.load("train")]
     adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 from servers import Proxy
+from soak import versions
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig
 from fst_optimizer.config import TrainConfig
@@ -163,19 +164,19 @@ def test_requests_that_do_not_end_are_cancelled_when_their_version_is_retired(at
 def test_files_outlive_the_unloading_of_their_version(attach, monkeypatch):
     policy = attach()
     version = policy.publish()
-    folder = policy.engine._adapters[version].folder
+    folder = policy.engine.adapter_folder(version)
     policy.retire_all_but(())
     assert (folder / "adapter_model.safetensors").is_file()
     monkeypatch.setattr(vllm_engine, "LINGER_S", 0.0)
     newest = policy.publish()
     assert not folder.exists()
-    assert policy.engine._adapters[newest].folder.exists()
+    assert policy.engine.adapter_folder(newest).exists()
 
 
 def test_closing_unloads_what_was_published_and_deletes_the_files(attach, vllm_server):
     policy = attach()
     policy.publish()
-    name, folder = policy.engine._adapters[1].name, policy.engine._folder
+    name, folder = policy.engine.adapter_name(1), policy.engine.adapter_folder(1).parent
     assert name in names(vllm_server)
     policy.close()
     assert name not in names(vllm_server)
@@ -187,6 +188,13 @@ def names(server):
 
     request = urllib.request.Request(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {server.api_key}"})
     return [model["id"] for model in json.loads(urllib.request.urlopen(request).read())["data"]]
+
+
+def test_versions_come_and_go_without_the_servers_memory_growing(attach, vllm_server):
+    policy = attach()
+    seen = [versions.publish(policy, vllm_server.pid, seed) for seed in range(5)]
+    assert versions.faults(seen) == []
+    assert policy.engine.versions() == {0, 4, 5}
 
 
 def test_a_request_for_a_file_that_someone_deleted_does_not_reach_the_server(attach):
