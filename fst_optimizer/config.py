@@ -18,6 +18,10 @@ from fst_optimizer.errors import UserError, did_you_mean
 METHODS = ("fst", "rl", "gepa", "sequential")
 ENGINES = ("torch", "vllm")
 LOSS_NAMES = ("cispo", "grpo", "dr_grpo")
+ROLES = ("both", "evolve", "train", "neither")
+CREDITS = ("rollout", "predictor")
+OPEN = ("predictors", "budget.prices")
+"""Settings that are objects with names of the user's own, which may have dots in them."""
 
 
 def _require(ok: bool, field_name: str, value: object, remedy: str) -> None:
@@ -161,6 +165,8 @@ class RolloutConfig:
     """G, rollouts per example and step, over all candidates."""
     batch_size: int = 8
     """Examples per step."""
+    teacher_rollouts: int = 1
+    """Rollouts that each teacher program adds to every group."""
     temperature: float = 1.0
     """Sampling temperature of training rollouts, where the program does not ask for another."""
     timeout_s: float = 120.0
@@ -180,7 +186,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         _positive_int("rollout.group_size", self.group_size, 2)
-        for name in ("batch_size", "num_threads"):
+        for name in ("batch_size", "num_threads", "teacher_rollouts"):
             _positive_int(f"rollout.{name}", getattr(self, name))
         _number("rollout.temperature", self.temperature, 0, above=True)
         _number("rollout.timeout_s", self.timeout_s, 0, above=True)
@@ -216,6 +222,12 @@ class TrainConfig:
     """Weight of the KL-to-base penalty. 0 skips its forward pass."""
     average: str = "token"
     """`token`: every token of the batch counts the same; `rollout`: every rollout does."""
+    credit: str = "rollout"
+    """`rollout`: every call of a rollout gets the rollout's advantage. `predictor`: each predictor's calls get one of
+    their own, from a blend of the predictor's score, which the metric gives when it is called with `pred_name`, and
+    the program's."""
+    own_share: float = 0.5
+    """With `credit="predictor"`: how much of the blend is the predictor's own score, from 0 to 1."""
     advantage_eps: float = 1e-4
     """Added to a group's standard deviation."""
     train_truncated: bool = True
@@ -243,6 +255,9 @@ class TrainConfig:
         betas_ok = isinstance(self.betas, tuple) and len(self.betas) == 2
         betas_ok = betas_ok and all(isinstance(b, int | float) and 0 <= b < 1 for b in self.betas)
         _require(betas_ok, "train.betas", self.betas, "give two numbers in [0, 1)")
+        _require(self.credit in CREDITS, "train.credit", self.credit, did_you_mean(str(self.credit), CREDITS))
+        _number("train.own_share", self.own_share, 0)
+        _require(self.own_share <= 1, "train.own_share", self.own_share, "give a share from 0 to 1")
         _require(self.loss in LOSS_NAMES, "train.loss", self.loss, did_you_mean(str(self.loss), LOSS_NAMES))
         _require(
             self.average in ("token", "rollout"),
@@ -281,11 +296,30 @@ class BudgetConfig:
     """Cycles of a run."""
     max_rollouts: int | None = None
     """Cap on fast + slow rollouts together; checked before spending. None: no cap."""
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Model -> dollars for a million prompt tokens, and for a million completion tokens. Models not named: as litellm's
+    price table has them."""
 
     def __post_init__(self) -> None:
         _positive_int("budget.max_cycles", self.max_cycles)
         if self.max_rollouts is not None:
             _positive_int("budget.max_rollouts", self.max_rollouts)
+        _require(isinstance(self.prices, Mapping), "budget.prices", self.prices, "give an object of models and prices")
+        for model, pair in self.prices.items():
+            name = f"budget.prices.{model}"
+            ok = isinstance(pair, list | tuple) and len(pair) == 2
+            _require(ok, name, pair, "give two numbers, dollars per million prompt and completion tokens")
+            for price in pair:
+                _number(name, price, 0)
+        object.__setattr__(self, "prices", {model: tuple(pair) for model, pair in self.prices.items()})
+
+
+def _check_roles(predictors: object) -> None:
+    ok = isinstance(predictors, Mapping)
+    _require(ok, "predictors", predictors, 'give an object of names and roles, e.g. {"answer": "train"}')
+    assert isinstance(predictors, Mapping)
+    for name, role in predictors.items():
+        _require(role in ROLES, f"predictors.{name}", role, did_you_mean(str(role), ROLES))
 
 
 @dataclass(frozen=True)
@@ -302,8 +336,12 @@ class FSTConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    predictors: Mapping[str, str] = field(default_factory=dict)
+    """Predictor name -> what may change: `both` its instruction and the weights by its calls, `evolve` the
+    instruction alone, `train` the weights alone, `neither`. Those not named: `both`."""
 
     def __post_init__(self) -> None:
+        _check_roles(self.predictors)
         _require(self.method in METHODS, "method", self.method, did_you_mean(str(self.method), METHODS))
         _positive_int("seed", self.seed, 0)
         group, population = self.rollout.group_size, self.fast.population
@@ -322,6 +360,14 @@ class FSTConfig:
                 "the sequential method spends half of it on GEPA, so give a number",
             )
 
+    def trains(self, predictor: str) -> bool:
+        """Whether this predictor's calls change the weights."""
+        return self.predictors.get(predictor, "both") in ("both", "train")
+
+    def evolves(self, predictor: str) -> bool:
+        """Whether this predictor's instruction changes."""
+        return self.predictors.get(predictor, "both") in ("both", "evolve")
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], base: FSTConfig | None = None) -> FSTConfig:
         """Nested settings over `base` (or the defaults). An unknown key raises UserError with the nearest name."""
@@ -332,7 +378,7 @@ class FSTConfig:
         """Dotted settings over this config, e.g. `{"train.lr": 1e-3}`."""
         nested: dict[str, Any] = {}
         for dotted, value in values.items():
-            *sections, name = dotted.split(".")
+            *sections, name = split_name(dotted)
             target = nested
             for section in sections:
                 target = target.setdefault(section, {})
@@ -343,6 +389,14 @@ class FSTConfig:
         """Plain data, as written in `config.json`."""
         data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return data
+
+
+def split_name(dotted: str) -> list[str]:
+    """The parts of a setting's name: `train.lr` has two, `budget.prices.openai/gpt-5.2` three."""
+    for name in OPEN:
+        if dotted.startswith(f"{name}."):
+            return [*name.split("."), dotted.removeprefix(f"{name}.")]
+    return dotted.split(".")
 
 
 def _merge(config: Any, data: Mapping[str, Any], prefix: str) -> Any:
@@ -358,6 +412,8 @@ def _merge(config: Any, data: Mapping[str, Any], prefix: str) -> Any:
             if not isinstance(value, Mapping):
                 raise UserError(f"config: {prefix + name} is {value!r}: give an object of settings")
             value = _merge(current, value, f"{prefix}{name}.")
+        elif prefix + name in OPEN and isinstance(value, Mapping):
+            value = {**current, **value}
         changes[name] = value
     return dataclasses.replace(config, **changes)
 

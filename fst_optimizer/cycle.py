@@ -29,8 +29,9 @@ from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
 from fst_optimizer.run.files import RunFiles, write_json
 from fst_optimizer.run.metrics import MetricsLog
 from fst_optimizer.run.state import Best, State, ValidationScore
+from fst_optimizer.student import Teacher
 from fst_optimizer.train.trainer import Trainer
-from fst_optimizer.types import Candidate, Item, Population, Rollout
+from fst_optimizer.types import Candidate, Item, Population, Rollout, total_usage
 
 ROLLOUTS_KEPT = 32
 """Rollouts of a cycle that are written down for people to read."""
@@ -47,6 +48,8 @@ class Parts:
     """None when the method has no slow steps."""
     reflector: Reflector
     components: tuple[str, ...]
+    teachers: tuple[Teacher, ...]
+    """Programs that join every group of the slow steps."""
     trainset: tuple[Item, ...]
     valset: tuple[Item, ...]
     files: RunFiles
@@ -63,7 +66,7 @@ def run_cycle(parts: Parts, state: State) -> State:
         if parts.config.method == "sequential":
             state = replace(state, population=Population((state.best.candidate,), state.policy_version))
         for batch in batches:
-            if slow_cost(parts.config, batch) > rollouts_left(parts.config, state):
+            if slow_cost(parts, batch) > rollouts_left(parts.config, state):
                 state = replace(state, ended="budget")
                 break
             state = slow_step(parts, state, batch)
@@ -110,7 +113,8 @@ def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) ->
         population=found.population,
         rollouts=state.rollouts.plus(fast=found.rollouts, reused=found.reused),
         reflection_calls=state.reflection_calls + found.reflection_calls,
-        cost_usd=added_cost(state.cost_usd, cost_before, parts.reflector.cost_usd),
+        reflection_cost_usd=added_cost(state.reflection_cost_usd, cost_before, parts.reflector.cost_usd),
+        usage=total_usage(state.usage, parts.collector.drain_usage()),
     )
     write_json(parts.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
     parts.metrics.line(
@@ -133,21 +137,33 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
     """Collect one batch of groups under the newest version, update the weights, publish the next version."""
     assert parts.trainer is not None
     config = parts.config
-    requests = group_requests(state.population, batch, config.rollout.group_size)
+    requests = group_requests(state.population, batch, config, parts.teachers)
     rollouts = parts.collector.run(
         requests,
         version=state.policy_version,
         temperature=config.rollout.temperature,
+        capture=config.train.credit == "predictor",
         on_rollout=counting(parts.metrics, "slow", len(requests)),
     )
     collected_s = parts.metrics.time_s
-    credited = credit(grouped(rollouts), config.rollout, config.train.advantage_eps)
+    credited = credit(
+        grouped(rollouts),
+        config.rollout,
+        config.train.advantage_eps,
+        own_share=config.train.own_share if config.train.credit == "predictor" else None,
+        trained=config.trains,
+    )
     report = parts.trainer.step(credited.rows)
     if report.updated:
         version = parts.policy.publish()
         parts.policy.retire_all_but({version, state.best.policy_version})
         state = replace(state, policy_version=version)
-    state = replace(state, step=state.step + 1, rollouts=state.rollouts.plus(slow=len(rollouts)))
+    state = replace(
+        state,
+        step=state.step + 1,
+        rollouts=state.rollouts.plus(slow=len(rollouts)),
+        usage=total_usage(state.usage, parts.collector.drain_usage()),
+    )
     keep_rollouts(parts.files, state.cycle, rollouts)
     parts.metrics.line(
         "step",
@@ -221,6 +237,7 @@ def scored_on_validation(parts: Parts, state: State, candidate: Candidate) -> St
         state,
         validated={**at_this_version, candidate.id: score},
         rollouts=state.rollouts.plus(eval=score.rollouts),
+        usage=total_usage(state.usage, parts.collector.drain_usage()),
     )
 
 
@@ -252,9 +269,10 @@ def fast_left(config: FSTConfig, state: State) -> int:
     return max(0, config.budget.max_rollouts // 2 - state.rollouts.training)
 
 
-def slow_cost(config: FSTConfig, batch: Sequence[Item]) -> int:
+def slow_cost(parts: Parts, batch: Sequence[Item]) -> int:
     """Rollouts of one slow step."""
-    return len(batch) * config.rollout.group_size
+    rollout = parts.config.rollout
+    return len(batch) * (rollout.group_size + len(parts.teachers) * rollout.teacher_rollouts)
 
 
 def added_cost(total: float | None, before: float | None, after: float | None) -> float | None:
@@ -281,11 +299,18 @@ def draw_anchor(config: FSTConfig, batches: Sequence[Sequence[Item]], state: Sta
     return tuple(pool[: config.fast.anchor_size])
 
 
-def group_requests(population: Population, batch: Sequence[Item], group_size: int) -> list[Request]:
-    """G rollouts an example, shared over the candidates as evenly as they divide."""
-    shares = spread(group_size, len(population.candidates))
-    members = [candidate for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)]
-    return [Request(candidate, item, index) for item in batch for index, candidate in enumerate(members)]
+def group_requests(
+    population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = ()
+) -> list[Request]:
+    """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers."""
+    shares = spread(config.rollout.group_size, len(population.candidates))
+    members: list[tuple[Candidate, int | None]] = [
+        (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
+    ]
+    members += [(one.candidate, one.version) for one in teachers for _ in range(config.rollout.teacher_rollouts)]
+    return [
+        Request(candidate, item, index, version) for item in batch for index, (candidate, version) in enumerate(members)
+    ]
 
 
 def leading(population: Population, count: int) -> tuple[Candidate, ...]:

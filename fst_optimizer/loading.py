@@ -67,7 +67,11 @@ def load(
                 "pass program=, a fresh instance of your program"
             ) from error
     policy = load_policy(files, config, result["policy_version"], model, engine, **policy_settings)
+    own_lms = {name: predictor.lm for name, predictor in program.named_predictors()}
     program.load(str(files.program))
+    for name, predictor in program.named_predictors():
+        # What was saved of an LM lacks its key and its address.
+        predictor.lm = own_lms[name] or predictor.lm
     return give_lm(program, policy.lm_at(result["policy_version"]))
 
 

@@ -33,8 +33,15 @@ from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
 from fst_optimizer.run.metrics import Callback, MetricsLog
 from fst_optimizer.run.state import Best, State, commit, restore
-from fst_optimizer.student import attach_policy, checked_student
-from fst_optimizer.types import Candidate, Item, Population, items_of
+from fst_optimizer.student import (
+    Teacher,
+    attach_policy,
+    check_roles,
+    checked_student,
+    checked_teachers,
+    without_unsaveable_lms,
+)
+from fst_optimizer.types import Candidate, Item, Population, items_of, total_usage
 
 if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
@@ -111,7 +118,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         student: dspy.Module,
         *,
         trainset: Sequence[dspy.Example],
-        teacher: dspy.Module | None = None,
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
     ) -> dspy.Module:
         """Learn instructions and weights together; `student` itself is not changed.
@@ -119,7 +126,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         Args:
             student: A program whose predictors use one policy's `lm`.
             trainset: Examples to learn from.
-            teacher: Not used by FST; accepted because DSPy's optimizers share one signature.
+            teacher: Another program on the same policy, or several: better prompted, with demos, or at another policy
+                version (`policy.lm_at`). Their rollouts join every group of the slow steps, and are trained on.
             valset: Examples to choose the best pair on. None: a seeded fifth of `trainset` is held out.
 
         Returns:
@@ -130,20 +138,25 @@ class FST(Teleprompter):  # type: ignore[misc]
             UserError: something about the student, the data or the run directory is wrong; nothing was spent.
             MetricError, EngineError, TrainingError: a part broke; the last checkpoint stands.
         """
-        if teacher is not None:
-            raise UserError("teacher is given: FST learns from the student's own rollouts; leave it None")
         policy, start_version = checked_student(student)
+        check_roles(seed_texts(student), self.config)
+        if self.config.train.credit == "predictor" and not self.metric.per_predictor:
+            raise UserError(
+                "train.credit is 'predictor', and the metric takes two arguments: give it five (example, prediction, "
+                "trace, pred_name, pred_trace), so that it can score each predictor, or set train.credit='rollout'"
+            )
+        teachers = checked_teachers(teacher, policy)
         train, val = split_data(trainset, valset, self.config.seed)
         files, resuming = open_run(self.run_dir or default_run_dir(student), resume=self.resume)
         name = self.task or type(student).__name__
-        description = record.describe_run(self.config, policy, name, train, val, self.testset)
+        description = record.describe_run(self.config, policy, name, train, val, self.testset, teachers)
         if resuming:
             record.check_same_run(read_json(files.config), description)
         else:
             write_json(files.config, description)
             policy.restore(start_version, policy.tensors(start_version) if start_version else None)
         program = attach_policy(student, policy)
-        parts = self._parts(program, policy, train, val, files)
+        parts = self._parts(program, policy, train, val, files, teachers)
         try:
             state, parts = self._start(parts, program, resuming)
             while not state.ended:
@@ -155,11 +168,18 @@ class FST(Teleprompter):  # type: ignore[misc]
         return self._finish(student, parts, state)
 
     def _parts(
-        self, program: dspy.Module, policy: Policy, train: tuple[Item, ...], val: tuple[Item, ...], files: RunFiles
+        self,
+        program: dspy.Module,
+        policy: Policy,
+        train: tuple[Item, ...],
+        val: tuple[Item, ...],
+        files: RunFiles,
+        teachers: tuple[Teacher, ...],
     ) -> Parts:
         config = self.config
+        taught = {one.candidate.id: one.program for one in teachers}
         collector = Collector(
-            lambda candidate: apply_texts(program, candidate.texts),
+            lambda candidate: taught.get(candidate.id) or apply_texts(program, candidate.texts),
             policy,
             self.metric,
             seed=config.seed,
@@ -172,7 +192,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             collector=collector,
             trainer=policy.trainer(config.train) if config.method != "gepa" else None,
             reflector=LMReflector(self.reflection_lm) if self.reflection_lm else ExtractiveReflector(config.seed),
-            components=tuple(seed_texts(program)),
+            components=tuple(filter(config.evolves, seed_texts(program))),
+            teachers=teachers,
             trainset=train,
             valset=val,
             files=files,
@@ -208,7 +229,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             version=state.best.policy_version,
             on_rollout=counting(parts.metrics, "test", len(self.testset)),
         )
-        return replace(state, rollouts=state.rollouts.plus(eval=found.rollouts)), found.score
+        usage = total_usage(state.usage, parts.collector.drain_usage())
+        return replace(state, rollouts=state.rollouts.plus(eval=found.rollouts), usage=usage), found.score
 
     def _ended(self, state: State) -> State:
         if not state.ended and state.cycle >= self.config.budget.max_cycles:
@@ -226,7 +248,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         policy.restore(version, policy.tensors(version) if version else None)
         compiled = apply_texts(attach_policy(student, policy, version), best.candidate.texts)
         compiled._compiled = True
-        compiled.save(str(parts.files.program))
+        without_unsaveable_lms(compiled).save(str(parts.files.program))
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
         state, test_score = self._tested(parts, state)
         name = self.task or type(student).__name__

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config import FSTConfig, LoraConfig, VLLMConfig, preset
+from fst_optimizer.config import OPEN, FSTConfig, LoraConfig, VLLMConfig, preset
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.run.files import read_json
 
@@ -122,7 +122,7 @@ def check_names(names: Iterable[str]) -> None:
     """
     known = known_names()
     for name in names:
-        if name in known:
+        if name in known or any(name.startswith(f"{one}.") and name != f"{one}." for one in OPEN):
             continue
         within = [full for full in known if full.startswith(f"{name}.")]
         if within:
@@ -134,7 +134,7 @@ def check_names(names: Iterable[str]) -> None:
 
 def known_names() -> list[str]:
     """All dotted setting names."""
-    return list(flat(dataclasses.asdict(Settings(), dict_factory=_without_config)))
+    return [*(f"{name}.NAME" for name in OPEN), *flat(dataclasses.asdict(Settings(), dict_factory=_without_config))]
 
 
 def _without_config(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dspy
 
 from fst_optimizer.engines.lm import trainable_policy
 from fst_optimizer.engines.recorder import RecordingEngine
-from fst_optimizer.errors import UserError
-from fst_optimizer.evolve.bridge import apply_texts
+from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.evolve.bridge import apply_texts, seed_texts
+from fst_optimizer.types import Candidate
 
 if TYPE_CHECKING:
+    from fst_optimizer.config import FSTConfig
     from fst_optimizer.policy import Policy
 
 
@@ -64,12 +69,91 @@ def _start_version(policy: Policy, lms: list[object]) -> int:
     return version
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """Another program on the same policy, whose rollouts join the student's groups."""
+
+    candidate: Candidate
+    """Names the teacher in requests and rollouts."""
+    program: dspy.Module
+    version: int | None
+    """The policy version that its calls are sampled from. None: the newest."""
+
+
+def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
+    """The programs given as `teacher`, one or several.
+
+    Raises:
+        UserError: one is no program, or none of its calls would be sampled from the student's policy.
+    """
+    given = () if teacher is None else tuple(teacher) if isinstance(teacher, list | tuple) else (teacher,)
+    found = []
+    for place, program in enumerate(given):
+        if not isinstance(program, dspy.Module):
+            raise UserError(f"teacher is {type(program).__name__}: give a dspy.Module, or a list of them")
+        lms = [predictor.lm or dspy.settings.lm for predictor in program.predictors()]
+        if not any(trainable_policy(lm) is policy for lm in lms):
+            raise UserError(
+                f"none of the teacher's predictors ({type(program).__name__}) uses the student's policy, and calls of "
+                "other models are not trained on: set_lm(policy.lm) or set_lm(policy.lm_at(version)) on the teacher, "
+                "or leave teacher None"
+            )
+        pinned = {lm.engine.version for lm in lms if trainable_policy(lm) is policy} - {None}
+        if len(pinned) > 1:
+            raise UserError(f"the teacher's LMs are at policy versions {sorted(pinned)}: give all of them one")
+        version = next(iter(pinned), None)
+        if version is not None and version not in policy.engine.versions():
+            raise UserError(
+                f"the teacher's LM is at policy version {version}, which {policy!r} does not serve any more"
+            )
+        candidate = Candidate(seed_texts(program), origin="teacher", id=f"teacher-{place}")
+        found.append(Teacher(candidate, _with_lms(program), version))
+    return tuple(found)
+
+
+def _with_lms(program: dspy.Module) -> dspy.Module:
+    """A copy that works in any context: an LM from `dspy.configure` is written onto the predictors."""
+    copy = apply_texts(program, {})
+    for _, predictor in copy.named_predictors():
+        predictor.lm = predictor.lm or dspy.settings.lm
+    return copy
+
+
+def check_roles(names: Iterable[str], config: FSTConfig) -> None:
+    """Every predictor that `config.predictors` names is there, and something is left to learn.
+
+    Raises:
+        UserError: one is not, or the method has nothing to change.
+    """
+    names = list(names)
+    for name in config.predictors:
+        if name not in names:
+            raise UserError(f"predictors.{name}: the student has no such predictor; {did_you_mean(name, names)}")
+    evolves, trains = any(map(config.evolves, names)), any(map(config.trains, names))
+    if (config.method == "gepa" and not evolves) or (config.method == "rl" and not trains) or not (evolves or trains):
+        raise UserError(
+            f"predictors leaves method {config.method!r} nothing to change: let one of {', '.join(names)} "
+            f"{'evolve' if config.method == 'gepa' else 'train'}"
+        )
+
+
 def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
     """Set `lm` on the predictors without one, or with a policy's; a predictor's own other LM stays. In place."""
     for _, predictor in program.named_predictors():
         if predictor.lm is None or trainable_policy(predictor.lm):
             predictor.lm = lm
     return program
+
+
+def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:
+    """A copy to save: LMs of which dspy can write no state (engines of the user's own) are left out of it."""
+    copy = apply_texts(program, {})
+    for _, predictor in copy.named_predictors():
+        try:
+            json.dumps(predictor.lm.dump_state() if predictor.lm else None)
+        except TypeError:
+            predictor.lm = None
+    return copy
 
 
 def attach_policy(student: dspy.Module, policy: Policy, version: int | None = None) -> dspy.Module:

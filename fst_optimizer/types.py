@@ -54,7 +54,7 @@ class Candidate:
     texts: Texts
     parents: tuple[str, ...] = ()
     origin: str = "seed"
-    """`seed`, `reflection` or `given`."""
+    """`seed`, `reflection`, `given` or `teacher`."""
     cycle: int = 0
     """The cycle whose fast round proposed it."""
     id: str = ""
@@ -158,6 +158,31 @@ class TraceStep:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What was asked of one LM that is not trained: an API model, a judge."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    """Those read from the provider's cache included."""
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+def total_usage(*parts: Mapping[str, Usage]) -> dict[str, Usage]:
+    """The sum by model."""
+    models = dict.fromkeys(model for part in parts for model in part)
+    return {model: sum((part[model] for part in parts if model in part), Usage()) for model in models}
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One run of one candidate's program on one example."""
 
@@ -178,6 +203,8 @@ class Rollout:
     error: str = ""
     """What went wrong, for people."""
     seconds: float = 0.0
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    """Model -> what the program and the metric asked of LMs that are not trained. Cached answers do not count."""
 
     @property
     def tokens(self) -> int:

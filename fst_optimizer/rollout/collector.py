@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
+from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
 from fst_optimizer.errors import EngineError
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
-from fst_optimizer.types import Call, Candidate, Group, Item, Outcome, Rollout, TraceStep
+from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep, Usage, total_usage
 
 BuildProgram = Callable[[Candidate], dspy.Module]
 
@@ -30,6 +33,8 @@ class Request:
     item: Item
     index: int = 0
     """0 .. G-1 within its group; part of the sampling seed."""
+    version: int | None = None
+    """The policy version to sample from. None: that of the whole batch."""
 
 
 class Collector:
@@ -53,6 +58,13 @@ class Collector:
         self.seed = seed
         self.num_threads = num_threads
         self.timeout_s = timeout_s
+        self._usage: dict[str, Usage] = {}
+        _make_bars_forgiving()
+
+    def drain_usage(self) -> dict[str, Usage]:
+        """What the rollouts since the last time asked of LMs that are not trained."""
+        usage, self._usage = self._usage, {}
+        return usage
 
     def run(
         self,
@@ -93,6 +105,7 @@ class Collector:
             for index, result in results:
                 assert isinstance(result, Rollout)
                 rollouts[index] = result
+                self._usage = total_usage(self._usage, result.usage)
                 if on_rollout:
                     on_rollout(result)
         if jobs and all(rollout and rollout.outcome is Outcome.ENGINE_ERROR for rollout in rollouts):
@@ -107,6 +120,25 @@ class Collector:
         program = self.build(candidate)
         name_components(program)
         return program
+
+
+class _Bars(WeakSet[Any]):
+    """tqdm's list of its bars, for which one that is gone already is no error."""
+
+    def remove(self, item: Any) -> None:
+        self.discard(item)
+
+
+def _make_bars_forgiving() -> None:
+    """Let programs that use `dspy.Parallel` run at the same time.
+
+    It clears tqdm's list of bars whenever it starts (dspy 3.4.1), and a bar that another thread makes at that moment,
+    shown or not, then fails with a KeyError.
+    """
+    import tqdm
+
+    if not isinstance(tqdm.tqdm._instances, _Bars):
+        tqdm.tqdm._instances = _Bars(tqdm.tqdm._instances)
 
 
 def grouped(rollouts: Sequence[Rollout]) -> tuple[Group, ...]:
@@ -132,11 +164,12 @@ class _Job:
         self.collector = collector
         self.program = program
         self.request = request
-        self.version = version
+        self.version = version = version if request.version is None else request.version
         self.capture = capture
         key = (collector.seed, version, request.candidate.id, request.item.id, request.index)
         self.recorder = Recorder(collector.policy, version, temperature, seed_key=key)
         self.trace: list[Any] = []
+        self.tracker = UsageTracker()
         self.error: Exception | None = None
 
     def run(self) -> Rollout:
@@ -157,7 +190,7 @@ class _Job:
             score=score,
             feedback=feedback,
             predictor_scores=own_scores,
-            trace=_steps(self.trace, self.recorder, unparsed=outcome in (Outcome.PARSE_ERROR, Outcome.TRUNCATED)),
+            trace=_steps(self.trace, self.recorder, self._unparsed()),
             error="" if error is None else describe_failure(outcome, error),
             seconds=time.monotonic() - started,
         )
@@ -168,7 +201,7 @@ class _Job:
     def timed_out(self, seconds: float) -> Rollout:
         return self._rollout(
             Outcome.TIMEOUT,
-            trace=_steps(tuple(self.trace), self.recorder, unparsed=False),
+            trace=_steps(tuple(self.trace), self.recorder, None),
             feedback={"": f"The program took longer than {seconds:g} s."},
             error=f"timed out after {seconds:g} s",
             seconds=seconds,
@@ -183,17 +216,43 @@ class _Job:
             outcome=outcome,
             score=score,
             calls=tuple(self.recorder.calls),
+            usage=self._usage(),
             **rest,
         )
 
+    def _usage(self) -> dict[str, Usage]:
+        """What LMs besides the policy were asked, a judge's calls included."""
+        own = self.collector.policy.lm.model
+        spent = {model: tuple(entries) for model, entries in tuple(self.tracker.usage_data.items()) if model != own}
+        return {model: usage_of(entries) for model, entries in spent.items()}
+
     def _run_program(self) -> Any:
-        settings = {SETTING: self.recorder, "trace": self.trace, "disable_history": True, "adapter": strict_adapter()}
+        settings = {
+            SETTING: self.recorder,
+            "trace": self.trace,
+            "usage_tracker": self.tracker,
+            "disable_history": True,
+            "adapter": strict_adapter(),
+        }
+        inputs = self.request.item.example.inputs()
         with dspy.context(**settings):
             try:
-                return self.program(**self.request.item.example.inputs())
+                if hasattr(type(self.program), "forward"):
+                    return self.program(**inputs)
+                return asyncio.run(self.program.acall(**inputs))
             except Exception as error:
                 self.error = error
                 return None
+
+    def _unparsed(self) -> TraceStep | None:
+        """The turn that did not parse, which dspy's trace lacks."""
+        if not isinstance(self.error, AdapterParseError):
+            return None
+        place = _unparsed_call(self.error, self.recorder)
+        if place is not None:
+            call = self.recorder.calls[place]
+            return TraceStep(call.predictor, {"prompt": self.recorder.prompts[place]}, None, call.text)
+        return TraceStep(_component_of(self.error.signature, self.program), {}, None, str(self.error.lm_response))
 
     def _judge(self, prediction: Any, trace: list[Any]) -> tuple[float, dict[str, str], dict[str, float]]:
         """The program's score; with `capture` also each predictor's own, and the feedback.
@@ -201,7 +260,7 @@ class _Job:
         The recorder is hidden meanwhile: calls of a judge are not the program's, even when the judge is this policy.
         """
         metric, item = self.collector.metric, self.request.item
-        with dspy.context(**{SETTING: None, "trace": None}):
+        with dspy.context(**{SETTING: None, "trace": None, "usage_tracker": self.tracker}):
             whole = metric.judge(item.example, prediction, where=item.id)
             feedback, scores = {"": whole.feedback}, {}
             if self.capture and metric.per_predictor:
@@ -231,16 +290,37 @@ def _outcome(error: Exception | None, recorder: Recorder) -> Outcome:
     if error is None:
         return Outcome.OK
     if isinstance(error, AdapterParseError):  # whatever was refused before it, the program lived through
-        call = _unparsed_call(error, recorder)
-        return Outcome.TRUNCATED if call and call.finish_reason == "length" else Outcome.PARSE_ERROR
+        place = _unparsed_call(error, recorder)
+        cut = place is not None and recorder.calls[place].finish_reason == "length"
+        return Outcome.TRUNCATED if cut else Outcome.PARSE_ERROR
+    if recorder.failure is None and isinstance(error, LMError) and not isinstance(error, ContextWindowExceededError):
+        return Outcome.ENGINE_ERROR  # an LM that is not trained could not be reached: not the policy's doing
     return recorder.failure or Outcome.PROGRAM_ERROR
 
 
-def _unparsed_call(error: AdapterParseError, recorder: Recorder) -> Call | None:
-    """The call whose text did not parse: not always the last one, where a program calls in parallel."""
+def _unparsed_call(error: AdapterParseError, recorder: Recorder) -> int | None:
+    """Which call's text did not parse: not always the last, where a program calls in parallel; None: another LM's."""
     calls = tuple(recorder.calls)
     text = str(error.lm_response).strip()
-    return next((call for call in reversed(calls) if text and text in call.text), calls[-1] if calls else None)
+    if not text:
+        return len(calls) - 1 if calls else None
+    return next((place for place in reversed(range(len(calls))) if text in calls[place].text), None)
+
+
+def _component_of(signature: Any, program: dspy.Module) -> str:
+    """The predictor with this signature, or "" where that does not tell."""
+    fitting = [name for name, predictor in program.named_predictors() if predictor.signature.equals(signature)]
+    return fitting[0] if len(fitting) == 1 else ""
+
+
+def usage_of(entries: Sequence[Mapping[str, Any]]) -> Usage:
+    """The entries that dspy kept of one model, one a call, summed."""
+    return Usage(
+        calls=len(entries),
+        prompt_tokens=sum(entry.get("prompt_tokens") or 0 for entry in entries),
+        cached_tokens=sum((entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for entry in entries),
+        completion_tokens=sum(entry.get("completion_tokens") or 0 for entry in entries),
+    )
 
 
 def describe_failure(outcome: Outcome, error: Exception | None) -> str:
@@ -252,8 +332,8 @@ def describe_failure(outcome: Outcome, error: Exception | None) -> str:
     return f"{type(error).__name__}: {error}" if error else str(outcome)
 
 
-def _steps(trace: Sequence[Any], recorder: Recorder, *, unparsed: bool) -> tuple[TraceStep, ...]:
-    """The trace that dspy kept with the raw completions, and last the call that did not parse, which it lacks."""
+def _steps(trace: Sequence[Any], recorder: Recorder, unparsed: TraceStep | None) -> tuple[TraceStep, ...]:
+    """The trace that dspy kept, with the policy's raw completions, and last the turn that did not parse."""
     texts: dict[str, list[str]] = defaultdict(list)
     for call in recorder.calls:
         texts[call.predictor].append(call.text)
@@ -265,7 +345,4 @@ def _steps(trace: Sequence[Any], recorder: Recorder, *, unparsed: bool) -> tuple
         taken[name] += 1
         completion = own[place] if place < len(own) else ""
         steps.append(TraceStep(name, dict(inputs), dict(outputs), completion))
-    if unparsed and len(recorder.calls) > sum(taken.values()):
-        call, prompt = recorder.calls[-1], recorder.prompts[-1]
-        steps.append(TraceStep(call.predictor, {"prompt": prompt}, None, call.text))
-    return tuple(steps)
+    return (*steps, unparsed) if unparsed else tuple(steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fst_optimizer.config import RolloutConfig
@@ -49,11 +49,27 @@ def advantages(rewards: Sequence[float], eps: float = 1e-4) -> tuple[float, ...]
     return tuple((value - mean) / (spread + eps) for value in rewards)
 
 
-def credit(groups: Sequence[Group], config: RolloutConfig, eps: float = 1e-4) -> Credit:
-    """Give every call of every rollout its rollout's advantage.
+def credit(
+    groups: Sequence[Group],
+    config: RolloutConfig,
+    eps: float = 1e-4,
+    *,
+    own_share: float | None = None,
+    trained: Callable[[str], bool] = lambda predictor: True,
+) -> Credit:
+    """Give every call of every rollout its advantage, once.
 
     The mean and the spread are over rollouts, not calls: a rollout with many calls counts once. Rollouts that the
     engine failed are nobody's fault; they are left out of their group.
+
+    Args:
+        groups: Rollouts that share a baseline.
+        config: What failed rollouts earn.
+        eps: Added to a group's standard deviation.
+        own_share: None: a call gets its rollout's advantage. Else each predictor has a baseline of its own, over the
+            rollouts that called it, of own_share x its own score + (1 - own_share) x the rollout's reward. A rollout
+            that failed has no own scores: its reward stands for them.
+        trained: Whether a predictor's calls are trained; those of others give no rows.
     """
     rows: list[TrainRow] = []
     seen: list[float] = []
@@ -62,12 +78,34 @@ def credit(groups: Sequence[Group], config: RolloutConfig, eps: float = 1e-4) ->
         members = [rollout for rollout in group.rollouts if rollout.outcome is not Outcome.ENGINE_ERROR]
         rewards = [reward(rollout, config) for rollout in members]
         seen.extend(rewards)
-        shares = advantages(rewards, eps)
-        if not any(shares):
-            flat += 1
-            continue
-        for rollout, share in zip(members, shares, strict=True):
-            rows.extend(TrainRow(call, share, number) for call in rollout.calls if call.completion_ids)
-            number += 1
+        shares = _shares(members, rewards, own_share, eps)
+        own = [
+            TrainRow(call, shares[call.predictor][place], number + place)
+            for place, rollout in enumerate(members)
+            for call in rollout.calls
+            if call.completion_ids and trained(call.predictor) and any(shares[call.predictor].values())
+        ]
+        flat += not own
+        number += len(members) if own else 0
+        rows.extend(own)
     mean = math.fsum(seen) / len(seen) if seen else 0.0
     return Credit(tuple(rows), mean, len(groups), flat)
+
+
+def _shares(
+    members: Sequence[Rollout], rewards: Sequence[float], own_share: float | None, eps: float
+) -> dict[str, dict[int, float]]:
+    """Predictor -> place in the group -> the advantage of that predictor's calls in that rollout."""
+    names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
+    if own_share is None:
+        whole = dict(enumerate(advantages(rewards, eps)))
+        return dict.fromkeys(names, whole)
+    found = {}
+    for name in names:
+        earned = {
+            place: own_share * rollout.predictor_scores.get(name, rewards[place]) + (1 - own_share) * rewards[place]
+            for place, rollout in enumerate(members)
+            if any(call.predictor == name for call in rollout.calls)
+        }
+        found[name] = dict(zip(earned, advantages(list(earned.values()), eps), strict=True))
+    return found

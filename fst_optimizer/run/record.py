@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
+from fst_optimizer.run.budget import cost_usd
 
 if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
     from fst_optimizer.run.state import State
+    from fst_optimizer.student import Teacher
     from fst_optimizer.types import Item
 
 LIBRARIES = (
@@ -33,6 +35,7 @@ def describe_run(
     trainset: Sequence[Item],
     valset: Sequence[Item],
     testset: Sequence[Item] | None = None,
+    teachers: Sequence[Teacher] = (),
 ) -> dict[str, Any]:
     """The content of `config.json`."""
     return {
@@ -56,6 +59,7 @@ def describe_run(
             "val": digest(valset),
             "test": None if testset is None else digest(testset),
         },
+        "teachers": [{"texts": dict(one.candidate.texts), "version": one.version} for one in teachers],
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -68,7 +72,7 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     differences = [
         f"{name}: {old!r} -> {new!r}"
-        for part in ("task", "config", "policy", "data")
+        for part in ("task", "config", "policy", "data", "teachers")
         for name, old, new in _differences(part, before.get(part), now[part])
         if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
     ]
@@ -92,13 +96,20 @@ def result_of(
         "steps": state.step,
         "cycles": state.cycle,
         "reflection_calls": state.reflection_calls,
-        "cost_usd": state.cost_usd,
+        "cost_usd": total_cost_usd(config, state),
+        "lm_usage": {model: asdict(used) for model, used in state.usage.items()},
         "wall_s": wall_s,
         "kl_to_base": state.best.kl_to_base,
         "policy_version": state.best.policy_version,
         "candidate": dict(state.best.candidate.texts),
         "ended": state.ended,
     }
+
+
+def total_cost_usd(config: FSTConfig, state: State) -> float | None:
+    """Dollars so far, for reflection and for other LMs in rollouts; None when a price is unknown."""
+    rollouts = cost_usd(state.usage, config.budget.prices)
+    return None if rollouts is None or state.reflection_cost_usd is None else rollouts + state.reflection_cost_usd
 
 
 def digest(items: Sequence[Item]) -> dict[str, Any]:

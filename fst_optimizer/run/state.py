@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.run.files import RunFiles, read_json, write_json
-from fst_optimizer.types import Candidate, Population, RolloutCounts
+from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
 
 if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
@@ -75,8 +75,10 @@ class State:
     """The newest version: what the next rollouts are sampled from."""
     rollouts: RolloutCounts = field(default_factory=RolloutCounts)
     reflection_calls: int = 0
-    cost_usd: float | None = 0.0
+    reflection_cost_usd: float | None = 0.0
     """None once a price was unknown."""
+    usage: Mapping[str, Usage] = field(default_factory=dict)
+    """Model -> what the rollouts asked of LMs that are not trained."""
     validated: Mapping[str, ValidationScore] = field(default_factory=dict)
     """Candidate id -> its last score on the validation set."""
     val_score_before: float = 0.0
@@ -96,7 +98,8 @@ class State:
             "policy_version": self.policy_version,
             "rollouts": self.rollouts.to_json(),
             "reflection_calls": self.reflection_calls,
-            "cost_usd": self.cost_usd,
+            "reflection_cost_usd": self.reflection_cost_usd,
+            "usage": {model: asdict(used) for model, used in self.usage.items()},
             "validated": {name: asdict(score) for name, score in self.validated.items()},
             "val_score_before": self.val_score_before,
             "test_score_before": self.test_score_before,
@@ -112,6 +115,7 @@ class State:
                 "population": Population.from_json(data["population"]),
                 "best": Best.from_json(data["best"]),
                 "rollouts": RolloutCounts(**data["rollouts"]),
+                "usage": {model: Usage(**used) for model, used in data["usage"].items()},
                 "validated": {name: ValidationScore(**score) for name, score in data["validated"].items()},
             }
         )

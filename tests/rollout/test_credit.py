@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -156,3 +157,63 @@ def test_rows_cancel_out_and_flat_groups_are_those_of_one_value(scores):
     assert found.flat_groups == sum(len(set(row)) == 1 for row in scores)
     assert math.fsum(row.advantage for row in found.rows) == pytest.approx(0, abs=1e-9)
     assert len(found.rows) == sum(len(row) for row in scores if len(set(row)) > 1)
+
+
+def two(first_score, second_score, **settings):
+    """A rollout of two predictors with their own scores; the program's is the mean."""
+    calls = [call(5, predictor="first"), call(6, predictor="second")]
+    own = {"first": first_score, "second": second_score}
+    return replace(rollout((first_score + second_score) / 2, calls=calls), predictor_scores=own, **settings)
+
+
+def by_predictor(found):
+    return {name: [row.advantage for row in found.rows if row.call.predictor == name] for name in ("first", "second")}
+
+
+def test_a_predictors_own_score_alone_decides_when_its_share_is_one():
+    found = credit([group(two(1.0, 0.0), two(0.0, 1.0))], CONFIG, eps=0.0, own_share=1.0)
+    # The program's scores are equal: by rollout this group would be flat.
+    assert by_predictor(found) == {"first": [1.0, -1.0], "second": [-1.0, 1.0]}
+    assert credit([group(two(1.0, 0.0), two(0.0, 1.0))], CONFIG).flat_groups == 1
+
+
+def test_half_and_half_blends_a_predictors_score_with_the_programs():
+    # Program's: .5, .5, 1, 0. First's own: 1, 0, 1, 0 -> blends .75, .25, 1, 0: mean .5, deviation sqrt(.3125/2).
+    rollouts = [two(1.0, 0.0), two(0.0, 1.0), two(1.0, 1.0), two(0.0, 0.0)]
+    found = credit([group(*rollouts)], CONFIG, eps=0.0, own_share=0.5)
+    spread = math.sqrt((0.25**2 + 0.25**2 + 0.5**2 + 0.5**2) / 4)
+    assert by_predictor(found)["first"] == pytest.approx([0.25 / spread, -0.25 / spread, 0.5 / spread, -0.5 / spread])
+    assert by_predictor(found)["second"] == pytest.approx([-0.25 / spread, 0.25 / spread, 0.5 / spread, -0.5 / spread])
+
+
+def test_a_predictor_whose_rewards_are_equal_is_dropped_and_the_other_stays():
+    found = credit([group(two(1.0, 0.0), two(1.0, 1.0))], CONFIG, eps=0.0, own_share=1.0)
+    assert by_predictor(found) == {"first": [], "second": [-1.0, 1.0]}
+    assert (found.groups, found.flat_groups) == (1, 0)
+
+
+def test_a_predictors_baseline_is_over_the_rollouts_that_called_it():
+    only_first = replace(rollout(0.0, calls=[call(5, predictor="first")]), predictor_scores={"first": 0.0})
+    found = credit([group(two(1.0, 1.0), two(1.0, 0.0), only_first)], CONFIG, eps=0.0, own_share=1.0)
+    assert by_predictor(found)["second"] == [1.0, -1.0]
+    assert len(by_predictor(found)["first"]) == 3
+
+
+def test_a_failed_rollout_has_no_own_scores_and_its_reward_stands_for_them():
+    failed = rollout(0.0, outcome=Outcome.PARSE_ERROR, calls=[call(5, predictor="first")])
+    config = RolloutConfig(parse_error_reward=-1.0)
+    found = credit([group(two(1.0, 1.0), failed)], config, eps=0.0, own_share=0.5)
+    assert by_predictor(found) == {"first": [1.0, -1.0], "second": []}
+
+
+def test_calls_of_a_predictor_that_is_not_trained_give_no_rows_but_count_in_the_baseline():
+    found = credit([group(two(1.0, 1.0), two(0.0, 0.0))], CONFIG, eps=0.0, trained=lambda name: name != "first")
+    assert by_predictor(found) == {"first": [], "second": [1.0, -1.0]}
+    nothing = credit([group(two(1.0, 1.0), two(0.0, 0.0))], CONFIG, trained=lambda name: False)
+    assert (nothing.rows, nothing.flat_groups, nothing.reward_mean) == ((), 1, 0.5)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=6))
+def test_without_own_share_credit_by_predictor_is_credit_by_rollout(scores):
+    groups = [group(*(two(*pair) for pair in scores))]
+    assert credit(groups, CONFIG, own_share=0.0).rows == credit(groups, CONFIG).rows

@@ -91,6 +91,7 @@ def test_the_result_tells_the_best_pair():
         "cycles": 2,
         "reflection_calls": 0,
         "cost_usd": 0.0,
+        "lm_usage": {},
         "wall_s": 60.5,
         "kl_to_base": 0.125,
         "policy_version": 5,

@@ -9,7 +9,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.run.files import RunFiles, read_json, write_json
 from fst_optimizer.run.state import Best, State, commit, restore
 from fst_optimizer.testing import as_row, move_adapter
-from fst_optimizer.types import Candidate, Population, RolloutCounts
+from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
 
 SEED = Candidate({"answer": "Say it."})
 STATE = State(population=Population((SEED,), 0, {SEED.id: {"train-1": 0.5}}), best=Best(SEED, 0, 0.5, 0.0))
@@ -35,7 +35,8 @@ def at(version, best=0, cycle=1):
 
 
 def test_a_state_survives_json():
-    state = replace(at(3, best=2), step=6, batch=6, rollouts=RolloutCounts(1, 2, 3, 4), cost_usd=None, ended="budget")
+    state = replace(at(3, best=2), step=6, batch=6, rollouts=RolloutCounts(1, 2, 3, 4), reflection_cost_usd=None, ended="budget")
+    state = replace(state, usage={"openai/judge": Usage(3, 100, 40, 20)})
     assert State.from_json(state.to_json()) == state
 
 
