@@ -15,7 +15,7 @@ from fst_optimizer.testing import chat_answer
 from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import Usage
 
-RULE = "Say right, never wrong."
+RULE = "Mind the gap."
 SETTINGS = {
     "fast": {"population": 2, "anchor_size": 2, "max_rollouts": 12, "max_proposals": 1, "minibatch": 2},
     "rollout": {"group_size": 4, "batch_size": 2, "num_threads": 4},
@@ -269,15 +269,15 @@ MANY = {"fast.max_rollouts": 60, "fast.max_proposals": 8, "fast.patience": 0}
 )
 def test_each_predictor_changes_only_as_it_may(scripted, tmp_path, trained, roles, evolved, learned):
     def better_when_told(prompt, request):
-        word = "right" if RULE in prompt or request.seed % 3 == 0 else "wrong"
+        word = "right" if RULE in prompt or (request.temperature and request.seed % 3 == 0) else "wrong"
         return chat_answer(middle=word, answer=word)
 
     policy = scripted(better_when_told)
     result = compile_(student_of(policy), tmp_path, **MANY, **{f"predictors.{name}": r for name, r in roles.items()})
     population = read_json(tmp_path / "run" / "population" / "cycle-000000.json")
-    assert {n for c in population["candidates"] for n, text in c["texts"].items() if text != "Answer."} <= evolved
+    assert {n for c in population["candidates"] for n, text in c["texts"].items() if text != "Answer."} == evolved
     assert changed(result) <= evolved
-    assert {row.call.predictor for step in trained for row in step} <= learned
+    assert {row.call.predictor for step in trained for row in step} == learned
     assert read_json(tmp_path / "run" / "config.json")["config"]["predictors"] == roles
 
 
