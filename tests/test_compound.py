@@ -269,7 +269,9 @@ MANY = {"fast.max_rollouts": 60, "fast.max_proposals": 8, "fast.patience": 0}
 )
 def test_each_predictor_changes_only_as_it_may(scripted, tmp_path, trained, roles, evolved, learned):
     def better_when_told(prompt, request):
-        word = "right" if RULE in prompt or (request.temperature and request.seed % 3 == 0) else "wrong"
+        told = RULE in prompt
+        knows = request.seed % 3 < 1 + told if request.temperature else told
+        word = "right" if knows else "wrong"
         return chat_answer(middle=word, answer=word)
 
     policy = scripted(better_when_told)

@@ -375,7 +375,7 @@ def two_policies(policy, other):
         (lambda p, o: student_of(p), {"trainset": []}, "trainset is empty"),
         (lambda p, o: student_of(p), {"valset": []}, "valset is empty"),
         (lambda p, o: student_of(p), {"trainset": [{"question": "a"}]}, "is dict: give a dspy.Example"),
-        (lambda p, o: student_of(p), {"teacher": Program()}, "none of the teacher's predictors .* uses the student's policy"),
+        (lambda p, o: student_of(p), {"teacher": Program()}, "none of the teacher's predictors"),
         (lambda p, o: "program", {}, "student is str"),
         (lambda p, o: dspy.Module(), {}, "has no dspy.Predict"),
         (lambda p, o: Program(), {}, "have no LM: call student.set_lm"),

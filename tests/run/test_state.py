@@ -35,8 +35,8 @@ def at(version, best=0, cycle=1):
 
 
 def test_a_state_survives_json():
-    state = replace(at(3, best=2), step=6, batch=6, rollouts=RolloutCounts(1, 2, 3, 4), reflection_cost_usd=None, ended="budget")
-    state = replace(state, usage={"openai/judge": Usage(3, 100, 40, 20)})
+    state = replace(at(3, best=2), step=6, batch=6, rollouts=RolloutCounts(1, 2, 3, 4), ended="budget")
+    state = replace(state, reflection_cost_usd=None, usage={"openai/judge": Usage(3, 100, 40, 20)})
     assert State.from_json(state.to_json()) == state
 
 
