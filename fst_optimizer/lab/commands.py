@@ -25,7 +25,12 @@ lab = typer.Typer(
 AGAIN = "the same command goes on where this stopped"
 Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="One task or more, as for fst compile.")]
 Out = Annotated[Path, typer.Option("--out", help="The folder of all runs and results.", show_default=False)]
-Methods = Annotated[str, typer.Option(help="Of fst, rl, gepa, sequential; fst@vllm is fst on the vLLM engine.")]
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Of fst, rl, gepa, sequential. fst@vllm: on the vLLM engine. rl+own: a label, for --set-method rl+own.NAME=VALUE."
+    ),
+]
 MaxRollouts = Annotated[int, typer.Option(min=1, help="Fast and slow rollouts of each run, the same cap for all.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all runs.")]
 MethodSets = Annotated[

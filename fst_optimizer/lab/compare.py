@@ -34,7 +34,7 @@ class RunRead:
     """A finished run, read back."""
 
     method: str
-    """METHOD, or METHOD@ENGINE where the engine is not torch."""
+    """As the comparison was asked for it: METHOD, METHOD@ENGINE, METHOD+LABEL."""
     seed: int
     folder: Path
     curve: tuple[Point, ...]
@@ -77,8 +77,7 @@ def read_run(folder: Path) -> RunRead:
     curve, signal = tuple(curve_of(lines)), signal_left(lines)
     ends = tuple(curve_of(at_cycle_ends(lines)))
     recorded = read_json(files.config)
-    engine = recorded["policy"].get("engine", "torch")
-    label = result["method"] if engine == "torch" else f"{result['method']}@{engine}"
+    label = folder.name.rpartition(f"-seed{result['seed']}")[0] or result["method"]
     return RunRead(label, result["seed"], folder, curve, result, recorded, signal, ends)
 
 

@@ -37,7 +37,7 @@ class Job:
 
     task: str
     method: str
-    """A method, or METHOD@ENGINE."""
+    """A method, METHOD@ENGINE, or METHOD+LABEL for one with settings of its own."""
     seed: int
     folder: Path
     common: Common
@@ -52,7 +52,7 @@ class Job:
     @property
     def choices(self) -> Choices:
         """The run as `fst compile` sees it. `resume` starts it over where there is nothing to resume."""
-        method, _, engine = self.method.partition("@")
+        method, _, engine = self.method.partition("+")[0].partition("@")
         flags = {"method": method, "seed": self.seed, "budget.max_cycles": MANY_CYCLES}
         return Choices(
             task=self.task,
@@ -107,10 +107,13 @@ def by_folder(tasks: Iterable[str]) -> dict[str, str]:
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """`fst,rl` as names; `fst@vllm` is a method on another engine than torch."""
+    """`fst,rl` as names; `fst@vllm` is on another engine than torch, `rl+own` has settings of its own."""
     names = _parts(text)
     for name in names:
-        method, at, engine = name.partition("@")
+        plain, plus, label = name.partition("+")
+        if plus and not re.fullmatch(r"[\w-]+", label):
+            raise UserError(f"--methods has {name!r}: give a label of letters, digits and dashes after the +")
+        method, at, engine = plain.partition("@")
         if method not in METHODS:
             raise UserError(f"--methods has {name!r}: {did_you_mean(method, METHODS)}")
         if at and engine not in ENGINES:
@@ -140,7 +143,7 @@ def by_method(pairs: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for pair in pairs:
         method, dot, rest = pair.partition(".")
-        if method.partition("@")[0] not in METHODS or not dot:
+        if re.split("[@+]", method)[0] not in METHODS or not dot:
             raise UserError(f"--set-method is {pair!r}: give METHOD.NAME=VALUE, e.g. rl.train.lr=2e-3")
         assignments([rest])
         found.setdefault(method, []).append(rest)

@@ -10,6 +10,7 @@ from fst_optimizer.lab.figures import draw_all
 from fst_optimizer.lab.plan import Common, Job, check_jobs, variant_name
 from fst_optimizer.lab.report import verdict_lines, write_report
 from fst_optimizer.lab.sweep import pick_rates, picked_sets, save_sweep, sweep_jobs
+from fst_optimizer.task_run import plan_run
 
 EXTRA = {"command": "fst lab compare programs/letters --out out", "max_rollouts": 300, "sweep": {}}
 
@@ -198,3 +199,16 @@ def test_a_sweep_is_written_and_its_picks_are_used(tmp_path):
     assert picked_sets(tmp_path / "sweep.json", ("rl", "gepa")) == {"rl": ["train.lr=0.001"]}
     with pytest.raises(UserError, match="no learning rate for fst"):
         picked_sets(tmp_path / "sweep.json", ("fst",))
+
+
+def test_one_method_with_two_settings_is_told_apart_by_its_label(tmp_path):
+    own = plan.by_method(["rl+own.train.credit=predictor"])
+    common = plan.Common(100)
+    jobs = comparison_jobs("programs/letters", tmp_path, plan.parse_methods("rl,rl+own"), (0,), common, own)
+    assert [job.folder.name for job in jobs] == ["rl-seed0", "rl+own-seed0"]
+    credits = [plan_run(job.choices).settings.config.train.credit for job in jobs]
+    assert credits == ["rollout", "predictor"]
+    write_run(tmp_path / "rl+own-seed0", "rl", 0, RL_CURVE)
+    assert read_run(tmp_path / "rl+own-seed0").method == "rl+own"
+    with pytest.raises(UserError, match="give a label of letters"):
+        plan.parse_methods("rl+a b")
