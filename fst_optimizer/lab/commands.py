@@ -28,7 +28,8 @@ Out = Annotated[Path, typer.Option("--out", help="The folder of all runs and res
 Methods = Annotated[
     str,
     typer.Option(
-        help="Of fst, rl, gepa, sequential. fst@vllm: on the vLLM engine. rl+own: a label, for --set-method rl+own.NAME=VALUE."
+        help="Of fst, rl, gepa, sequential. fst@vllm: on the vLLM engine. rl+own: with settings of its own by "
+        "--set-method rl+own.NAME=VALUE."
     ),
 ]
 MaxRollouts = Annotated[int, typer.Option(min=1, help="Fast and slow rollouts of each run, the same cap for all.")]
