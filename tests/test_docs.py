@@ -7,12 +7,16 @@ import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import dspy
 import pytest
 import typer
 import yaml
+from dspy.lm15 import Message, Response, TextPart, Usage
 
 from fst_optimizer.cli import app
+from fst_optimizer.testing import chat_answer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,11 +43,49 @@ def test_the_readme_shows_the_example_as_it_is() -> None:
     assert blocks(ROOT / "README.md", "python") == [(ROOT / "examples" / "own_program.py").read_text()]
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=page_id)
-def test_an_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Says:
+    """The engine of an LM that answers every prompt with one text: what stands in for an API in the examples."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.calls = 0
+
+    def complete(self, request: Any) -> Response:
+        self.calls += 1
+        message = Message.assistant([TextPart(self.text)])
+        usage = Usage(input_tokens=10, output_tokens=5, total_tokens=15)
+        return Response(id=None, model="said", message=message, finish_reason="stop", usage=usage)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Says:
+        return self
+
+
+STAND_INS = {
+    "frozen_lm": ("frozen", chat_answer(draft="b a c")),
+    "llm_judge": ("judge_lm", chat_answer(score="0.5", advice="Sort the letters.")),
+    "own_reflection_lm": ("reflection_lm", "```\nDrop the last letter.\n```"),
+}
+"""Example -> the argument that takes its API model, and what stands in for it says."""
+
+
+@pytest.fixture
+def in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "programs").symlink_to(ROOT / "programs")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    program = runpy.run_path(str(path))["main"](SHORT)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=page_id)
+def test_an_example_runs(path: Path, in_a_checkout: Path) -> None:
+    arguments, engine = {}, None
+    if path.stem in STAND_INS:
+        name, text = STAND_INS[path.stem]
+        engine = Says(text)
+        arguments[name] = dspy.LM("openai/gpt-5-mini", engine=engine, cache=False, num_retries=0)
+    program = runpy.run_path(str(path))["main"](SHORT, **arguments)
+    assert engine is None or engine.calls
     result = program.detailed_results
     assert (result.run_dir / "result.json").is_file()
     assert result.result["cycles"] == 1
@@ -52,6 +94,22 @@ def test_an_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.result["val_score_after"] >= result.result["val_score_before"]
     lines = (result.run_dir / "rollouts" / "cycle-000000.jsonl").read_text().splitlines()
     assert {json.loads(line)["outcome"] for line in lines} <= {"ok", "parse_error", "truncated"}
+
+
+def test_the_notebook_runs(in_a_checkout: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text())
+    space: dict[str, Any] = {}
+    for number, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+        code = "".join(cell["source"])
+        if "parameters" in cell["metadata"].get("tags", ()):
+            code = f"config, run_dir = {SHORT!r}, {str(in_a_checkout / 'run')!r}"
+        exec(compile(code, f"cell {number}", "exec"), space)
+        assert not cell["outputs"]
+    assert space["result"]["steps"] == 1
+    assert len(space["curve"]) >= 2
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
