@@ -146,14 +146,19 @@ def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
 
 
 def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:
-    """A copy to save: LMs of which dspy can write no state (engines of the user's own) are left out of it."""
+    """A copy to save: other LMs than the policy's of which dspy can write no state are left out of it."""
     copy = apply_texts(program, {})
     for _, predictor in copy.named_predictors():
-        try:
-            json.dumps(predictor.lm.dump_state() if predictor.lm else None)
-        except TypeError:
+        if predictor.lm is not None and not trainable_policy(predictor.lm) and not _saveable(predictor.lm):
             predictor.lm = None
     return copy
+
+
+def _saveable(lm: dspy.BaseLM) -> bool:
+    try:
+        return bool(json.dumps(lm.dump_state()) != "{}")
+    except TypeError:  # an engine of the user's own
+        return False
 
 
 def attach_policy(student: dspy.Module, policy: Policy, version: int | None = None) -> dspy.Module:

@@ -1,0 +1,1 @@
+"""Mathematical problems with one final answer, checked by math-verify."""

@@ -1,0 +1,1 @@
+"""Privacy-conscious delegation: ask another model for help without telling it whom it helps."""

@@ -1,0 +1,1 @@
+"""A tool-using agent: look things up in a table of invented goods, then calculate."""
