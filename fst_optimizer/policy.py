@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from fst_optimizer.config import ENGINES, LoraConfig, TrainConfig, VLLMConfig
 from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.jobs.shared import Jobs
 
 if TYPE_CHECKING:
     import dspy
@@ -106,6 +107,8 @@ class Policy:
         self.vllm = vllm
         self.url = url
         self._pinned: WeakSet[RecordingEngine] = WeakSet()
+        self.jobs = Jobs()
+        """What dspy's own optimizers have running on this policy."""
         self._seeds = itertools.count(seed << 32)
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self.version = 0

@@ -165,7 +165,7 @@ class RecordingEngine:
             raise ContextLengthError(str(error)) from error
         temperature = request.config.temperature
         if temperature is None:
-            temperature = recorder.temperature if recorder else self.policy.temperature
+            temperature = recorder.temperature if recorder else self._own_temperature()
         seed = request.config.seed
         if seed is None:
             seed = recorder.sampling_seed(component, prompt_ids) if recorder else self.policy.fresh_seed()
@@ -186,6 +186,11 @@ class RecordingEngine:
         if recorder:
             return recorder.policy_version
         return self.policy.version if self.version is None else self.version
+
+    def _own_temperature(self) -> float:
+        """Of a call outside of rollouts that does not say; a reinforce job samples where all others are greedy."""
+        generations = self.policy.jobs.generations if self.trainable else None
+        return self.policy.temperature if generations is None else generations.temperature
 
     def _room(self, prompt_ids: tuple[int, ...], wanted: int | None) -> int:
         room = self.policy.engine.context_length - len(prompt_ids)
@@ -222,6 +227,9 @@ class RecordingEngine:
             )
             pending.recorder.add(call, pending.prompt)
         text = visible_text(sampled, pending.request.stop)
+        generations = None if pending.recorder or not self.trainable else self.policy.jobs.generations
+        if generations is not None:
+            generations.add(pending.request, generation, text)
         return Response(
             id=f"fst-{next(self._ids)}",
             model=self.policy.name,

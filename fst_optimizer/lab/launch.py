@@ -97,7 +97,7 @@ def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with log_path(job).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "fst_optimizer.cli", *job.arguments()],
+            [sys.executable, "-m", *job.command()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -14,6 +14,8 @@ from fst_optimizer.run.files import RunFiles, read_json
 from fst_optimizer.settings import assignments, flat
 from fst_optimizer.task_run import Choices, Sizes, plan_run
 
+DSPY_METHODS = ("dspy-gepa", "dspy-grpo", "dspy-together")
+"""DSPy's own optimizers on our policy: see `dspy_methods`."""
 MANY_CYCLES = 100_000
 """The cap of rollouts ends a comparison's runs, not a number of cycles."""
 
@@ -50,10 +52,17 @@ class Job:
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
+    def plain_method(self) -> str:
+        """The method without engine and label."""
+        return re.split("[@+]", self.method)[0]
+
+    @property
     def choices(self) -> Choices:
         """The run as `fst compile` sees it. `resume` starts it over where there is nothing to resume."""
-        method, _, engine = self.method.partition("+")[0].partition("@")
-        flags = {"method": method, "seed": self.seed, "budget.max_cycles": MANY_CYCLES}
+        _, _, engine = self.method.partition("+")[0].partition("@")
+        flags: dict[str, Any] = {"seed": self.seed, "budget.max_cycles": MANY_CYCLES}
+        if self.plain_method in METHODS:
+            flags["method"] = self.plain_method
         return Choices(
             task=self.task,
             run_dir=self.folder,
@@ -65,15 +74,14 @@ class Job:
             sizes=self.common.sizes,
         )
 
-    def arguments(self) -> list[str]:
-        """The same as arguments of `fst`."""
+    def command(self) -> list[str]:
+        """The same as a module with arguments: `fst compile`, or the runner of DSPy's own optimizers."""
         choices, sizes = self.choices, self.common.sizes
         options: list[tuple[str, Any]] = [
             ("--run-dir", choices.run_dir),
-            ("--method", choices.flags["method"]),
+            ("--method", self.plain_method),
             ("--engine", choices.engine),
-            ("--seed", self.seed),
-            ("--max-cycles", MANY_CYCLES),
+            *(("--set", f"{name}={value}") for name, value in choices.flags.items() if name != "method"),
             ("--model", choices.model),
             ("--config", choices.config_file),
             ("--train-size", sizes.train),
@@ -82,7 +90,9 @@ class Job:
             *(("--set", pair) for pair in choices.sets),
         ]
         given = [text for name, value in options if value is not None for text in (name, str(value))]
-        return ["compile", self.task, *given, "--resume"]
+        if self.plain_method in DSPY_METHODS:
+            return ["fst_optimizer.lab.dspy_methods", self.task, *given]
+        return ["fst_optimizer.cli", "compile", self.task, *given, "--resume"]
 
 
 def variant_name(task: str) -> str:
@@ -114,9 +124,9 @@ def parse_methods(text: str) -> tuple[str, ...]:
         if plus and not re.fullmatch(r"[\w-]+", label):
             raise UserError(f"--methods has {name!r}: give a label of letters, digits and dashes after the +")
         method, at, engine = plain.partition("@")
-        if method not in METHODS:
-            raise UserError(f"--methods has {name!r}: {did_you_mean(method, METHODS)}")
-        if at and engine not in ENGINES:
+        if method not in (*METHODS, *DSPY_METHODS):
+            raise UserError(f"--methods has {name!r}: {did_you_mean(method, (*METHODS, *DSPY_METHODS))}")
+        if at and (engine not in ENGINES or method in DSPY_METHODS):
             raise UserError(f"--methods has {name!r}: {did_you_mean(engine, ENGINES)}")
     return names
 
@@ -143,7 +153,7 @@ def by_method(pairs: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for pair in pairs:
         method, dot, rest = pair.partition(".")
-        if re.split("[@+]", method)[0] not in METHODS or not dot:
+        if re.split("[@+]", method)[0] not in (*METHODS, *DSPY_METHODS) or not dot:
             raise UserError(f"--set-method is {pair!r}: give METHOD.NAME=VALUE, e.g. rl.train.lr=2e-3")
         assignments([rest])
         found.setdefault(method, []).append(rest)

@@ -113,8 +113,10 @@ def test_a_job_caps_the_rollouts_and_passes_its_settings_on():
         "programs/letters", plan.Path("out/letters"), ("fst", "rl"), (3,), common, {"rl": ["train.lr=2e-3"]}
     )
     assert [job.folder.name for job in jobs] == ["fst-seed3", "rl-seed3"]
-    arguments = " ".join(jobs[1].arguments())
-    assert arguments.startswith("compile programs/letters --run-dir out/letters/rl-seed3 --method rl --seed 3")
+    arguments = " ".join(jobs[1].command())
+    assert arguments.startswith(
+        "fst_optimizer.cli compile programs/letters --run-dir out/letters/rl-seed3 --method rl --set seed=3"
+    )
     assert "--set budget.max_rollouts=500 --set train.steps_per_cycle=2 --set train.lr=2e-3" in arguments
     assert arguments.endswith("--resume")
 
