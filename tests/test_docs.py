@@ -20,7 +20,8 @@ from fst_optimizer.testing import chat_answer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+OTHER_OPTIMIZERS = ROOT / "examples" / "dspy_optimizers.py"
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {OTHER_OPTIMIZERS})
 GENERATED = {"results.md"}
 SHORT = {
     "budget": {"max_cycles": 1},
@@ -94,6 +95,12 @@ def test_an_example_runs(path: Path, in_a_checkout: Path) -> None:
     assert result.result["val_score_after"] >= result.result["val_score_before"]
     lines = (result.run_dir / "rollouts" / "cycle-000000.jsonl").read_text().splitlines()
     assert {json.loads(line)["outcome"] for line in lines} <= {"ok", "parse_error", "truncated"}
+
+
+def test_dspys_own_optimizers_run_on_the_policy(in_a_checkout: Path) -> None:
+    better = runpy.run_path(str(OTHER_OPTIMIZERS))["main"](steps=1, size=16)
+    assert {entry["strategy"] for entry in better.candidate_programs} == {"", "f", "f -> g"}
+    assert better.predictors()[0].lm.engine.policy.version > 0
 
 
 def test_the_notebook_runs(in_a_checkout: Path) -> None:
