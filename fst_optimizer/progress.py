@@ -117,8 +117,10 @@ def eta_s(share_before: float, share_now: float, elapsed_s: float) -> float | No
 def line_of(event: Event, before: Snapshot) -> str | None:
     """One line for people about a line of `metrics.jsonl`; None for progress events, which come too often."""
     kind = event["kind"]
-    if kind in ("progress", "waiting"):
+    if kind == "progress":
         return None
+    if kind == "waiting":
+        return None if before.waiting else "starting vLLM, which takes half a minute or more ..."
     spent = RolloutCounts(**event["rollouts"]).training
     stamp = f"[{clock(event['time_s'])}]"
     head = f"{stamp} cycle {event['cycle'] + 1}"

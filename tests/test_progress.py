@@ -105,3 +105,11 @@ def test_on_a_terminal_the_panel_shows_cycle_reward_and_rate():
 
 def test_progress_events_have_no_line_of_their_own():
     assert line_of(progressed(1), Snapshot()) is None
+
+
+def test_a_server_that_starts_is_told_of_once():
+    first = {"kind": "waiting", "seconds": 1.0, "text": "loading \x1b[31mweights"}
+    assert "starting vLLM" in line_of(first, Snapshot())
+    after = advance(Snapshot(), first, 1.0)
+    assert after.waiting == "starting vLLM, 0:01: loading \\x1b[31mweights"
+    assert line_of(first, after) is None

@@ -129,7 +129,7 @@ class Trainer:
             return StepReport(updated=False, reason="every completion was empty or truncated")
         with self._lock:
             try:
-                report = self._measured(kept)
+                report = self._measured_in_memory(kept)
                 return self._updated(report) if _finite(report) else self._skipped(report)
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
@@ -162,6 +162,30 @@ class Trainer:
             parameter = self._parameters[name]
             self._optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
         self._updates, self._bad_steps = int(numbers["updates"]), int(numbers["bad_steps"])
+
+    def _measured_in_memory(self, rows: Sequence[TrainRow]) -> StepReport:
+        """`_measured`, in microbatches of half the size where they do not fit into memory; the smaller size stays."""
+        while True:
+            try:
+                return self._measured(rows)
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+                longest = max(map(length_of, rows))
+                if self._microbatch_tokens <= longest or self._processes.num_processes > 1:
+                    raise TrainingError(
+                        f"the slow step ran out of memory on {longest} tokens (microbatches of "
+                        f"{self._microbatch_tokens}): set train.gradient_checkpointing=true, lower policy.max_tokens, "
+                        "or give vLLM less of the GPU (vllm.gpu_memory_utilization)"
+                    ) from error
+                self._microbatch_tokens = max(longest, self._microbatch_tokens // 2)
+            # Not in the handler: the error holds the tensors that are in the way.
+            self._optimizer.zero_grad(set_to_none=True)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning(
+                "the slow step ran out of memory; going on with train.microbatch_tokens=%d", self._microbatch_tokens
+            )
 
     def _measured(self, rows: Sequence[TrainRow]) -> StepReport:
         """Accumulates the batch's gradient and says what it saw; one wait for the device, at the end."""
@@ -248,6 +272,11 @@ _TOTALS = ("loss", "entropy", "ratio_mean", "clipped_share", "kl", "advantage_de
 
 def _finite(report: StepReport) -> bool:
     return all(math.isfinite(value) for value in vars(report).values() if isinstance(value, float))
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's error has a class of its own, the CPU allocator's only its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _bound_loss(config: TrainConfig) -> Loss:

@@ -18,7 +18,7 @@ from fst_optimizer.config import LOSS_NAMES, TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.train import adapters
 from fst_optimizer.train import trainer as trainer_module
-from fst_optimizer.train.batch import token_weights
+from fst_optimizer.train.batch import Batch, token_weights
 from fst_optimizer.train.trainer import StepReport, Trainer, kl_to_base
 from fst_optimizer.types import TrainRow
 
@@ -366,3 +366,64 @@ def test_a_bf16_model_trains_float32_adapters(
             assert logprobs == pytest.approx(slow_logprobs(model, row).tolist(), abs=0.1)
     assert trainer.step(rows).updated
     assert {tensor.dtype for tensor in adapters.snapshot(model).values()} == {torch.float32}
+
+
+class Small:
+    """A device that holds only so many padded tokens at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int, error: RuntimeError) -> None:
+        self.passes: list[int] = []
+        accumulate = Trainer._accumulate
+
+        def limited(trainer: Trainer, batch: Batch) -> torch.Tensor:
+            size = batch.input_ids_BT.numel()
+            self.passes.append(size)
+            if size > tokens:
+                raise error
+            return accumulate(trainer, batch)
+
+        monkeypatch.setattr(Trainer, "_accumulate", limited)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_parts(
+    make_model: MakeModel, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    rows, whole, parts = make_rows(12), make_model(), make_model()
+    expected = Trainer(whole, 0, TrainConfig(microbatch_tokens=200)).step(rows)
+    device = Small(monkeypatch, 60, error)
+    trainer = Trainer(parts, 0, TrainConfig(microbatch_tokens=200))
+    found = trainer.step(rows)
+    assert found.updated and found.loss == pytest.approx(expected.loss, abs=1e-6)
+    for one, other in zip(adapters.snapshot(whole).values(), adapters.snapshot(parts).values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    failures = sum(size > 60 for size in device.passes)
+    assert failures == 2  # 200, 100, and 50 fits
+    trainer.step(rows)
+    assert sum(size > 60 for size in device.passes) == failures  # the smaller size stays
+
+
+def test_a_row_that_does_not_fit_alone_stops_with_what_to_do(
+    make_model: MakeModel, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    before = adapters.snapshot(model)
+    Small(monkeypatch, 1, OUT_OF_MEMORY[0])
+    with pytest.raises(TrainingError, match=r"out of memory on \d+ tokens.*gradient_checkpointing"):
+        Trainer(model, 0, TrainConfig()).step(make_rows())
+    assert all(torch.equal(before[name], tensor) for name, tensor in adapters.snapshot(model).items())
+
+
+def test_another_error_of_the_device_is_not_taken_for_a_lack_of_memory(
+    make_model: MakeModel, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Small(monkeypatch, 1, RuntimeError("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal"):
+        Trainer(make_model(), 0, TrainConfig()).step(make_rows())
+    assert len(device.passes) == 1
