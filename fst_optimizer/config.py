@@ -296,6 +296,15 @@ class BudgetConfig:
     """Cycles of a run."""
     max_rollouts: int | None = None
     """Cap on fast + slow rollouts together; checked before spending. None: no cap."""
+    max_steps: int | None = None
+    """Cap on slow steps. None: no cap."""
+    max_time_s: float | None = None
+    """Seconds that the run may take, over all resumes. None: no cap. This one and the next two are looked at before
+    every rollout: at the cap those in flight are finished, and the best pair so far is returned."""
+    max_tokens: int | None = None
+    """Cap on tokens that the policy samples, evaluations included. None: no cap."""
+    max_cost_usd: float | None = None
+    """Dollars that reflection and other LMs in rollouts may cost. None: no cap, and prices may be unknown."""
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Model -> dollars for a million prompt tokens, and for a million completion tokens. Models not named: as litellm's
     price table has them."""
@@ -304,6 +313,12 @@ class BudgetConfig:
         _positive_int("budget.max_cycles", self.max_cycles)
         if self.max_rollouts is not None:
             _positive_int("budget.max_rollouts", self.max_rollouts)
+        for name in ("max_steps", "max_tokens"):
+            if getattr(self, name) is not None:
+                _positive_int(f"budget.{name}", getattr(self, name))
+        for name in ("max_time_s", "max_cost_usd"):
+            if getattr(self, name) is not None:
+                _number(f"budget.{name}", getattr(self, name), 0, above=True)
         _require(isinstance(self.prices, Mapping), "budget.prices", self.prices, "give an object of models and prices")
         for model, pair in self.prices.items():
             name = f"budget.prices.{model}"

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.data import batch_at
@@ -25,13 +26,14 @@ from fst_optimizer.evolve.round import evolve
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.credit import credit
+from fst_optimizer.run.budget import BudgetSpent, Meter
 from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
 from fst_optimizer.run.files import RunFiles, write_json
 from fst_optimizer.run.metrics import MetricsLog
 from fst_optimizer.run.state import Best, State, ValidationScore
 from fst_optimizer.student import Teacher
 from fst_optimizer.train.trainer import Trainer
-from fst_optimizer.types import Candidate, Item, Population, Rollout, total_usage
+from fst_optimizer.types import Candidate, Item, Population, Rollout
 
 ROLLOUTS_KEPT = 32
 """Rollouts of a cycle that are written down for people to read."""
@@ -44,6 +46,8 @@ class Parts:
     config: FSTConfig
     policy: Policy
     collector: Collector
+    meter: Meter
+    """What has been spent."""
     trainer: Trainer | None
     """None when the method has no slow steps."""
     reflector: Reflector
@@ -61,19 +65,52 @@ def run_cycle(parts: Parts, state: State) -> State:
     batches = next_batches(parts, state)
     spent_before = state.rollouts.training
     if fast_now(parts.config, state):
-        state = validated(parts, fast_round(parts, state, batches), only_new=True)
+        state = paid(parts, state, "fast", partial(fast_round, parts, batches=batches))
+        state = paid(parts, state, "eval", partial(validated, parts, only_new=True))
     if slow_now(parts.config, state):
         if parts.config.method == "sequential":
             state = replace(state, population=Population((state.best.candidate,), state.policy_version))
         for batch in batches:
-            if slow_cost(parts, batch) > rollouts_left(parts.config, state):
-                state = replace(state, ended="budget")
-                break
-            state = slow_step(parts, state, batch)
+            state = cap_reached(parts, state, batch)
+            state = paid(parts, state, "slow", partial(slow_step, parts, batch=batch))
     if state.rollouts.training == spent_before and not state.ended:
-        state = replace(state, ended="budget")
+        state = replace(state, ended="budget", cap="max_rollouts")
     state = replace(state, cycle=state.cycle + 1, batch=state.batch + len(batches))
-    return validated(parts, state)
+    if state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
+        return validated(parts, state)
+    return paid(parts, state, "eval", partial(validated, parts))
+
+
+def paid(parts: Parts, state: State, kind: str, phase: Callable[[State], State]) -> State:
+    """The state after a phase. Where a cap is reached in it: the state before, what was spent counted, and ended."""
+    if state.ended:
+        return state
+    before, reflections = parts.meter.rollouts, parts.reflector.calls
+    cost_before = parts.reflector.cost_usd
+    try:
+        return phase(state)
+    except BudgetSpent as spent:
+        return replace(
+            state,
+            rollouts=state.rollouts.plus(**{kind: parts.meter.rollouts - before}),
+            reflection_calls=state.reflection_calls + parts.reflector.calls - reflections,
+            reflection_cost_usd=added_cost(state.reflection_cost_usd, cost_before, parts.reflector.cost_usd),
+            ended="budget",
+            cap=spent.cap,
+            **parts.meter.spent(),
+        )
+
+
+def cap_reached(parts: Parts, state: State, batch: Sequence[Item]) -> State:
+    """The state, ended where one more step would pass a cap that is known beforehand."""
+    most = parts.config.budget.max_steps
+    if state.ended:
+        return state
+    if most is not None and state.step >= most:
+        return replace(state, ended="budget", cap="max_steps")
+    if slow_cost(parts, batch) > rollouts_left(parts.config, state):
+        return replace(state, ended="budget", cap="max_rollouts")
+    return state
 
 
 def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) -> State:
@@ -114,7 +151,7 @@ def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) ->
         rollouts=state.rollouts.plus(fast=found.rollouts, reused=found.reused),
         reflection_calls=state.reflection_calls + found.reflection_calls,
         reflection_cost_usd=added_cost(state.reflection_cost_usd, cost_before, parts.reflector.cost_usd),
-        usage=total_usage(state.usage, parts.collector.drain_usage()),
+        **parts.meter.spent(),
     )
     write_json(parts.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
     parts.metrics.line(
@@ -162,7 +199,7 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
         state,
         step=state.step + 1,
         rollouts=state.rollouts.plus(slow=len(rollouts)),
-        usage=total_usage(state.usage, parts.collector.drain_usage()),
+        **parts.meter.spent(),
     )
     keep_rollouts(parts.files, state.cycle, rollouts)
     parts.metrics.line(
@@ -237,7 +274,7 @@ def scored_on_validation(parts: Parts, state: State, candidate: Candidate) -> St
         state,
         validated={**at_this_version, candidate.id: score},
         rollouts=state.rollouts.plus(eval=score.rollouts),
-        usage=total_usage(state.usage, parts.collector.drain_usage()),
+        **parts.meter.spent(),
     )
 
 

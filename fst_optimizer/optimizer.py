@@ -29,6 +29,7 @@ from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
+from fst_optimizer.run.budget import Meter
 from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
 from fst_optimizer.run.metrics import Callback, MetricsLog
@@ -41,7 +42,7 @@ from fst_optimizer.student import (
     checked_teachers,
     without_unsaveable_lms,
 )
-from fst_optimizer.types import Candidate, Item, Population, items_of, total_usage
+from fst_optimizer.types import Candidate, Item, Population, items_of
 
 if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
@@ -177,6 +178,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         teachers: tuple[Teacher, ...],
     ) -> Parts:
         config = self.config
+        reflector = LMReflector(self.reflection_lm) if self.reflection_lm else ExtractiveReflector(config.seed)
+        meter = Meter(config.budget, lambda: reflector.cost_usd)
         taught = {one.candidate.id: one.program for one in teachers}
         collector = Collector(
             lambda candidate: taught.get(candidate.id) or apply_texts(program, candidate.texts),
@@ -185,13 +188,15 @@ class FST(Teleprompter):  # type: ignore[misc]
             seed=config.seed,
             num_threads=config.rollout.num_threads,
             timeout_s=config.rollout.timeout_s,
+            meter=meter,
         )
         return Parts(
             config=config,
             policy=policy,
             collector=collector,
             trainer=policy.trainer(config.train) if config.method != "gepa" else None,
-            reflector=LMReflector(self.reflection_lm) if self.reflection_lm else ExtractiveReflector(config.seed),
+            meter=meter,
+            reflector=reflector,
             components=tuple(filter(config.evolves, seed_texts(program))),
             teachers=teachers,
             trainset=train,
@@ -206,12 +211,19 @@ class FST(Teleprompter):  # type: ignore[misc]
             found = restore(parts.files, parts.policy, parts.trainer)
             metrics = MetricsLog(parts.files.metrics, self.listeners, found.elapsed_s)
             metrics.cut(found.metrics_size)
+            parts.meter.resume(
+                tokens=found.state.tokens,
+                usage=found.state.usage,
+                reflection_cost_usd=found.state.reflection_cost_usd,
+                elapsed_s=found.elapsed_s,
+            )
             return found.state, replace(parts, metrics=metrics)
         seed = Candidate(seed_texts(program))
         version = parts.policy.version
         population = Population((seed,), version)
         state = State(population=population, best=Best(seed, version, -math.inf), policy_version=version)
-        state = validated(parts, state)
+        with parts.meter.free():
+            state = validated(parts, state)
         state = replace(state, val_score_before=state.best.score)
         state, test_score = self._tested(parts, state)
         state = replace(state, test_score_before=test_score)
@@ -222,15 +234,16 @@ class FST(Teleprompter):  # type: ignore[misc]
         """The best pair's test score so far, its rollouts counted."""
         if self.testset is None:
             return state, None
-        found = evaluate(
-            parts.collector,
-            state.best.candidate,
-            self.testset,
-            version=state.best.policy_version,
-            on_rollout=counting(parts.metrics, "test", len(self.testset)),
-        )
-        usage = total_usage(state.usage, parts.collector.drain_usage())
-        return replace(state, rollouts=state.rollouts.plus(eval=found.rollouts), usage=usage), found.score
+        with parts.meter.free():
+            found = evaluate(
+                parts.collector,
+                state.best.candidate,
+                self.testset,
+                version=state.best.policy_version,
+                on_rollout=counting(parts.metrics, "test", len(self.testset)),
+            )
+        counts = state.rollouts.plus(eval=found.rollouts)
+        return replace(state, rollouts=counts, **parts.meter.spent()), found.score
 
     def _ended(self, state: State) -> State:
         if not state.ended and state.cycle >= self.config.budget.max_cycles:

@@ -102,6 +102,8 @@ def share_done(snapshot: Snapshot, config: FSTConfig) -> float:
     steps = config.train.steps_per_cycle
     within = (snapshot.step % steps) / steps if config.method in ("fst", "rl") else 0.0
     shares = [(snapshot.cycle + within) / config.budget.max_cycles]
+    if config.budget.max_steps:
+        shares.append(snapshot.step / config.budget.max_steps)
     if config.budget.max_rollouts:
         running = snapshot.done if snapshot.phase in ("fast", "slow") else 0
         shares.append((snapshot.rollouts.training + running) / config.budget.max_rollouts)

@@ -5,6 +5,7 @@ No number on the page is typed. Sentences that judge are chosen by the numbers t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab import tables
 from fst_optimizer.lab.figures import DRIFT, SCORES, draw_all
-from fst_optimizer.lab.plan import variant_name
 from fst_optimizer.plain import plain
 from fst_optimizer.run.files import read_json
 
@@ -34,15 +34,15 @@ class Compared:
 
     @property
     def name(self) -> str:
-        """The task's short name; it names headings and figures."""
-        return variant_name(self.data["task"])
+        """The folder's name; it names headings and figures."""
+        return self.folder.resolve().name
 
 
 def find_comparisons(folders: Sequence[Path]) -> list[Compared]:
     """Every `compare.json` in these folders or one level below.
 
     Raises:
-        UserError: a folder has none.
+        UserError: a folder has none, or two have one name.
     """
     found = []
     for folder in folders:
@@ -50,6 +50,9 @@ def find_comparisons(folders: Sequence[Path]) -> list[Compared]:
         if not paths:
             raise UserError(f"{folder} has no compare.json: make one with fst lab compare ... --out {folder}")
         found += [Compared(read_json(path), path.parent) for path in paths]
+    twice = [name for name, count in Counter(one.name for one in found).items() if count > 1]
+    if twice:
+        raise UserError(f"two folders are called {twice[0]!r}: their figures would be the same files; rename one")
     return found
 
 
@@ -92,7 +95,10 @@ def _reading_note() -> str:
 **What counts.** All methods share every line of code but the parts that they leave out, and have the same cap of
 training rollouts: program runs of the fast side (prompt search) and of the slow side (weight updates) together.
 Evaluations are not counted, for any method. A task named without a variant is its default one; that of
-`programs/letters` is `pipeline`. Scores are means over the examples with greedy decoding. Intervals are 95%
+`programs/letters` is `pipeline`. `fst@vllm` is fst on the vLLM engine; `rl+own` is rl with settings of its own, as the
+command above says. Methods called `dspy-...` are DSPy's own optimizers on the same policy, from the same start and with
+the same cap: they share the policy, the data and the final scoring with the others, do not look at the validation set on
+the way, and so have no curve. dspy-gepa has the same extractive reflector. Scores are means over the examples with greedy decoding. Intervals are 95%
 Student-t intervals over seeds: with few seeds they are wide, and with one there is none.
 
 **RL's best** is its first validation score within one standard error of its maximum, the standard error taken as

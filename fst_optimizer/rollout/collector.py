@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,14 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 from dspy.utils.usage_tracker import UsageTracker
 
+from fst_optimizer.config import BudgetConfig
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
 from fst_optimizer.errors import EngineError
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
-from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep, Usage, total_usage
+from fst_optimizer.run.budget import BudgetSpent, Meter
+from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep, Usage
 
 BuildProgram = Callable[[Candidate], dspy.Module]
 
@@ -47,10 +50,19 @@ class Collector:
         seed: The run's seed.
         num_threads: Rollouts in flight.
         timeout_s: Wall-clock limit of one rollout, in seconds.
+        meter: Counts what rollouts spend, and is asked before each one whether a cap is reached. None: no caps.
     """
 
     def __init__(
-        self, build: BuildProgram, policy: Policy, metric: Metric, *, seed: int, num_threads: int, timeout_s: float
+        self,
+        build: BuildProgram,
+        policy: Policy,
+        metric: Metric,
+        *,
+        seed: int,
+        num_threads: int,
+        timeout_s: float,
+        meter: Meter | None = None,
     ) -> None:
         self.build = build
         self.policy = policy
@@ -58,13 +70,8 @@ class Collector:
         self.seed = seed
         self.num_threads = num_threads
         self.timeout_s = timeout_s
-        self._usage: dict[str, Usage] = {}
+        self.meter = meter or Meter(BudgetConfig())
         _make_bars_forgiving()
-
-    def drain_usage(self) -> dict[str, Usage]:
-        """What the rollouts since the last time asked of LMs that are not trained."""
-        usage, self._usage = self._usage, {}
-        return usage
 
     def run(
         self,
@@ -87,6 +94,7 @@ class Collector:
         Raises:
             MetricError: The metric raised; the example is named.
             UserError: The metric did not return a finite number.
+            BudgetSpent: A cap was reached on the way.
             EngineError: The engine failed every single rollout; EngineDied: it is beyond repair.
         """
         programs: dict[str, dspy.Module] = {}
@@ -99,15 +107,21 @@ class Collector:
         rollouts: list[Rollout | None] = [None] * len(jobs)
         with closing(
             run_jobs(  # type: ignore[type-var]
-                jobs, num_threads=self.num_threads, timeout_s=self.timeout_s, late=_Job.timed_out, clock=self._clock
+                jobs,
+                num_threads=self.num_threads,
+                timeout_s=self.timeout_s,
+                late=_Job.timed_out,
+                clock=self._clock,
+                halted=lambda: bool(self.meter.reached()),
             )
         ) as results:
             for index, result in results:
                 assert isinstance(result, Rollout)
                 rollouts[index] = result
-                self._usage = total_usage(self._usage, result.usage)
                 if on_rollout:
                     on_rollout(result)
+        if None in rollouts:
+            raise BudgetSpent(self.meter.reached())
         if jobs and all(rollout and rollout.outcome is Outcome.ENGINE_ERROR for rollout in rollouts):
             raise EngineError(f"the engine failed all {len(jobs)} rollouts: {jobs[-1].error}") from jobs[-1].error
         return [rollout for rollout in rollouts if rollout is not None]
@@ -171,6 +185,7 @@ class _Job:
         self.trace: list[Any] = []
         self.tracker = UsageTracker()
         self.error: Exception | None = None
+        self._uncounted = threading.Lock()
 
     def run(self) -> Rollout:
         started = time.monotonic()
@@ -185,7 +200,7 @@ class _Job:
             score, feedback, own_scores = self._judge(prediction, self.trace)
         elif self.capture:
             feedback = {"": describe_failure(outcome, error)}
-        return self._rollout(
+        rollout = self._rollout(
             outcome,
             score=score,
             feedback=feedback,
@@ -194,18 +209,29 @@ class _Job:
             error="" if error is None else describe_failure(outcome, error),
             seconds=time.monotonic() - started,
         )
+        return self._counted(rollout)
 
     def stop(self) -> None:
         self.recorder.cancel()
 
     def timed_out(self, seconds: float) -> Rollout:
-        return self._rollout(
+        rollout = self._rollout(
             Outcome.TIMEOUT,
             trace=_steps(tuple(self.trace), self.recorder, None),
             feedback={"": f"The program took longer than {seconds:g} s."},
             error=f"timed out after {seconds:g} s",
             seconds=seconds,
         )
+        return self._counted(rollout)
+
+    def _counted(self, rollout: Rollout) -> Rollout:
+        """Tell the meter, once: a rollout that was given up may still end.
+
+        Here, not where results are read: the next rollout of this thread must find it counted.
+        """
+        if self._uncounted.acquire(blocking=False):
+            self.collector.meter.add(rollout)
+        return rollout
 
     def _rollout(self, outcome: Outcome, *, score: float = 0.0, **rest: Any) -> Rollout:
         return Rollout(

@@ -38,17 +38,22 @@ def run_jobs(
     timeout_s: float,
     late: Callable[[JobT, float], object],
     clock: Callable[[], float] = time.monotonic,
+    halted: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, object]]:
     """Yield (index, result) as jobs finish; `late(job, seconds)` is the result of one that missed its deadline.
 
-    `clock` gives the seconds that deadlines are measured in. Closing the iterator early, or an exception in a job,
+    `clock` gives the seconds that deadlines are measured in. Once `halted()` is true no further job is started, and the
+    iterator ends with those that were. Closing the iterator early, or an exception in a job,
     stops every job and waits a short grace for the threads.
     """
-    run = _Run(jobs, timeout_s, clock)
+    run = _Run(jobs, timeout_s, clock, halted)
     run.start_threads(min(num_threads, len(jobs)))
     try:
         for _ in range(len(jobs)):
-            index, result, error = run.next_result()
+            found = run.next_result()
+            if found is None:
+                return
+            index, result, error = found
             if error is not None:
                 raise error
             yield index, late(jobs[index], timeout_s) if result is _LATE else result
@@ -62,10 +67,13 @@ _LATE = object()
 class _Run:
     """One batch of jobs in flight."""
 
-    def __init__(self, jobs: Sequence[Job], timeout_s: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], timeout_s: float, clock: Callable[[], float], halted: Callable[[], bool]
+    ) -> None:
         self.jobs = jobs
         self.timeout_s = timeout_s
         self.clock = clock
+        self.halted = halted
         self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
         for index in range(len(jobs)):
             self.todo.put(index)
@@ -85,11 +93,16 @@ class _Run:
 
     def _work(self) -> None:
         while not self.stopping:
-            try:
-                index = self.todo.get_nowait()
-            except queue.Empty:
-                return
-            with self.lock:
+            with self.lock:  # a job is either to do or under way, whoever looks
+                try:
+                    if self.halted():
+                        return
+                    index = self.todo.get_nowait()
+                except queue.Empty:
+                    return
+                except BaseException as raised:  # what `halted` could not decide stops the batch
+                    self.done.put((0, None, raised))
+                    return
                 self.deadlines[index] = self.clock() + self.timeout_s
             result: object = None
             error: BaseException | None = None
@@ -103,7 +116,8 @@ class _Run:
                 return  # its place was taken when it missed the deadline
             self.done.put((index, result, error))
 
-    def next_result(self) -> tuple[int, object, BaseException | None]:
+    def next_result(self) -> tuple[int, object, BaseException | None] | None:
+        """The next one that ended; None when the batch was halted and nothing is under way any more."""
         while True:
             with self.lock:
                 now = self.clock()
@@ -112,6 +126,10 @@ class _Run:
                 return self.done.get(timeout=max(0.0, wait_s) + 0.001)
             except queue.Empty:
                 self._expire()
+                with self.lock:
+                    idle = not self.deadlines and self.done.empty()
+                if idle and self.halted():
+                    return None
 
     def _expire(self) -> None:
         now = self.clock()

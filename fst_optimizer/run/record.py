@@ -103,6 +103,8 @@ def result_of(
         "policy_version": state.best.policy_version,
         "candidate": dict(state.best.candidate.texts),
         "ended": state.ended,
+        "cap": state.cap or None,
+        "tokens": state.tokens,
     }
 
 

@@ -81,11 +81,15 @@ class State:
     """Model -> what the rollouts asked of LMs that are not trained."""
     validated: Mapping[str, ValidationScore] = field(default_factory=dict)
     """Candidate id -> its last score on the validation set."""
+    tokens: int = 0
+    """Sampled from the policy, evaluations included."""
     val_score_before: float = 0.0
     test_score_before: float | None = None
     """Of the seed candidate at the start version. None without a test set."""
     ended: str = ""
     """Why the run is over: `done`, `budget` or `stopped`. Empty while it is not."""
+    cap: str = ""
+    """With `budget`: the setting in `budget` that was reached."""
 
     def to_json(self) -> dict[str, Any]:
         """As written in `state.json`."""
@@ -101,9 +105,11 @@ class State:
             "reflection_cost_usd": self.reflection_cost_usd,
             "usage": {model: asdict(used) for model, used in self.usage.items()},
             "validated": {name: asdict(score) for name, score in self.validated.items()},
+            "tokens": self.tokens,
             "val_score_before": self.val_score_before,
             "test_score_before": self.test_score_before,
             "ended": self.ended,
+            "cap": self.cap,
         }
 
     @classmethod

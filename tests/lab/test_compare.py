@@ -214,3 +214,13 @@ def test_one_method_with_two_settings_is_told_apart_by_its_label(tmp_path):
     assert read_run(tmp_path / "rl+own-seed0").method == "rl+own"
     with pytest.raises(UserError, match="give a label of letters"):
         plan.parse_methods("rl+a b")
+
+
+def test_two_folders_of_one_name_cannot_share_a_page(fabricated, tmp_path):
+    root, runs = fabricated
+    save_comparison(runs, root, extra=EXTRA)
+    other = tmp_path / "other" / "letters"
+    other.mkdir(parents=True)
+    (other / "compare.json").write_text((root / "compare.json").read_text())
+    with pytest.raises(UserError, match="two folders are called 'letters'"):
+        write_report([root, other], tmp_path / "page.md")

@@ -97,5 +97,7 @@ def test_the_result_tells_the_best_pair():
         "policy_version": 5,
         "candidate": {"answer": "Say it."},
         "ended": "done",
+        "cap": None,
+        "tokens": 0,
     }
     assert found["rollouts"] == {"fast": 10, "slow": 20, "eval": 30, "reused": 4}
