@@ -31,7 +31,7 @@ from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.budget import Meter
 from fst_optimizer.run.evaluate import evaluate
-from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
+from fst_optimizer.run.files import RunFiles, locked, open_run, read_json, write_json
 from fst_optimizer.run.metrics import Callback, MetricsLog
 from fst_optimizer.run.state import Best, State, commit, restore
 from fst_optimizer.student import (
@@ -148,7 +148,21 @@ class FST(Teleprompter):  # type: ignore[misc]
             )
         teachers = checked_teachers(teacher, policy)
         train, val = split_data(trainset, valset, self.config.seed)
-        files, resuming = open_run(self.run_dir or default_run_dir(student), resume=self.resume)
+        run_dir = self.run_dir or default_run_dir(student)
+        with locked(run_dir):
+            return self._run(run_dir, student, policy, start_version, train, val, teachers)
+
+    def _run(
+        self,
+        run_dir: Path,
+        student: dspy.Module,
+        policy: Policy,
+        start_version: int,
+        train: tuple[Item, ...],
+        val: tuple[Item, ...],
+        teachers: tuple[Teacher, ...],
+    ) -> dspy.Module:
+        files, resuming = open_run(run_dir, resume=self.resume)
         name = self.task or type(student).__name__
         description = record.describe_run(self.config, policy, name, train, val, self.testset, teachers)
         if resuming:

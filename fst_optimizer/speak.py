@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def told_plainly(after_interrupt: str) -> Iterator[None]:
-    """Mistakes and failures as one line on stderr: exit 2 for the user's, 1 for a broken part, 130 for Ctrl-C."""
+    """Mistakes and failures as one line on stderr: exit 2 for the user's, 1 for a broken part, 130 for Ctrl-C.
+
+    SIGTERM, which is how schedulers end a job, does what Ctrl-C does: servers and runs that were started are stopped.
+    """
     try:
-        yield
+        with _sigterm_as_interrupt():
+            yield
     except UserError as error:
         raise _exit(f"error: {error}", 2) from error
     except FSTError as error:
@@ -33,6 +39,22 @@ def told_plainly(after_interrupt: str) -> Iterator[None]:
         raise _exit(f"failed: {error}{cause}", 1) from error
     except KeyboardInterrupt as error:
         raise _exit(f"interrupted; {after_interrupt}", 130) from error
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit(text: str, code: int) -> typer.Exit:

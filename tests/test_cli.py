@@ -1,5 +1,6 @@
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,33 @@ def test_a_finished_run_is_refused(compiled):
     said = fst("compile", LETTERS, "--run-dir", compiled[0], *SMALL)
     assert said.exit_code == 2
     assert "holds a finished run: give another directory" in said.stderr
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_it_goes_on_from_there(tmp_path):
+    run = tmp_path / "run"
+    command = ["compile", LETTERS, "--run-dir", str(run), *SMALL, "--set", "budget.max_cycles=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fst_optimizer.cli", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while '"kind": "step"' not in ((run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""):
+        assert process.poll() is None, process.stderr.read()
+    said = fst(*command, "--resume")
+    assert said.exit_code == 2 and "is being written by another process" in said.stderr
+    process.send_signal(signal.SIGTERM)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert f"interrupted; go on with: fst compile {LETTERS} --run-dir {run} --resume" in stderr.replace("\n", "")
+    assert "Traceback" not in stderr
+    done = result_cycles(run)
+    said = fst("compile", LETTERS, "--run-dir", run, "--resume", "--set", f"budget.max_cycles={done + 1}")
+    assert said.exit_code == 2 and "budget.max_cycles: 100000" in said.stderr
+
+
+def result_cycles(run):
+    return json.loads((run / "state.json").read_text())["state"]["cycle"]
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path):

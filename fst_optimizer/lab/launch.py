@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -43,7 +42,7 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
     todo = [(number, job) for number, job in enumerate(jobs, 1) if not RunFiles(job.folder).result.exists()]
     if len(todo) < len(jobs):
         tell(f"{len(jobs) - len(todo)} of {len(jobs)} runs were finished before")
-    with _sigterm_as_interrupt(), _stopped_at_the_end() as running:
+    with _stopped_at_the_end() as running:
         while todo or running:
             while todo and len(running) < at_once:
                 number, job = todo.pop(0)
@@ -73,20 +72,6 @@ def _stopped_at_the_end() -> Iterator[list[_Running]]:
             one.process.terminate()
         for one in running:
             one.process.wait()
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """`kill PID` stops a comparison as Ctrl-C does, its runs included."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:

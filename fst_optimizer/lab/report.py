@@ -95,11 +95,13 @@ def _reading_note() -> str:
 **What counts.** All methods share every line of code but the parts that they leave out, and have the same cap of
 training rollouts: program runs of the fast side (prompt search) and of the slow side (weight updates) together.
 Evaluations are not counted, for any method. A task named without a variant is its default one; that of
-`programs/letters` is `pipeline`. `fst@vllm` is fst on the vLLM engine; `rl+own` is rl with settings of its own, as the
-command above says. Methods called `dspy-...` are DSPy's own optimizers on the same policy, from the same start and with
-the same cap: they share the policy, the data and the final scoring with the others, do not look at the validation set on
-the way, and so have no curve. dspy-gepa has the same extractive reflector. Scores are means over the examples with greedy decoding. Intervals are 95%
+`programs/letters` is `pipeline`. Scores are means over the examples with greedy decoding. Intervals are 95%
 Student-t intervals over seeds: with few seeds they are wide, and with one there is none.
+
+**Names.** A section is named after its folder. `fst@vllm` is fst on the vLLM engine; `rl+own` is rl with settings of its
+own, which the command above tells. Methods called `dspy-...` are DSPy's own optimizers on the same policy, from the
+same start and with the same cap. They share policy, data and final scoring with the others, do not look at the
+validation set on the way, and so have no curve. dspy-gepa has the same extractive reflector.
 
 **RL's best** is its first validation score within one standard error of its maximum, the standard error taken as
 sqrt(s(1-s)/n) over the n validation examples. "Reached" is the first evaluation of the other method, on the same seed,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fst_optimizer.errors import UserError
 
@@ -61,6 +62,38 @@ class RunFiles:
         return self.root / "rollouts" / f"cycle-{cycle:06d}.jsonl"
 
 
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Only one process at a time writes a run directory. The lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = (root / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"run_dir {str(root)!r} cannot be written ({error}): give another directory") from error
+    with handle:
+        try:
+            _lock(handle)
+        except OSError as error:
+            raise UserError(
+                f"run_dir {str(root)!r} is being written by another process: wait for it, or give another directory"
+            ) from error
+        yield
+
+
+def _lock(handle: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: two writers are not told apart there
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     """The run's files, and whether there is a state to resume.
 
@@ -70,8 +103,6 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     files = RunFiles(root)
     if files.result.exists():
         raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
-    if root.exists() and not root.is_dir():
-        raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
     if files.state.exists():
         if not resume:
             raise UserError(

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.run.files import RunFiles, open_run, read_json, write_json
+from fst_optimizer.run.files import RunFiles, locked, open_run, read_json, write_json
 
 
 def test_a_new_directory_is_made_with_its_parents(tmp_path):
@@ -34,8 +34,18 @@ def test_an_unfinished_run_needs_resume(tmp_path):
 
 def test_a_file_in_the_directorys_place_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(UserError, match=r"is a file: give a directory"):
-        open_run(tmp_path / "run", resume=False)
+    with pytest.raises(UserError, match=r"is a file: give a directory"), locked(tmp_path / "run"):
+        raise AssertionError
+
+
+def test_a_directory_has_one_writer_at_a_time_and_the_lock_goes_with_it(tmp_path):
+    with locked(tmp_path / "run"):
+        with pytest.raises(UserError, match="is being written by another process"), locked(tmp_path / "run"):
+            raise AssertionError
+        with locked(tmp_path / "other"):
+            pass
+    with locked(tmp_path / "run"):
+        pass
 
 
 def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
