@@ -98,8 +98,8 @@ Evaluations are not counted, for any method. A task named without a variant is i
 `programs/letters` is `pipeline`. Scores are means over the examples with greedy decoding. Intervals are 95%
 Student-t intervals over seeds: with few seeds they are wide, and with one there is none.
 
-**Names.** A section is named after its folder. `fst@vllm` is fst on the vLLM engine; `rl+own` is rl with settings of its
-own, which the command above tells. Methods called `dspy-...` are DSPy's own optimizers on the same policy, from the
+**Names.** A section is named after its folder. `fst@vllm` is fst on the vLLM engine; `rl+own` is rl with settings of
+its own, which the command above tells. Methods called `dspy-...` are DSPy's own optimizers on the same policy, from the
 same start and with the same cap. They share policy, data and final scoring with the others, do not look at the
 validation set on the way, and so have no curve. dspy-gepa has the same extractive reflector.
 
