@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,41 @@ def curves_by_method(data: Mapping[str, Any]) -> dict[str, list[list[Point]]]:
     return found
 
 
+def without_course(curves: Sequence[Sequence[Point]]) -> bool:
+    """Whether a method was only looked at before and after: a line between the two would tell what nobody saw."""
+    return all(len(curve) <= 2 for curve in curves)
+
+
+def _color(method: str, place: int) -> str:
+    """A method's own, or one of matplotlib's in order: the seeds of one method share it."""
+    return COLORS.get(method, f"C{place}")
+
+
 def _score_figure(data: Mapping[str, Any], path: Path) -> Path:
     figure, axes = _axes("training rollouts (fast + slow)", "validation score (greedy)", data["task"])
-    for method, curves in curves_by_method(data).items():
+    for place, (method, curves) in enumerate(curves_by_method(data).items()):
+        color = _color(method, place)
+        if without_course(curves):
+            ends = [curve[-1] for curve in curves]
+            places, scores = [point.rollouts for point in ends], [point.score for point in ends]
+            axes.scatter(places, scores, label=f"{method}, {len(curves)} seed(s)", color=color, marker="x", zorder=3)
+            continue
         places, lows, means, highs = zip(*score_band(curves), strict=True)
-        color = COLORS.get(method)
         axes.plot(places, means, label=f"{method}, {len(curves)} seed(s)", color=color, marker=".", markersize=4)
         axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
     axes.set_ylim(0, 1)
-    return _save(figure, axes, path, "lines: mean over seeds; bands: lowest to highest seed")
+    return _save(figure, axes, path, "lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
 
 
 def _drift_figure(data: Mapping[str, Any], path: Path) -> Path:
     figure, axes = _axes("validation score (greedy)", "KL to base (nats a token)", data["task"])
+    colors = {method: _color(method, place) for place, method in enumerate(curves_by_method(data))}
     for method, curves in curves_by_method(data).items():
         for number, curve in enumerate(curves):
             label = method if not number else None
-            scores, kls = [point.score for point in curve], [point.kl for point in curve]
-            axes.plot(scores, kls, label=label, color=COLORS.get(method), marker=".", linewidth=0.8, alpha=0.8)
+            shown, marker = (curve[-1:], "x") if without_course(curves) else (curve, ".")
+            scores, kls = [point.score for point in shown], [point.kl for point in shown]
+            axes.plot(scores, kls, label=label, color=colors[method], marker=marker, linewidth=0.8, alpha=0.8)
     return _save(figure, axes, path, "one line a seed, one point an evaluation")
 
 

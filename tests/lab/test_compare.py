@@ -224,3 +224,15 @@ def test_two_folders_of_one_name_cannot_share_a_page(fabricated, tmp_path):
     (other / "compare.json").write_text((root / "compare.json").read_text())
     with pytest.raises(UserError, match="two folders are called 'letters'"):
         write_report([root, other], tmp_path / "page.md")
+
+
+def test_a_method_that_was_looked_at_twice_has_ends_and_no_line(fabricated):
+    from fst_optimizer.lab.figures import curves_by_method, without_course
+
+    root, runs = fabricated
+    curves = curves_by_method(save_comparison(runs, root, extra=EXTRA))
+    assert {method: without_course(some) for method, some in curves.items()} == {
+        "fst": False,  # one of its seeds has three points
+        "rl": False,
+        "gepa": True,
+    }
