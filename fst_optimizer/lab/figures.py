@@ -9,7 +9,17 @@ from typing import Any
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab.curves import Point, score_band
 
-COLORS = {"fst": "#c0392b", "rl": "#2c6fbb", "gepa": "#2e8b57", "sequential": "#8e6bbf"}
+COLORS = {
+    "fst": "#c0392b",
+    "rl": "#2c6fbb",
+    "gepa": "#2e8b57",
+    "sequential": "#8e6bbf",
+    "dspy-gepa": "#7f8c2d",
+    "dspy-grpo": "#e67e22",
+    "dspy-together": "#34495e",
+}
+OTHERS = ("#d98880", "#7fb3d5", "#7dcea0", "#c39bd3", "#f0b27a", "#909497")
+"""Of methods with a label or on another engine, by their place in the comparison."""
 SCORES, DRIFT = "score_by_rollouts.png", "kl_by_score.png"
 
 
@@ -45,8 +55,7 @@ def without_course(curves: Sequence[Sequence[Point]]) -> bool:
 
 
 def _color(method: str, place: int) -> str:
-    """A method's own, or one of matplotlib's in order: the seeds of one method share it."""
-    return COLORS.get(method, f"C{place}")
+    return COLORS.get(method, OTHERS[place % len(OTHERS)])
 
 
 def _score_figure(data: Mapping[str, Any], path: Path) -> Path:
