@@ -1,6 +1,7 @@
 """vLLM for the tests: whether it can be had, and what is left of it afterwards."""
 
 import os
+import signal
 import threading
 import time
 import urllib.error
@@ -21,6 +22,11 @@ def need_vllm():
     """Skip the test where vLLM cannot be had."""
     if installed_version() is None and not REQUIRED:
         pytest.skip(MISSING)
+
+
+def hear_interrupts():
+    """For a new process: SIGINT as at a terminal. What is started in the background may have inherited to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def group(pid):

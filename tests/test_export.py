@@ -10,7 +10,7 @@ import urllib.request
 
 import psutil
 import pytest
-from servers import group, need_vllm
+from servers import group, hear_interrupts, need_vllm
 from test_cli import LETTERS, SMALL, fst
 
 import fst_optimizer
@@ -176,6 +176,7 @@ def test_the_exported_program_runs_on_what_fst_serve_serves(run, exported, loade
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
         env={**os.environ, "FST_API_KEY": "planted-key"},
     )
     try:
@@ -191,9 +192,11 @@ def test_the_exported_program_runs_on_what_fst_serve_serves(run, exported, loade
         )
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(request)
-    finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+    finally:
+        process.kill()  # its server goes with it, whatever happened
+        process.wait()
     assert process.returncode == 130
     _, alive = psutil.wait_procs(servers, timeout=30)
     assert servers and not alive

@@ -8,7 +8,7 @@ import threading
 
 import psutil
 import pytest
-from servers import group, need_vllm
+from servers import group, hear_interrupts, need_vllm
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig, VLLMServer
 from fst_optimizer.engines import vllm_server
@@ -137,6 +137,7 @@ def started_elsewhere(tiny_model, body):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     return process, int(process.stdout.readline())
 

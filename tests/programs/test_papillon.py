@@ -285,7 +285,7 @@ def collect(policy, examples):
     candidate = Candidate(seed_texts(built))
     requests = [Request(candidate, item) for item in items_of(examples, "train")]
     rollouts = collector.run(requests, version=0, temperature=1.0, capture=True)
-    return rollouts, collector.drain_usage()
+    return rollouts, collector.meter.usage
 
 
 @pytest.mark.parametrize("variant", task.VARIANTS)
