@@ -64,8 +64,8 @@ def _score_figure(data: Mapping[str, Any], path: Path) -> Path:
         color = _color(method, place)
         if without_course(curves):
             ends = [curve[-1] for curve in curves]
-            places, scores = [point.rollouts for point in ends], [point.score for point in ends]
-            axes.scatter(places, scores, label=f"{method}, {len(curves)} seed(s)", color=color, marker="x", zorder=3)
+            spent, scores = [point.rollouts for point in ends], [point.score for point in ends]
+            axes.scatter(spent, scores, label=f"{method}, {len(curves)} seed(s)", color=color, marker="x", zorder=3)
             continue
         places, lows, means, highs = zip(*score_band(curves), strict=True)
         axes.plot(places, means, label=f"{method}, {len(curves)} seed(s)", color=color, marker=".", markersize=4)
