@@ -260,8 +260,13 @@ class FST(Teleprompter):  # type: ignore[misc]
         return replace(state, rollouts=counts, **parts.meter.spent()), found.score
 
     def _ended(self, state: State) -> State:
-        if not state.ended and state.cycle >= self.config.budget.max_cycles:
+        budget = self.config.budget
+        if state.ended:
+            return state
+        if state.cycle >= budget.max_cycles:
             return replace(state, ended="done")
+        if budget.max_steps is not None and state.step >= budget.max_steps:
+            return replace(state, ended="budget", cap="max_steps")  # no fast round for steps that will not be taken
         return state
 
     def _commit(self, parts: Parts, state: State) -> None:

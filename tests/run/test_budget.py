@@ -124,6 +124,11 @@ def test_no_more_steps_are_taken_than_allowed(policy, tmp_path):
     assert result["rollouts"]["slow"] == 3 * 8
 
 
+def test_no_fast_round_is_paid_for_steps_that_will_not_be_taken(policy, tmp_path):
+    result = compiled(student_of(policy), tmp_path / "run", **{"budget.max_steps": 2}).detailed_results.result
+    assert (result["cycles"], result["steps"], result["cap"]) == (1, 2, "max_steps")
+
+
 def tokens_of(policy):
     return sum(len(generated(policy, request)) for request in policy.engine.requests)
 
