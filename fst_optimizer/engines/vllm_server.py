@@ -28,6 +28,7 @@ from types import TracebackType
 
 from fst_optimizer.config import VLLMConfig
 from fst_optimizer.engines import keeper
+from fst_optimizer.engines.vllm_plugin import PATIENT
 from fst_optimizer.errors import EngineError, UserError
 
 logger = logging.getLogger(__name__)
@@ -258,6 +259,8 @@ class VLLMServer:
         }
         if config.devices is not None:
             own["CUDA_VISIBLE_DEVICES"] = config.devices
+        if on_cpu():
+            own[PATIENT] = "1"
         return {**os.environ, **own}
 
     # -- starting ----------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """Servers that are started here: what is asked of vLLM, what a failed start says, and what is left afterwards."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 
 import psutil
 import pytest
@@ -128,6 +131,19 @@ threading.Thread(target=server.start, daemon=True).start()
 time.sleep(1)
 raise SystemExit
 """
+
+
+def test_on_cpu_the_servers_processes_do_not_spin_while_they_wait(vllm_server):
+    body = json.dumps({"model": vllm_server.served_name, "prompt": [1, 2, 3], "max_tokens": 2}).encode()
+    headers = {"Authorization": f"Bearer {vllm_server.api_key}", "Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(f"{vllm_server.url}/v1/completions", body, headers)).read()
+
+    def cpu_s():
+        return sum(sum(process.cpu_times()[:2]) for process in group(vllm_server.pid))
+
+    before = cpu_s()
+    time.sleep(0.8)
+    assert cpu_s() - before < 0.4  # each of two processes would have spun for all of it
 
 
 def started_elsewhere(tiny_model, body):
