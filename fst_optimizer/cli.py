@@ -89,6 +89,9 @@ def compile_command(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; may be repeated.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run, with its settings.")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Resume although settings, data, model or libraries are others.")
+    ] = False,
     train_size: TrainSize = None,
     val_size: ValSize = None,
     test_size: TestSize = None,
@@ -122,6 +125,7 @@ def compile_command(
         sets=tuple(sets or ()),
         sizes=Sizes(train_size, val_size, test_size),
         resume=resume,
+        allow_changes=allow_changes,
     )
     with told_plainly(f"go on with: fst compile {task} --run-dir {run_dir} --resume"):
         out, progress = consoles()

@@ -20,6 +20,7 @@ ENGINES = ("torch", "vllm")
 LOSS_NAMES = ("cispo", "grpo", "dr_grpo")
 ROLES = ("both", "evolve", "train", "neither")
 CREDITS = ("rollout", "predictor")
+GUARD_ACTIONS = ("off", "warn", "pause")
 OPEN = ("predictors", "budget.prices")
 """Settings that are objects with names of the user's own, which may have dots in them."""
 
@@ -298,6 +299,8 @@ class BudgetConfig:
     """Cap on fast + slow rollouts together; checked before spending. None: no cap."""
     max_steps: int | None = None
     """Cap on slow steps. None: no cap."""
+    patience: int | None = None
+    """Cycles in a row without a better validation score after which the run stops. None: it never does for that."""
     max_time_s: float | None = None
     """Seconds that the run may take, over all resumes. None: no cap. This one and the next two are looked at before
     every rollout: at the cap those in flight are finished, and the best pair so far is returned."""
@@ -313,7 +316,7 @@ class BudgetConfig:
         _positive_int("budget.max_cycles", self.max_cycles)
         if self.max_rollouts is not None:
             _positive_int("budget.max_rollouts", self.max_rollouts)
-        for name in ("max_steps", "max_tokens"):
+        for name in ("max_steps", "max_tokens", "patience"):
             if getattr(self, name) is not None:
                 _positive_int(f"budget.{name}", getattr(self, name))
         for name in ("max_time_s", "max_cost_usd"):
@@ -327,6 +330,59 @@ class BudgetConfig:
             for price in pair:
                 _number(name, price, 0)
         object.__setattr__(self, "prices", {model: tuple(pair) for model, pair in self.prices.items()})
+
+
+@dataclass(frozen=True)
+class GuardsConfig:
+    """What is watched while a run goes on. `warn` says so once; `pause` also ends the process, with a checkpoint."""
+
+    kl: str = "warn"
+    """The policy is far from its base."""
+    kl_max: float = 1.0
+    """Nats a token beyond which it is."""
+    entropy: str = "warn"
+    """The policy says one thing only, and is not right in it."""
+    entropy_min: float = 0.01
+    """Nats a token below which it does."""
+    entropy_unless_reward: float = 0.9
+    """Mean reward from which on little entropy is no fault."""
+    format: str = "warn"
+    """Many rollouts cannot be parsed, or are cut."""
+    format_max: float = 0.5
+    """Share of a step's rollouts beyond which they are many."""
+    steps: int = 3
+    """Steps in a row that `entropy` and `format` must see it."""
+    flat: str = "warn"
+    """Every group has one reward only, so that nothing is learned."""
+    flat_batches: int = 5
+    """Batches in a row that `flat` must see it."""
+    falling: str = "warn"
+    """The validation score falls while the training reward rises."""
+    falling_evals: int = 3
+    """Evaluations in a row that `falling` must see it."""
+
+    def __post_init__(self) -> None:
+        for name in ("kl", "entropy", "format", "flat", "falling"):
+            action = getattr(self, name)
+            _require(action in GUARD_ACTIONS, f"guards.{name}", action, did_you_mean(str(action), GUARD_ACTIONS))
+        for name in ("kl_max", "entropy_min", "entropy_unless_reward", "format_max"):
+            _number(f"guards.{name}", getattr(self, name), 0)
+        for name in ("steps", "flat_batches", "falling_evals"):
+            _positive_int(f"guards.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run keeps what it has. Nothing here changes what is learned."""
+
+    keep_checkpoints: int = 2
+    """Checkpoints that stay on disk, the last included; the best pair's adapter always does."""
+    grace_s: float = 10.0
+    """How long rollouts in flight may go on after Ctrl-C or SIGTERM, in seconds. A second Ctrl-C drops them."""
+
+    def __post_init__(self) -> None:
+        _positive_int("run.keep_checkpoints", self.keep_checkpoints)
+        _number("run.grace_s", self.grace_s, 0)
 
 
 def _check_roles(predictors: object) -> None:
@@ -351,6 +407,8 @@ class FSTConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    run: RunConfig = field(default_factory=RunConfig)
     predictors: Mapping[str, str] = field(default_factory=dict)
     """Predictor name -> what may change: `both` its instruction and the weights by its calls, `evolve` the
     instruction alone, `train` the weights alone, `neither`. Those not named: `both`."""

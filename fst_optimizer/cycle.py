@@ -8,11 +8,15 @@
 
 Source: arXiv 2605.12484. The four methods are this cycle with parts left out, so that comparing them compares the
 methods: `rl` has no fast rounds, `gepa` no slow steps, `sequential` first only the one, then only the other.
+
+Each of these lines is a phase: a function from state to state, with a checkpoint after it. A run that died does its
+unfinished phase again, from the same state and with the answers that it has paid for already.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +24,7 @@ from functools import partial
 
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.data import batch_at
+from fst_optimizer.errors import Paused
 from fst_optimizer.evolve.population import spread
 from fst_optimizer.evolve.reflect import Reflector
 from fst_optimizer.evolve.round import evolve
@@ -28,15 +33,23 @@ from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.run.budget import BudgetSpent, Meter
 from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
-from fst_optimizer.run.files import RunFiles, write_json
+from fst_optimizer.run.files import RunFiles, write_json, writing
+from fst_optimizer.run.guards import after_eval, after_step
 from fst_optimizer.run.metrics import MetricsLog
+from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State, ValidationScore
 from fst_optimizer.student import Teacher
 from fst_optimizer.train.trainer import Trainer
-from fst_optimizer.types import Candidate, Item, Population, Rollout
+from fst_optimizer.types import Candidate, Item, Outcome, Population, Rollout
+
+logger = logging.getLogger(__name__)
 
 ROLLOUTS_KEPT = 32
 """Rollouts of a cycle that are written down for people to read."""
+UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)
+"""Outcomes that say the answer's format failed."""
+FIRST_STEP = 2
+"""Phases of a cycle before its first slow step."""
 
 
 @dataclass(frozen=True)
@@ -58,30 +71,69 @@ class Parts:
     valset: tuple[Item, ...]
     files: RunFiles
     metrics: MetricsLog
+    saver: Saver
+
+
+Phase = Callable[[State], State]
 
 
 def run_cycle(parts: Parts, state: State) -> State:
-    """One fast round, T slow steps, an evaluation after each. Sets `ended` when the budget is spent."""
+    """One fast round, T slow steps, an evaluation after each. Sets `ended` when the run is over.
+
+    Goes on behind the phases that `state` has done already.
+
+    Raises:
+        Paused: a guard says so; the checkpoint is written.
+    """
+    for number, phase in enumerate(phases(parts, state), start=1):
+        if number > state.phase:
+            state = committed(parts, replace(phase(state), phase=number))
+    return committed(parts, next_cycle(parts.config, state))
+
+
+def phases(parts: Parts, state: State) -> list[Phase]:
+    """What a cycle consists of, in order."""
     batches = next_batches(parts, state)
-    spent_before = state.rollouts.training
-    if fast_now(parts.config, state):
-        state = paid(parts, state, "fast", partial(fast_round, parts, batches=batches))
-        state = paid(parts, state, "eval", partial(validated, parts, only_new=True))
-    if slow_now(parts.config, state):
-        if parts.config.method == "sequential":
-            state = replace(state, population=Population((state.best.candidate,), state.policy_version))
-        for batch in batches:
-            state = cap_reached(parts, state, batch)
-            state = paid(parts, state, "slow", partial(slow_step, parts, batch=batch))
-    if state.rollouts.training == spent_before and not state.ended:
-        state = replace(state, ended="budget", cap="max_rollouts")
-    state = replace(state, cycle=state.cycle + 1, batch=state.batch + len(batches))
-    if state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
-        return validated(parts, state)
-    return paid(parts, state, "eval", partial(validated, parts))
+    return [
+        partial(paid, parts, "fast", partial(fast_round, parts, batches=batches)),
+        partial(paid, parts, "eval", partial(validated, parts, only_new=True)),
+        *(partial(paid, parts, "slow", partial(slow_step, parts, batch=batch)) for batch in batches),
+        partial(last_look, parts),
+    ]
 
 
-def paid(parts: Parts, state: State, kind: str, phase: Callable[[State], State]) -> State:
+def next_cycle(config: FSTConfig, state: State) -> State:
+    """The state before the next cycle, or the run's last one."""
+    state = replace(state, cycle=state.cycle + 1, batch=state.batch + config.train.steps_per_cycle, phase=0)
+    budget = config.budget
+    if state.ended:
+        return state
+    if state.cycle >= budget.max_cycles:
+        return replace(state, ended="done")
+    if budget.patience is not None and state.watch.stale >= budget.patience:
+        return replace(state, ended="stopped")
+    if budget.max_steps is not None and state.step >= budget.max_steps:
+        return replace(state, ended="budget", cap="max_steps")  # no fast round for steps that will not be taken
+    if not fast_now(config, state) and not slow_now(config, state):
+        return replace(state, ended="budget", cap="max_rollouts")
+    return state
+
+
+def committed(parts: Parts, state: State) -> State:
+    """The state, written down. What the guards saw is said, and pauses the run where it should."""
+    parts.saver.commit(state)
+    for alarm in state.alarms:
+        logger.warning("guard %s: %s", alarm.guard, alarm.text)
+    pausing = [alarm for alarm in state.alarms if getattr(parts.config.guards, alarm.guard) == "pause"]
+    if pausing:
+        raise Paused(
+            "; ".join(f"guard {alarm.guard}: {alarm.text}" for alarm in pausing)
+            + f". Resume to go on all the same (--resume, or resume=True, with {str(parts.files.root)!r})"
+        )
+    return replace(state, alarms=())
+
+
+def paid(parts: Parts, kind: str, phase: Phase, state: State) -> State:
     """The state after a phase. Where a cap is reached in it: the state before, what was spent counted, and ended."""
     if state.ended:
         return state
@@ -116,6 +168,8 @@ def cap_reached(parts: Parts, state: State, batch: Sequence[Item]) -> State:
 def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) -> State:
     """Evolve the population under the newest policy version, on examples that the coming steps will use."""
     config, anchor = parts.config, draw_anchor(parts.config, batches, state)
+    if not fast_now(config, state):
+        return state
     cost_before = parts.reflector.cost_usd
     progress = counting(parts.metrics, "fast", min(config.fast.max_rollouts, rollouts_left(config, state)))
 
@@ -172,8 +226,13 @@ def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) ->
 
 def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
     """Collect one batch of groups under the newest version, update the weights, publish the next version."""
-    assert parts.trainer is not None
     config = parts.config
+    state = cap_reached(parts, state, batch)
+    if state.ended or not slow_now(config, state):
+        return state
+    assert parts.trainer is not None
+    if config.method == "sequential":
+        state = replace(state, population=Population((state.best.candidate,), state.policy_version))
     requests = group_requests(state.population, batch, config, parts.teachers)
     rollouts = parts.collector.run(
         requests,
@@ -201,7 +260,17 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
         rollouts=state.rollouts.plus(slow=len(rollouts)),
         **parts.meter.spent(),
     )
-    keep_rollouts(parts.files, state.cycle, rollouts)
+    if state.phase == FIRST_STEP:
+        keep_rollouts(parts.files, state.cycle, rollouts)
+    watch, alarms = after_step(
+        config.guards,
+        state.watch,
+        reward_mean=credited.reward_mean,
+        flat=credited.flat_groups == credited.groups,
+        updated=report.updated,
+        entropy=report.entropy,
+        failed_share=sum(rollout.outcome in UNREADABLE for rollout in rollouts) / len(rollouts),
+    )
     parts.metrics.line(
         "step",
         cycle=state.cycle,
@@ -224,7 +293,27 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
         step_s=round(parts.metrics.time_s - collected_s, 3),
         note=report.reason,
     )
-    return state
+    return replace(state, watch=watch, alarms=alarms)
+
+
+def last_look(parts: Parts, state: State) -> State:
+    """The evaluation that ends a cycle."""
+    best = state.best.score
+    if state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
+        state = validated(parts, state)
+    else:
+        state = paid(parts, "eval", partial(validated, parts), state)
+    seen = state.validated.get(leading(state.population, 1)[0].id)
+    if seen is None:  # a cap was in the way
+        return state
+    watch, alarms = after_eval(
+        parts.config.guards,
+        state.watch,
+        score=seen.score,
+        better=state.best.score > best,
+        kl_to_base=seen.kl_to_base,
+    )
+    return replace(state, watch=watch, alarms=alarms)
 
 
 def validated(parts: Parts, state: State, *, only_new: bool = False) -> State:
@@ -370,13 +459,11 @@ def counting(metrics: MetricsLog, phase: str, total: int) -> OnRollout:
 def keep_rollouts(files: RunFiles, cycle: int, rollouts: Sequence[Rollout]) -> None:
     """Write the first step's rollouts of a cycle down, those that failed or scored least first."""
     path = files.rollouts(cycle)
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
     worst_first = sorted(rollouts, key=lambda rollout: (rollout.outcome == "ok", rollout.score))
-    with path.open("w") as handle:
-        for rollout in worst_first[:ROLLOUTS_KEPT]:
-            handle.write(json.dumps(readable(rollout), ensure_ascii=False) + "\n")
+    lines = [json.dumps(readable(rollout), ensure_ascii=False) + "\n" for rollout in worst_first[:ROLLOUTS_KEPT]]
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(lines))
 
 
 def readable(rollout: Rollout) -> dict[str, object]:

@@ -6,8 +6,9 @@ Three kinds of things go wrong, and each has one fate:
   the first token is bought. Its text names the field, the value and the remedy.
 - **A bad rollout** (an unparsable answer, a cut completion, a failing tool, a timeout) is data: the collector
   records it as the rollout's `Outcome`, and it earns its configured reward. It never raises.
-- **A broken part** (the metric, the engine, the trainer) raises `MetricError`, `EngineError` or `TrainingError`,
-  chained with `from` to its cause and saying what was being done. The run stops; its last checkpoint stands.
+- **A broken part** (the metric, the engine, the trainer, the disk) raises `MetricError`, `EngineError`,
+  `TrainingError` or `StorageError`, chained with `from` to its cause and saying what was being done. The run stops; its
+  last checkpoint stands.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ class RetiredVersion(EngineError):
 
 class TrainingError(FSTError):
     """The slow step broke, or was skipped too many times in a row."""
+
+
+class StorageError(FSTError):
+    """A file of the run could not be written; the last checkpoint stands."""
+
+
+class Paused(FSTError):
+    """A guard with `pause` saw what it watches for; the checkpoint is written, and a resume goes on from it."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ The cycles themselves are in `cycle`.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from fst_optimizer.config import FSTConfig, preset
-from fst_optimizer.cycle import Parts, counting, run_cycle, validated
+from fst_optimizer.cycle import Parts, committed, counting, run_cycle, validated
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.bridge import apply_texts, seed_texts
@@ -33,7 +32,8 @@ from fst_optimizer.run.budget import Meter
 from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.files import RunFiles, locked, open_run, read_json, write_json
 from fst_optimizer.run.metrics import Callback, MetricsLog
-from fst_optimizer.run.state import Best, State, commit, restore
+from fst_optimizer.run.saver import Saver
+from fst_optimizer.run.state import Best, State
 from fst_optimizer.student import (
     Teacher,
     attach_policy,
@@ -75,6 +75,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         config: An `FSTConfig`, or nested settings over the defaults.
         run_dir: Where the run's files go. None: a new folder under `runs/`.
         resume: Go on with the unfinished run in `run_dir`.
+        allow_changes: Resume although settings, data, model or library versions are not those that the run began with.
         callbacks: Called with every line of `metrics.jsonl` and with progress.
         task: The name in `result.json`. None: the program's class.
         testset: Scored greedily before the first cycle and at the end, for `result.json`; nothing is learned from it
@@ -93,6 +94,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         config: FSTConfig | Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
+        allow_changes: bool = False,
         callbacks: Sequence[Callback] = (),
         task: str | None = None,
         testset: Sequence[dspy.Example] | None = None,
@@ -106,6 +108,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.reflection_lm = reflection_lm
         self.run_dir = Path(run_dir) if run_dir is not None else None
         self.resume = resume
+        self.allow_changes = allow_changes
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
         self.task = task
         self.testset = None if testset is None else items_of(testset, "test")
@@ -137,7 +140,8 @@ class FST(Teleprompter):  # type: ignore[misc]
 
         Raises:
             UserError: something about the student, the data or the run directory is wrong; nothing was spent.
-            MetricError, EngineError, TrainingError: a part broke; the last checkpoint stands.
+            MetricError, EngineError, TrainingError, StorageError: a part broke; the last checkpoint stands.
+            Paused: a guard with `pause` saw what it watches for.
         """
         policy, start_version = checked_student(student)
         check_roles(seed_texts(student), self.config)
@@ -166,21 +170,26 @@ class FST(Teleprompter):  # type: ignore[misc]
         name = self.task or type(student).__name__
         description = record.describe_run(self.config, policy, name, train, val, self.testset, teachers)
         if resuming:
-            record.check_same_run(read_json(files.config), description)
+            before = read_json(files.config)
+            changes = record.changes(before, description)
+            record.check_same_run(changes, allowed=self.allow_changes)
+            if changes:
+                write_json(files.config, {**description, "changes": [*before.get("changes", []), *changes]})
         else:
             write_json(files.config, description)
             policy.restore(start_version, policy.tensors(start_version) if start_version else None)
         program = attach_policy(student, policy)
         parts = self._parts(program, policy, train, val, files, teachers)
         try:
-            state, parts = self._start(parts, program, resuming)
-            while not state.ended:
-                state = self._ended(run_cycle(parts, state))
-                self._commit(parts, state)
+            state = self._start(parts, program, resuming)
+            while not state.over:
+                state = run_cycle(parts, state)
+            return self._finish(student, parts, state)
         except KeyboardInterrupt:
             logger.info("interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)", str(files.root))
             raise
-        return self._finish(student, parts, state)
+        finally:
+            parts.saver.close()
 
     def _parts(
         self,
@@ -203,12 +212,16 @@ class FST(Teleprompter):  # type: ignore[misc]
             num_threads=config.rollout.num_threads,
             timeout_s=config.rollout.timeout_s,
             meter=meter,
+            grace_s=config.run.grace_s,
         )
+        trainer = policy.trainer(config.train) if config.method != "gepa" else None
+        metrics = MetricsLog(files.metrics, self.listeners)
+        payers = (collector, reflector) if isinstance(reflector, LMReflector) else (collector,)
         return Parts(
             config=config,
             policy=policy,
             collector=collector,
-            trainer=policy.trainer(config.train) if config.method != "gepa" else None,
+            trainer=trainer,
             meter=meter,
             reflector=reflector,
             components=tuple(filter(config.evolves, seed_texts(program))),
@@ -216,33 +229,25 @@ class FST(Teleprompter):  # type: ignore[misc]
             trainset=train,
             valset=val,
             files=files,
-            metrics=MetricsLog(files.metrics, self.listeners),
+            metrics=metrics,
+            saver=Saver(files, policy, trainer, metrics, meter, payers, config.run.keep_checkpoints),
         )
 
-    def _start(self, parts: Parts, program: dspy.Module, resuming: bool) -> tuple[State, Parts]:
-        """The first state: validated before any cycle; or the committed one."""
+    def _start(self, parts: Parts, program: dspy.Module, resuming: bool) -> State:
+        """The committed state, or the first one; evaluated before any cycle."""
         if resuming:
-            found = restore(parts.files, parts.policy, parts.trainer)
-            metrics = MetricsLog(parts.files.metrics, self.listeners, found.elapsed_s)
-            metrics.cut(found.metrics_size)
-            parts.meter.resume(
-                tokens=found.state.tokens,
-                usage=found.state.usage,
-                reflection_cost_usd=found.state.reflection_cost_usd,
-                elapsed_s=found.elapsed_s,
-            )
-            return found.state, replace(parts, metrics=metrics)
-        seed = Candidate(seed_texts(program))
-        version = parts.policy.version
-        population = Population((seed,), version)
-        state = State(population=population, best=Best(seed, version, -math.inf), policy_version=version)
+            state = parts.saver.resume()
+        else:
+            seed, version = Candidate(seed_texts(program)), parts.policy.version
+            state = State(population=Population((seed,), version), best=Best(seed, version), policy_version=version)
+            state = committed(parts, state)
+        if state.started:
+            return state
         with parts.meter.free():
             state = validated(parts, state)
         state = replace(state, val_score_before=state.best.score)
         state, test_score = self._tested(parts, state)
-        state = replace(state, test_score_before=test_score)
-        self._commit(parts, state)
-        return state, parts
+        return committed(parts, replace(state, test_score_before=test_score, started=True))
 
     def _tested(self, parts: Parts, state: State) -> tuple[State, float | None]:
         """The best pair's test score so far, its rollouts counted."""
@@ -258,20 +263,6 @@ class FST(Teleprompter):  # type: ignore[misc]
             )
         counts = state.rollouts.plus(eval=found.rollouts)
         return replace(state, rollouts=counts, **parts.meter.spent()), found.score
-
-    def _ended(self, state: State) -> State:
-        budget = self.config.budget
-        if state.ended:
-            return state
-        if state.cycle >= budget.max_cycles:
-            return replace(state, ended="done")
-        if budget.max_steps is not None and state.step >= budget.max_steps:
-            return replace(state, ended="budget", cap="max_steps")  # no fast round for steps that will not be taken
-        return state
-
-    def _commit(self, parts: Parts, state: State) -> None:
-        log = parts.metrics
-        commit(parts.files, state, parts.policy, parts.trainer, elapsed_s=log.time_s, metrics_size=log.size())
 
     def _finish(self, student: dspy.Module, parts: Parts, state: State) -> dspy.Module:
         """The compiled program, on disk and in hand."""

@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from fst_optimizer.config import ENGINES, LoraConfig, TrainConfig, VLLMConfig
 from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.faults import reach
 from fst_optimizer.jobs.shared import Jobs
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Policy:
         self._newest += 1
         with self.lock:
             frozen = adapters.snapshot(self.model)
-        self._serve(self._newest, frozen)
+        self._serve(reach("policy.publish", self._newest), frozen)
         self.version = self._newest
         return self.version
 
@@ -231,7 +232,9 @@ class Policy:
         """A slow-step trainer on this policy's adapter."""
         from fst_optimizer.train.trainer import Trainer
 
-        return Trainer(self.model, self.pad_id, config, lock=self.lock, max_completion_tokens=self.max_tokens)
+        return Trainer(
+            self.model, self.pad_id, config, lock=self.lock, max_completion_tokens=self.max_tokens, seed=self.seed
+        )
 
     def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
         """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fst_optimizer.errors import FSTError, UserError
+from fst_optimizer.errors import FSTError, Paused, UserError
 from fst_optimizer.plain import plain
 from fst_optimizer.progress import clock
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def told_plainly(after_interrupt: str) -> Iterator[None]:
-    """Mistakes and failures as one line on stderr: exit 2 for the user's, 1 for a broken part, 130 for Ctrl-C.
+    """Mistakes and failures as one line on stderr.
+
+    The exit code is 2 for the user's mistake, 1 for a broken part, 3 for a pause, 130 for Ctrl-C.
 
     SIGTERM, which is how schedulers end a job, does what Ctrl-C does: servers and runs that were started are stopped.
     """
@@ -34,6 +36,8 @@ def told_plainly(after_interrupt: str) -> Iterator[None]:
             yield
     except UserError as error:
         raise _exit(f"error: {error}", 2) from error
+    except Paused as error:
+        raise _exit(f"paused: {error}", 3) from error
     except FSTError as error:
         cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
         raise _exit(f"failed: {error}{cause}", 1) from error

@@ -52,6 +52,8 @@ class Choices:
     """`NAME=VALUE`, as given to `--set`."""
     sizes: Sizes = Sizes()
     resume: bool = False
+    allow_changes: bool = False
+    """Resume although something is not as it was."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = (
             config=plan.settings.config,
             run_dir=choices.run_dir,
             resume=choices.resume,
+            allow_changes=choices.allow_changes,
             callbacks=callbacks,
             task=choices.task,
             testset=task.load("test", sizes.test),

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.plain import plain_data
 
 if TYPE_CHECKING:
     import dspy
@@ -144,6 +146,13 @@ class Call:
     text: str = ""
     """The completion decoded, before any `<think>` part is stripped."""
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Call:
+        """The inverse of `vars`, through JSON."""
+        lists = ("prompt_ids", "completion_ids", "logprobs")
+        given: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in data.items()}
+        return cls(**given)
+
 
 @dataclass(frozen=True)
 class TraceStep:
@@ -210,6 +219,35 @@ class Rollout:
     def tokens(self) -> int:
         """Sampled tokens over all calls."""
         return sum(len(call.completion_ids) for call in self.calls)
+
+    def to_json(self) -> dict[str, Any]:
+        """As written in `journal/`. Inputs and outputs of the trace become text, as the reflector reads them."""
+        trace = [replace(step, inputs=plain_data(step.inputs), outputs=_texts_of(step.outputs)) for step in self.trace]
+        return {
+            **vars(self),
+            "feedback": dict(self.feedback),
+            "predictor_scores": dict(self.predictor_scores),
+            "calls": [vars(call) for call in self.calls],
+            "trace": [vars(step) for step in trace],
+            "usage": {model: asdict(used) for model, used in self.usage.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Rollout:
+        """The inverse of `to_json`."""
+        return cls(
+            **{
+                **data,
+                "outcome": Outcome(data["outcome"]),
+                "calls": tuple(Call.from_json(call) for call in data["calls"]),
+                "trace": tuple(TraceStep(**step) for step in data["trace"]),
+                "usage": {model: Usage(**used) for model, used in data["usage"].items()},
+            }
+        )
+
+
+def _texts_of(outputs: Mapping[str, Any] | None) -> Any:
+    return None if outputs is None else plain_data(outputs)
 
 
 @dataclass(frozen=True)

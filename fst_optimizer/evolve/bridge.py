@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gepa.core.adapter import EvaluationBatch
 
 from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.plain import plain_data
 from fst_optimizer.types import Item, Rollout, Texts, TraceStep
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _entry(component: str, seen: Seen) -> Entry | None:
     score = rollout.predictor_scores.get(component, rollout.score)
     words = (rollout.feedback.get(component) or rollout.feedback.get("", "")).strip()
     return {
-        "Inputs": {name: _plain(value) for name, value in step.inputs.items()},
+        "Inputs": {name: plain_data(value) for name, value in step.inputs.items()},
         "Generated Outputs": _outputs(step),
         "Feedback": _feedback(step, rollout, words, score),
         "Score": score,
@@ -99,7 +100,7 @@ def _telling_step(component: str, trace: Sequence[TraceStep]) -> TraceStep | Non
 
 def _outputs(step: TraceStep) -> Any:
     if step.outputs is not None:
-        return {name: _plain(value) for name, value in step.outputs.items()}
+        return {name: plain_data(value) for name, value in step.outputs.items()}
     return f"Could not be parsed into the output fields. The raw response was:\n```\n{step.completion}\n```"
 
 
@@ -111,15 +112,6 @@ def _feedback(step: TraceStep, rollout: Rollout, words: str, score: float) -> st
         return words
     failure = f"\nThe program then failed: {rollout.error}" if rollout.error else ""
     return f"This response got a score of {score:g}.{failure}"
-
-
-def _plain(value: Any) -> Any:
-    """Containers stay containers, GEPA renders them; anything else becomes text."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return str(value)
 
 
 def seed_texts(program: dspy.Module) -> dict[str, str]:

@@ -9,6 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fst_optimizer.faults import reach
+from fst_optimizer.run.journal import Journal
+
 if TYPE_CHECKING:
     import dspy
 
@@ -55,6 +58,8 @@ class LMReflector:
         self.calls = 0
         self.cost_usd: float | None = 0.0
         self.note = ""
+        self.journal = Journal()
+        """Where answers are written down, and those found that a run paid for before it was resumed."""
         self._warned = False
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
@@ -83,6 +88,18 @@ class LMReflector:
 
     def _ask(self, prompt: Any) -> str:
         self.calls += 1
+        found = self.journal.reflection(prompt)
+        if found is None:
+            before = self.cost_usd
+            text = str(reach("reflection.answer", self._answer(prompt)))
+            cost = None if before is None or self.cost_usd is None else self.cost_usd - before
+            self.journal.add_reflection(prompt, text, cost)
+            return text
+        cost = found["cost_usd"]
+        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+        return str(found["text"])
+
+    def _answer(self, prompt: Any) -> str:
         last = self.lm.history[-1] if self.lm.history else None
         outputs = self.lm(prompt)
         self._add_cost(last)

@@ -19,10 +19,12 @@ from dspy.utils.usage_tracker import UsageTracker
 from fst_optimizer.config import BudgetConfig
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
 from fst_optimizer.errors import EngineError
+from fst_optimizer.faults import reach
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.run.budget import BudgetSpent, Meter
+from fst_optimizer.run.journal import Journal
 from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep, Usage
 
 BuildProgram = Callable[[Candidate], dspy.Module]
@@ -51,6 +53,7 @@ class Collector:
         num_threads: Rollouts in flight.
         timeout_s: Wall-clock limit of one rollout, in seconds.
         meter: Counts what rollouts spend, and is asked before each one whether a cap is reached. None: no caps.
+        grace_s: How long rollouts in flight may go on after an interrupt, in seconds.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Collector:
         num_threads: int,
         timeout_s: float,
         meter: Meter | None = None,
+        grace_s: float = 0.0,
     ) -> None:
         self.build = build
         self.policy = policy
@@ -71,6 +75,9 @@ class Collector:
         self.num_threads = num_threads
         self.timeout_s = timeout_s
         self.meter = meter or Meter(BudgetConfig())
+        self.grace_s = grace_s
+        self.journal = Journal()
+        """Where rollouts are written down as they end, and those found that a run paid for before it was resumed."""
         _make_bars_forgiving()
 
     def run(
@@ -95,6 +102,7 @@ class Collector:
             MetricError: The metric raised; the example is named.
             UserError: The metric did not return a finite number.
             BudgetSpent: A cap was reached on the way.
+            StorageError: A rollout could not be written down.
             EngineError: The engine failed every single rollout; EngineDied: it is beyond repair.
         """
         programs: dict[str, dspy.Module] = {}
@@ -104,20 +112,25 @@ class Collector:
         jobs = [
             _Job(self, programs[request.candidate.id], request, version, temperature, capture) for request in requests
         ]
-        rollouts: list[Rollout | None] = [None] * len(jobs)
+        rollouts = [job.found() for job in jobs]
+        for rollout in filter(None, rollouts):
+            if on_rollout:
+                on_rollout(rollout)
+        missing = [index for index, rollout in enumerate(rollouts) if rollout is None]
         with closing(
             run_jobs(  # type: ignore[type-var]
-                jobs,
+                [jobs[index] for index in missing],
                 num_threads=self.num_threads,
                 timeout_s=self.timeout_s,
                 late=_Job.timed_out,
                 clock=self._clock,
                 halted=lambda: bool(self.meter.reached()),
+                grace_s=self.grace_s,
             )
         ) as results:
-            for index, result in results:
+            for place, result in results:
                 assert isinstance(result, Rollout)
-                rollouts[index] = result
+                rollouts[missing[place]] = result
                 if on_rollout:
                     on_rollout(result)
         if None in rollouts:
@@ -185,7 +198,17 @@ class _Job:
         self.trace: list[Any] = []
         self.tracker = UsageTracker()
         self.error: Exception | None = None
-        self._uncounted = threading.Lock()
+        self.key = (version, request.candidate.id, request.item.id, request.index, temperature, capture)
+        self._lock = threading.Lock()
+        self._settled: Rollout | None = None
+        self._dropped = False
+
+    def found(self) -> Rollout | None:
+        """The rollout, where it was paid for before the run was resumed."""
+        rollout = self.collector.journal.rollout(self.key)
+        if rollout is not None:
+            self.collector.meter.add(rollout)
+        return rollout
 
     def run(self) -> Rollout:
         started = time.monotonic()
@@ -209,9 +232,11 @@ class _Job:
             error="" if error is None else describe_failure(outcome, error),
             seconds=time.monotonic() - started,
         )
-        return self._counted(rollout)
+        return self._settle(rollout)
 
     def stop(self) -> None:
+        with self._lock:
+            self._dropped = self._settled is None
         self.recorder.cancel()
 
     def timed_out(self, seconds: float) -> Rollout:
@@ -222,15 +247,20 @@ class _Job:
             error=f"timed out after {seconds:g} s",
             seconds=seconds,
         )
-        return self._counted(rollout)
+        return self._settle(rollout)
 
-    def _counted(self, rollout: Rollout) -> Rollout:
-        """Tell the meter, once: a rollout that was given up may still end.
+    def _settle(self, rollout: Rollout) -> Rollout:
+        """Count it and write it down, once: a rollout that was given up may still end.
 
-        Here, not where results are read: the next rollout of this thread must find it counted.
+        Here, not where results are read: the next rollout of this thread must find it counted, and a process that is
+        killed must have it on disk.
         """
-        if self._uncounted.acquire(blocking=False):
-            self.collector.meter.add(rollout)
+        with self._lock:
+            if self._settled is not None or self._dropped:
+                return self._settled or rollout
+            self._settled = rollout = reach("rollout.end", rollout)
+        self.collector.meter.add(rollout)
+        self.collector.journal.add_rollout(self.key, rollout)
         return rollout
 
     def _rollout(self, outcome: Outcome, *, score: float = 0.0, **rest: Any) -> Rollout:

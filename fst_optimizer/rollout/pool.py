@@ -8,11 +8,14 @@ the rest down.
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+logger = logging.getLogger(__name__)
 
 
 class Job(Protocol):
@@ -39,14 +42,16 @@ def run_jobs(
     late: Callable[[JobT, float], object],
     clock: Callable[[], float] = time.monotonic,
     halted: Callable[[], bool] = lambda: False,
+    grace_s: float = 0.0,
 ) -> Iterator[tuple[int, object]]:
     """Yield (index, result) as jobs finish; `late(job, seconds)` is the result of one that missed its deadline.
 
-    `clock` gives the seconds that deadlines are measured in. Once `halted()` is true no further job is started, and the
-    iterator ends with those that were. Closing the iterator early, or an exception in a job,
-    stops every job and waits a short grace for the threads.
+    `late` is asked before the job is stopped. `clock` gives the seconds that deadlines are measured in. Once `halted()`
+    is true no further job is started, and the iterator ends with those that were. Closing the iterator early, or an
+    exception in a job, stops every job and waits a moment for the threads. A KeyboardInterrupt first leaves the jobs
+    under way `grace_s` seconds to finish; another one stops them.
     """
-    run = _Run(jobs, timeout_s, clock, halted)
+    run = _Run(jobs, timeout_s, late, clock, halted)
     run.start_threads(min(num_threads, len(jobs)))
     try:
         for _ in range(len(jobs)):
@@ -56,22 +61,28 @@ def run_jobs(
             index, result, error = found
             if error is not None:
                 raise error
-            yield index, late(jobs[index], timeout_s) if result is _LATE else result
+            yield index, result
+    except KeyboardInterrupt:
+        run.let_finish(grace_s)
+        raise
     finally:
         run.finish()
-
-
-_LATE = object()
 
 
 class _Run:
     """One batch of jobs in flight."""
 
     def __init__(
-        self, jobs: Sequence[Job], timeout_s: float, clock: Callable[[], float], halted: Callable[[], bool]
+        self,
+        jobs: Sequence[Any],
+        timeout_s: float,
+        late: Callable[[Any, float], object],
+        clock: Callable[[], float],
+        halted: Callable[[], bool],
     ) -> None:
         self.jobs = jobs
         self.timeout_s = timeout_s
+        self.late = late
         self.clock = clock
         self.halted = halted
         self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -138,9 +149,21 @@ class _Run:
             for index in expired:
                 del self.deadlines[index]
         for index in expired:
+            result = self.late(self.jobs[index], self.timeout_s)
             self.jobs[index].stop()
-            self.done.put((index, _LATE, None))
+            self.done.put((index, result, None))
             self.start_threads(1)
+
+    def let_finish(self, grace_s: float) -> None:
+        """Start nothing more, and wait for what is under way."""
+        self.stopping = True
+        limit = time.monotonic() + grace_s
+        if self.deadlines and grace_s:
+            logger.warning(
+                "interrupted; waiting up to %g s for %d rollouts (again to drop them)", grace_s, len(self.deadlines)
+            )
+        while self.deadlines and time.monotonic() < limit:
+            time.sleep(0.02)
 
     def finish(self) -> None:
         self.stopping = True

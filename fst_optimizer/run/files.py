@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from fst_optimizer.errors import UserError
+from fst_optimizer.errors import StorageError, UserError
+from fst_optimizer.faults import reach
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class RunFiles:
         """The finished run in one object; its presence means finished."""
         return self.root / "result.json"
 
-    def checkpoint(self, cycle: int) -> Path:
-        """Optimizer and counters after `cycle` cycles."""
-        return self.root / "checkpoint" / f"cycle-{cycle:06d}"
+    def checkpoint(self, number: int) -> Path:
+        """The run's n-th checkpoint: its state and the optimizer's."""
+        return self.root / "checkpoint" / f"{number:06d}"
+
+    def journal(self, number: int) -> Path:
+        """What was paid for after the n-th checkpoint."""
+        return self.root / "journal" / f"{number:06d}.jsonl"
 
     def policy(self, version: int) -> Path:
         """The LoRA adapter of a policy version."""
@@ -119,7 +125,8 @@ def _clear(files: RunFiles) -> None:
     """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched."""
     files.metrics.unlink(missing_ok=True)
     for folder, pattern in (
-        ("checkpoint", "cycle-*"),
+        ("checkpoint", "*"),
+        ("journal", "*.jsonl"),
         ("policy", "policy-*"),
         ("population", "cycle-*.json"),
         ("rollouts", "cycle-*.jsonl"),
@@ -128,17 +135,39 @@ def _clear(files: RunFiles) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes `path`.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    try:
+        reach("files.write", path)
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written ({error.strerror or error}): make room or give access, then resume; "
+            "the run's last checkpoint stands"
+        ) from error
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Replace `path` atomically: a crash leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as handle:
-        json.dump(data, handle, indent=2, ensure_ascii=False, allow_nan=False)
-        handle.write("\n")
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    """Replace `path` atomically: a crash leaves the old file or the new one.
+
+    Raises:
+        StorageError: It could not be written; the old file stands.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("w") as handle:
+            json.dump(data, handle, indent=2, ensure_ascii=False, allow_nan=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -156,6 +185,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object")
     return data
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

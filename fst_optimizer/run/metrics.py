@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fst_optimizer.run.files import sync_file, writing
 from fst_optimizer.types import RolloutCounts
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -21,13 +22,12 @@ class MetricsLog:
     Args:
         path: The run's `metrics.jsonl`.
         callbacks: Told of every line.
-        elapsed_s: Seconds that the run took before it was resumed.
     """
 
-    def __init__(self, path: Path, callbacks: Sequence[Callback] = (), elapsed_s: float = 0.0) -> None:
+    def __init__(self, path: Path, callbacks: Sequence[Callback] = ()) -> None:
         self.path = path
         self.callbacks = tuple(callbacks)
-        self._started = time.monotonic() - elapsed_s
+        self._started = time.monotonic()
 
     @property
     def time_s(self) -> float:
@@ -47,7 +47,7 @@ class MetricsLog:
             "rollouts": rollouts.to_json(),
             **{name: _finite(value) for name, value in fields.items()},
         }
-        with self.path.open("a") as handle:
+        with writing(self.path), self.path.open("a") as handle:
             handle.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
         self._tell(data)
 
@@ -56,13 +56,17 @@ class MetricsLog:
         self._tell({"kind": "progress", "phase": phase, "done": done, "total": total, **fields})
 
     def size(self) -> int:
-        """Bytes written so far; a checkpoint keeps it, so that a resume can cut what came after."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Bytes written so far, safe on disk; a checkpoint keeps it, so that a resume can cut what came after."""
+        if not self.path.exists():
+            return 0
+        sync_file(self.path)
+        return self.path.stat().st_size
 
-    def cut(self, size: int) -> None:
-        """Forget the lines after a checkpoint, before going on from it."""
-        with self.path.open("a") as handle:
-            handle.truncate(size)
+    def resume(self, size: int, elapsed_s: float) -> None:
+        """Go on from a checkpoint: forget the lines after it, and count the seconds that the run has taken."""
+        self._started = time.monotonic() - elapsed_s
+        with writing(self.path), self.path.open("a") as handle:
+            handle.truncate(min(size, self.path.stat().st_size))
 
     def _tell(self, data: Mapping[str, Any]) -> None:
         for callback in self.callbacks:

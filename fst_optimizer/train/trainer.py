@@ -12,7 +12,7 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fst_optimizer.config import TrainConfig
 from fst_optimizer.errors import TrainingError
+from fst_optimizer.faults import reach
 from fst_optimizer.train.adapters import serving, trained_parameters
 from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
 from fst_optimizer.train.losses import LOSSES, Loss, full_kl, kl_estimate
@@ -80,6 +81,7 @@ class Trainer:
         *,
         lock: contextlib.AbstractContextManager[Any] | None = None,
         max_completion_tokens: int | None = None,
+        seed: int = 0,
     ) -> None:
         """Takes the trained adapter of `model` as it stands.
 
@@ -89,6 +91,7 @@ class Trainer:
             config: its `train` part.
             lock: taken for each step and each `logprobs`; generation with the same model holds it too.
             max_completion_tokens: dr_grpo's constant. None: the longest completion of each batch.
+            seed: with the number of the update, decides what dropout drops; no generator's state need be kept.
 
         Raises:
             UserError: the model changes its logits after the LM head.
@@ -96,6 +99,7 @@ class Trainer:
         self._model, self._pad_id, self._config = model, pad_id, config
         self._lock = lock if lock is not None else contextlib.nullcontext()
         self._max_completion_tokens = max_completion_tokens
+        self._seed = seed
         self._parameters = trained_parameters(model)
         self._device = next(iter(self._parameters.values())).device
         self._loss = _bound_loss(config)
@@ -129,7 +133,8 @@ class Trainer:
             return StepReport(updated=False, reason="every completion was empty or truncated")
         with self._lock:
             try:
-                report = self._measured_in_memory(kept)
+                with self._own_randomness():
+                    report = self._measured_in_memory(kept)
                 return self._updated(report) if _finite(report) else self._skipped(report)
             finally:
                 self._optimizer.zero_grad(set_to_none=True)
@@ -163,11 +168,19 @@ class Trainer:
             self._optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
         self._updates, self._bad_steps = int(numbers["updates"]), int(numbers["bad_steps"])
 
+    @contextlib.contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Dropout draws from the seed and the number of the update; everybody else's generators stay as they are."""
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed((self._seed << 32) + self._updates)
+            yield
+
     def _measured_in_memory(self, rows: Sequence[TrainRow]) -> StepReport:
         """`_measured`, in microbatches of half the size where they do not fit into memory; the smaller size stays."""
         while True:
             try:
-                return self._measured(rows)
+                return self._measured(reach("trainer.step", rows))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise

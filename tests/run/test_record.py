@@ -5,7 +5,7 @@ import pytest
 
 from fst_optimizer.config import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.run.record import check_same_run, describe_run, result_of
+from fst_optimizer.run.record import changes, check_same_run, describe_run, result_of
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.types import Candidate, Population, RolloutCounts, items_of
 
@@ -38,8 +38,10 @@ def test_the_description_is_plain_json_with_versions_and_digests(describe, tiny_
 def test_the_same_run_may_go_on_from_another_place(describe):
     before, now = describe(), describe()
     now["policy"] |= {"model": "/elsewhere/model", "engine": "vllm", "start_version": 4}
-    now["versions"]["python"] = "3.99"
-    check_same_run(before, now)
+    now["config"]["run"]["grace_s"] = 99.0
+    now["config"]["guards"]["kl"] = "pause"
+    now["config"]["rollout"]["num_threads"] = 3
+    assert changes(before, now) == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_the_same_run_may_go_on_from_another_place(describe):
 )
 def test_a_run_with_other_settings_or_data_is_not_resumed(describe, change, named):
     with pytest.raises(UserError, match=named):
-        check_same_run(describe(), describe(**change))
+        check_same_run(changes(describe(), describe(**change)), allowed=False)
 
 
 def test_a_run_with_another_adapter_or_sampling_limit_is_not_resumed(describe):
@@ -62,7 +64,16 @@ def test_a_run_with_another_adapter_or_sampling_limit_is_not_resumed(describe):
     now["policy"]["lora"]["alpha"] = 64
     now["policy"]["max_tokens"] = 7
     with pytest.raises(UserError, match=r"policy.lora.alpha: 32 -> 64; policy.max_tokens: 512 -> 7"):
-        check_same_run(before, now)
+        check_same_run(changes(before, now), allowed=False)
+
+
+def test_another_library_is_a_change_and_can_be_allowed(describe, caplog):
+    before, now = describe(), describe()
+    now["versions"]["torch"] = "9.9"
+    with pytest.raises(UserError, match=r"versions.torch: '.*' -> '9.9'.*--allow-changes"):
+        check_same_run(changes(before, now), allowed=False)
+    check_same_run(changes(before, now), allowed=True)
+    assert "another versions.torch" in caplog.text
 
 
 def test_the_result_tells_the_best_pair():

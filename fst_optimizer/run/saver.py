@@ -1,0 +1,105 @@
+"""Keeps a run safe: a checkpoint after each phase, and a journal of what the phase after it pays for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from fst_optimizer.run.budget import Meter
+from fst_optimizer.run.checkpoint import commit, restore
+from fst_optimizer.run.files import RunFiles
+from fst_optimizer.run.journal import Journal
+from fst_optimizer.run.metrics import MetricsLog
+from fst_optimizer.run.state import State
+
+if TYPE_CHECKING:
+    from fst_optimizer.policy import Policy
+    from fst_optimizer.train.trainer import Trainer
+
+
+class Journaled(Protocol):
+    """Whoever pays for something: it looks into the journal first, and writes down what it got."""
+
+    journal: Journal
+
+
+class Saver:
+    """Where a run's states go.
+
+    Args:
+        files: The run's.
+        policy: Its versions are part of a checkpoint.
+        trainer: None when the method has no slow steps.
+        metrics: Its size and clock are.
+        meter: Set back by a resume.
+        payers: They get the journal of each phase.
+        keep: Checkpoints that stay on disk.
+    """
+
+    def __init__(
+        self,
+        files: RunFiles,
+        policy: Policy,
+        trainer: Trainer | None,
+        metrics: MetricsLog,
+        meter: Meter,
+        payers: Sequence[Journaled],
+        keep: int,
+    ) -> None:
+        self.files = files
+        self.policy = policy
+        self.trainer = trainer
+        self.metrics = metrics
+        self.meter = meter
+        self.payers = tuple(payers)
+        self.keep = keep
+        self.number = 0
+        """Of the last checkpoint."""
+        self._journal = Journal()
+
+    def commit(self, state: State) -> None:
+        """Make `state` the one that a resume starts from.
+
+        Raises:
+            StorageError: It could not be written; the one before stands.
+        """
+        commit(
+            self.files,
+            state,
+            self.number + 1,
+            self.policy,
+            self.trainer,
+            elapsed_s=self.metrics.time_s,
+            metrics_size=self.metrics.size(),
+            keep=self.keep,
+        )
+        self._go_on_from(self.number + 1)
+
+    def resume(self) -> State:
+        """The last state that is whole; policy, trainer, metrics and meter are put back to it.
+
+        Raises:
+            UserError: The run is of another format, or nothing of it is whole.
+        """
+        found = restore(self.files, self.policy, self.trainer)
+        self._go_on_from(found.number)
+        elapsed_s = max(found.elapsed_s, self._journal.last_s)
+        self.metrics.resume(found.metrics_size, elapsed_s)
+        self.meter.resume(
+            tokens=found.state.tokens,
+            usage=found.state.usage,
+            reflection_cost_usd=found.state.reflection_cost_usd,
+            elapsed_s=elapsed_s,
+        )
+        return found.state
+
+    def close(self) -> None:
+        """Nothing more is paid for: what was is made safe on disk."""
+        self._journal.close()
+
+    def _go_on_from(self, number: int) -> None:
+        self._journal.close()
+        self.number = number
+        self._journal = Journal(self.files.journal(number), clock=lambda: self.metrics.time_s)
+        for payer in self.payers:
+            payer.journal = self._journal
