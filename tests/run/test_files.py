@@ -62,7 +62,14 @@ def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
 
 def test_paths_are_those_that_other_programs_read(tmp_path):
     files = RunFiles(tmp_path)
-    names = [files.checkpoint(3), files.journal(3), files.policy(12), files.population(0), files.rollouts(7), files.program]
+    names = [
+        files.checkpoint(3),
+        files.journal(3),
+        files.policy(12),
+        files.population(0),
+        files.rollouts(7),
+        files.program,
+    ]
     assert [path.relative_to(tmp_path).as_posix() for path in names] == [
         "checkpoint/000003",
         "journal/000003.jsonl",

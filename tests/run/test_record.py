@@ -110,5 +110,6 @@ def test_the_result_tells_the_best_pair():
         "ended": "done",
         "cap": None,
         "tokens": 0,
+        "alarms": [],
     }
     assert found["rollouts"] == {"fast": 10, "slow": 20, "eval": 30, "reused": 4}
