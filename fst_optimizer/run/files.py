@@ -78,6 +78,7 @@ def locked(root: Path) -> Iterator[None]:
     if root.exists() and not root.is_dir():
         raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
     try:
+        reach("files.write", root)
         root.mkdir(parents=True, exist_ok=True)
         handle = (root / ".lock").open("a+")
     except OSError as error:

@@ -47,6 +47,8 @@ def three(files, policy, **options):
         move_adapter(policy, seed=number)
         policy.publish()
         save(files, at(number, best=1, cycle=number), policy, number=number, **options)
+        files.journal(number).parent.mkdir(exist_ok=True)
+        files.journal(number).write_text("")
 
 
 def test_a_restored_run_is_the_committed_one(files, policy, scripted):
@@ -72,9 +74,6 @@ def test_a_restored_run_is_the_committed_one(files, policy, scripted):
 
 
 def test_the_last_checkpoints_are_kept_with_what_they_name_and_the_best(files, policy):
-    for number in (1, 2, 3):
-        files.journal(number).parent.mkdir(exist_ok=True)
-        files.journal(number).write_text("")
     three(files, policy, keep=2)
     assert sorted(path.name for path in (files.root / "policy").iterdir()) == [f"policy-00000{n}" for n in (1, 2, 3)]
     assert sorted(path.name for path in (files.root / "checkpoint").iterdir()) == ["000002", "000003"]
