@@ -112,9 +112,9 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
     state = found.state
     _forget_after(files, found, policy)
     for version in {state.best.policy_version, state.policy_version} - {0}:
-        policy.restore(version, load_adapter_tensors(files.policy(version)))
+        policy.restore(version, load_adapter_tensors(files.adapter(version)))
     version = state.policy_version
-    policy.restore(version, load_adapter_tensors(files.policy(version)) if version else None)
+    policy.restore(version, load_adapter_tensors(files.adapter(version)) if version else None)
     policy.continue_numbers_from(version)
     if trainer:
         folder = files.checkpoint(found.number)
@@ -175,7 +175,7 @@ def _checked(files: RunFiles, path: Path) -> tuple[str, dict[str, Any] | None]:
         if not _FILE.fullmatch(name):
             return f"{path.name} names {name!r}, which is no file of a run", None
         file = files.root / name
-        if not file.is_file() or file.is_symlink() or checksum(file) != expected:
+        if not file.is_file() or not files.holds(file) or checksum(file) != expected:
             return f"{name} is {'damaged' if file.exists() else 'missing'}", content
     return "", content
 

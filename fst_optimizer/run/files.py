@@ -59,6 +59,26 @@ class RunFiles:
         """The LoRA adapter of a policy version."""
         return self.root / "policy" / f"policy-{version:06d}"
 
+    def adapter(self, version: object) -> Path:
+        """The LoRA adapter of a policy version, to read.
+
+        Raises:
+            UserError: the version is no number, or its files lie outside of the run directory.
+        """
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise UserError(f"{self.root}: policy_version is {version!r}, which is no number; is this a run directory?")
+        folder = self.policy(version)
+        for path in (folder, *folder.glob("*")):
+            if not self.holds(path):
+                raise UserError(
+                    f"{path} leads out of the run directory, to {path.resolve()}: copy the files themselves"
+                )
+        return folder
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path stays in the run directory, links followed."""
+        return path.resolve().is_relative_to(self.root.resolve())
+
     def population(self, cycle: int) -> Path:
         """Candidates, scores and lineage after a fast round."""
         return self.root / "population" / f"cycle-{cycle:06d}.json"

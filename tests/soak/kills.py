@@ -2,8 +2,9 @@
 
 `make soak` runs it. A child process compiles a two-predictor program with the scripted engine, under a tiny policy that
 is really trained. It kills itself at a place that it passes (in a rollout, as one ends, in a step, a publish, a
-checkpoint, a reflection), or is killed at any time. Another child resumes; one in four is killed too. State, population, metrics and result must
-then be those of the run that nobody killed, and no more rollouts may have been run than it ran and were in flight.
+checkpoint, a reflection), or is killed at any time. Another child resumes; one in four is killed too. State,
+population, metrics and result must then be those of the run that nobody killed, and no more rollouts may have been run
+than it ran and were in flight.
 """
 
 from __future__ import annotations
