@@ -11,12 +11,13 @@ import dspy
 import pytest
 from test_optimizer import RULE, TRAIN, VAL, answer, optimizer, student_of
 
-from fst_optimizer import UserError
+from fst_optimizer import Policy, UserError
 from fst_optimizer.engines.base import Generation
 from fst_optimizer.errors import EngineDied, EngineError, MetricError, StorageError
 from fst_optimizer.faults import PLACES, inject, raising, reach
 from fst_optimizer.run.files import RunFiles, locked, read_json
 from fst_optimizer.run.metrics import read_metrics
+from fst_optimizer.tasks import load_task
 
 DOCS = Path(__file__).parents[1] / "docs" / "faults.md"
 
@@ -92,7 +93,7 @@ STOPS = {
         *("files.write", raising(OSError(errno.EROFS, "Read-only file system")), 90),
         *(StorageError, "Read-only file system.*give access"),
     ),
-    "Ctrl-C or SIGTERM": ("policy.publish", raising(KeyboardInterrupt()), 2, KeyboardInterrupt, ""),
+    "Ctrl-C or SIGTERM": ("policy.publish", raising(KeyboardInterrupt()), 2, KeyboardInterrupt, "^$"),
 }
 
 
@@ -102,8 +103,7 @@ def test_a_fault_that_stops_the_run_loses_nothing(whole, scripted, tmp_path, fau
     reference = whole()
     with inject(place, effect, after=after), pytest.raises(error, match=words):
         compiled(tmp_path / "run", scripted(answer))
-    policy = scripted(answer)
-    compiled(tmp_path / "run", policy, resume=True)
+    compiled(tmp_path / "run", scripted(answer), resume=True)
     same(reference, tmp_path / "run")
 
 
@@ -219,6 +219,36 @@ def test_no_rollout_that_ended_is_paid_for_twice(whole, scripted, tmp_path, pass
     counts = read_json(reference / "result.json")["rollouts"]
     in_flight = 4
     assert 0 <= len(ended) - counts["fast"] - counts["slow"] - counts["eval"] <= in_flight
+
+
+def test_the_in_process_engine_goes_on_with_the_same_batches_candidates_and_steps(tmp_path):
+    """Really sampled and really trained: the letters model, on its own task."""
+    task = load_task("programs/letters")
+    values = {"budget.max_cycles": 1, "train.lr": 1e-3, "fast.anchor_size": 4}
+    data = {"trainset": task.load("train", 8), "valset": task.load("val", 6)}
+
+    def letters(run_dir, **options):
+        policy = Policy(task.model(), max_tokens=48)
+        program = task.build_program()
+        program.set_lm(policy.lm)
+        optimizer(run_dir, metric=task.metric, values=values, **options).compile(program, **data)
+        policy.close()
+
+    seen = {"whole": [], "run": []}
+    for name, kept in seen.items():
+        with inject("rollout.end", lambda rollout, kept=kept: kept.append(rollout) or rollout):
+            if name == "run":
+                with inject("trainer.step", raising(KeyboardInterrupt()), after=1), pytest.raises(KeyboardInterrupt):
+                    letters(tmp_path / name)
+            letters(tmp_path / name, resume=name == "run")
+
+    def told(rollout):
+        return (rollout.candidate_id, rollout.example_id, rollout.index, rollout.policy_version)
+
+    assert sorted(map(told, seen["whole"])) == sorted(map(told, seen["run"]))  # each once, the killed step's too
+    kept = ("kind", "cycle", "step", "policy_version", "rollouts", "candidate", "groups", "updated", "accepted")
+    one, other = ([{name: line.get(name) for name in kept} for line in lines(tmp_path / name)] for name in seen)
+    assert one == other
 
 
 def test_no_reflection_that_was_answered_is_paid_for_twice(scripted, tmp_path):

@@ -146,8 +146,8 @@ def _clear(files: RunFiles) -> None:
     """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched."""
     files.metrics.unlink(missing_ok=True)
     for folder, pattern in (
-        ("checkpoint", "*"),
-        ("journal", "*.jsonl"),
+        ("checkpoint", "[0-9]*"),
+        ("journal", "[0-9]*.jsonl"),
         ("policy", "policy-*"),
         ("population", "cycle-*.json"),
         ("rollouts", "cycle-*.jsonl"),
