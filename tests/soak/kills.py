@@ -234,8 +234,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     arguments = parser.parse_args()
     faults = kill_all(arguments.kills, arguments.seed, lambda text: print(text, flush=True))
+    if arguments.out:
+        figures = {"kills": arguments.kills, "seed": arguments.seed, "places": list(SPREAD), "faults": faults}
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     print("\n".join(faults) or f"all {arguments.kills} runs ended as if nothing had been")
     return 1 if faults else 0
 
