@@ -119,7 +119,7 @@ def test_a_text_that_is_no_unicode_is_written_down_and_read_back(scripted, tmp_p
     def odd(example, prediction):
         return dspy.Prediction(score=0.5, feedback="no such file: \udcff")
 
-    stopped(tmp_path / "run", scripted(answer), metric=odd)
+    stopped(tmp_path / "run", scripted(answer), place="rollout.end", after=20, metric=odd)
     assert compiled(tmp_path / "run", scripted(answer), metric=odd, resume=True)["ended"] == "done"
 
 
