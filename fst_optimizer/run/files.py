@@ -147,7 +147,8 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
             )
     if files.result.exists():
         raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
-    if files.state.exists() or any(files.manifests()):
+    # The first checkpoint is written before anything is paid for; later ones without state.json are a run that lost it.
+    if files.state.exists() or any(int(path.parent.name) > 1 for path in files.manifests()):
         if not resume:
             raise UserError(
                 f"run_dir {str(root)!r} holds an unfinished run: resume it (--resume, or resume=True), "

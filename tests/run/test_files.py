@@ -66,6 +66,9 @@ def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
 
 
 def test_a_run_that_lost_its_state_is_no_empty_directory(tmp_path):
+    write_json(RunFiles(tmp_path).config, {"config": {}, "policy": {}, "data": {}})
+    write_json(RunFiles(tmp_path).checkpoint(1) / "state.json", {})
+    assert not open_run(tmp_path, resume=False)[1]  # nothing was paid for yet
     write_json(RunFiles(tmp_path).checkpoint(3) / "state.json", {})
     with pytest.raises(UserError, match="holds an unfinished run"):
         open_run(tmp_path, resume=False)
