@@ -87,8 +87,8 @@ def run_cycle(parts: Parts, state: State) -> State:
     """
     for number, phase in enumerate(phases(parts, state), start=1):
         if number > state.phase:
-            state = committed(parts, replace(phase(state), phase=number))
-    return committed(parts, next_cycle(parts.config, state))
+            state = committed(parts, replace(phase(asked_to_stop(parts, state)), phase=number))
+    return committed(parts, next_cycle(parts.config, asked_to_stop(parts, state)))
 
 
 def phases(parts: Parts, state: State) -> list[Phase]:
@@ -100,6 +100,11 @@ def phases(parts: Parts, state: State) -> list[Phase]:
         *(partial(paid, parts, "slow", partial(slow_step, parts, batch=batch)) for batch in batches),
         partial(last_look, parts),
     ]
+
+
+def asked_to_stop(parts: Parts, state: State) -> State:
+    """The state, ended where a callback raised `StopRun`."""
+    return replace(state, ended="stopped") if parts.metrics.stop_asked and not state.ended else state
 
 
 def next_cycle(config: FSTConfig, state: State) -> State:
@@ -448,10 +453,10 @@ def counting(metrics: MetricsLog, phase: str, total: int) -> OnRollout:
     """A callback that reports how many of a phase's rollouts are done."""
     done = 0
 
-    def count(_: Rollout) -> None:
+    def count(rollout: Rollout) -> None:
         nonlocal done
         done += 1
-        metrics.progress(phase, done, total)
+        metrics.progress(phase, done, total, example=rollout.example_id, score=rollout.score)
 
     return count
 
