@@ -144,8 +144,8 @@ def tune_command(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="The study's database: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, or another that Optuna knows. "
-            "[default: SQLite in the study's folder]"
+            help="The study's database: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, or another that Optuna "
+            "knows. [default: SQLite in the study's folder]"
         ),
     ] = None,
     study: Annotated[str | None, typer.Option(help="The study's name. [default: from TASK and seed]")] = None,
@@ -191,8 +191,8 @@ def tune_command(
     """Search for a task's settings with Optuna.
 
     Every trial is a run of FST in a directory of its own, at most as many training rollouts long as the run without a
-    search would be (--set budget.max_rollouts=N for another cap). The same command with a larger --trials goes on with the
-    study, with the same it reports; elsewhere, with the same --storage, it brings more workers.
+    search would be (--set budget.max_rollouts=N for another cap). The same command with a larger --trials goes on with
+    the study, with the same it reports; elsewhere, with the same --storage, it brings more workers.
 
     Examples:
         fst tune programs/letters --trials 20
@@ -204,11 +204,13 @@ def tune_command(
         fst compile programs/letters --config runs/tune-letters-0/best.json --run-dir runs/best
     """
     with told_plainly("the same command goes on where this stopped"):
+        from fst_optimizer.tuning import ask as asking
         from fst_optimizer.tuning import command
+        from fst_optimizer.tuning import workers as processes
         from fst_optimizer.tuning.show import closing as study_closing
         from fst_optimizer.tuning.table import showing
 
-        command.need_tune()
+        asking.need_tune()
         flags = {"method": method, "seed": seed}
         choices = Choices(
             task=task,
@@ -222,7 +224,7 @@ def tune_command(
             sets=tuple(sets or ()),
             sizes=Sizes(train_size, val_size, test_size),
         )
-        ask = command.make_ask(
+        ask = asking.make_ask(
             choices,
             trials=trials,
             study=study,
@@ -243,10 +245,10 @@ def tune_command(
         def tell(text: str) -> None:
             progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        prepared = command.prepare(ask)
+        prepared = asking.prepare(ask)
         found = command.join_study(ask, prepared)
         with showing(progress, trials, prepared.plan.cap) as lines:
-            command.tune_task(ask, prepared, found, lines)
+            processes.run_workers(ask, prepared.limits, found, lines)
         with quiet_libraries(progress):
             summary = command.finish(ask, prepared, found, this_command(), tell)
         show(out, study_closing(summary, ask.folder, trials))

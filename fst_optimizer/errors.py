@@ -57,7 +57,7 @@ class Paused(FSTError):
     """A guard with `pause` saw what it watches for; the checkpoint is written, and a resume goes on from it."""
 
 
-class StopRun(Exception):  # noqa: N818 - nothing went wrong
+class StopRun(Exception):
     """Raised by a callback: the run ends after the phase that is under way, with the best pair so far."""
 
 

@@ -1,5 +1,6 @@
-"""Whether the best configuration is better, or was lucky: more seeds for the leading ones, and the winner beside the
-preset on a split that the study never used.
+"""Whether the best configuration is better, or was lucky.
+
+The leading ones get more seeds, and the winner is set beside the preset on a split that the study never used.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ DIRECTIONS = {
     "seconds": "minimize",
     "kl_to_base": "minimize",
 }
-"""Objective -> its direction. `score`: of the best pair on the validation set. `rollouts` and `seconds`: training rollouts
-and time until that pair was seen, since what came after bought nothing. `dollars`: of the whole run. `kl_to_base`: the
-best pair's, in nats a token."""
+"""Objective -> its direction. `score`: of the best pair on the validation set. `rollouts` and `seconds`: training
+rollouts and time until that pair was seen, since what came after bought nothing. `dollars`: of the whole run.
+`kl_to_base`: the best pair's, in nats a token."""
 
 
 def parse_objectives(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from fst_optimizer.tuning.study import Plan, settings_json
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial
 
 BEST, SUMMARY, REPORT, PLOTS = "best.json", "tune.json", "report.md", "plots"
 
@@ -58,10 +57,16 @@ def best_trial(rows: Sequence[Mapping[str, Any]]) -> int | None:
     return max(complete, key=lambda row: (row["score"], -row["trial"]))["trial"] if complete else None
 
 
+def settings_of(summary: Mapping[str, Any], plan: Plan, trial: int) -> Settings:
+    """The settings of one of the study's trials."""
+    row = next(row for row in summary["trials"] if row["trial"] == trial)
+    return trial_settings(row["params"], plan)
+
+
 def write_best(summary: Mapping[str, Any], plan: Plan, trial: int, path: Path) -> Settings:
     """`best.json`, which `fst compile --config` takes; the settings in it."""
     row = next(row for row in summary["trials"] if row["trial"] == trial)
-    settings = trial_settings(row["params"], plan)
+    settings = settings_of(summary, plan, trial)
     about = {"study": summary["study"], "trial": trial, "score": row["score"], "params": row["params"]}
     write_json(path, {**about, **settings_json(settings)})
     return settings
@@ -103,8 +108,8 @@ def pruning_text(summary: Mapping[str, Any]) -> str:
     if not saved or not summary["states"].get("pruned"):
         return ""
     return (
-        f"Pruning saved {100 * saved['share']:.0f}% of the training rollouts: {saved['spent']} were spent on complete and "
-        f"pruned trials, about {saved['unpruned']:.0f} without it."
+        f"Pruning saved {100 * saved['share']:.0f}% of the training rollouts: {saved['spent']} were spent on complete "
+        f"and pruned trials, about {saved['unpruned']:.0f} without it."
     )
 
 
@@ -126,8 +131,8 @@ def _confirmed(summary: Mapping[str, Any]) -> str:
         return ""
     table = markdown_table(COMPARISON_HEAD, comparison_rows(found))
     return (
-        f"## The winner beside the preset\n\nTrial {summary['best']} against `{found['name']}` on the test set, which no "
-        f"trial saw; means with 95% intervals over seeds {', '.join(map(str, found['seeds']))}.\n\n{table}\n\n"
+        f"## The winner beside the preset\n\nTrial {summary['best']} against `{found['name']}` on the test set, which "
+        f"no trial saw; means with 95% intervals over seeds {', '.join(map(str, found['seeds']))}.\n\n{table}\n\n"
         f"The best configuration is: {found['verdict']}."
     )
 
@@ -187,8 +192,3 @@ def _pareto(summary: Mapping[str, Any]) -> str:
     if not summary["pareto"]:
         return ""
     return "## Pareto set\n\n" + markdown_table(pareto_head(summary), pareto_rows(summary))
-
-
-def rows_of(trials: Sequence[FrozenTrial]) -> list[dict[str, Any]]:
-    """Trials as rows."""
-    return [row_json(trial) for trial in trials]

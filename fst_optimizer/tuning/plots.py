@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.tuning.study import quiet_optuna
+from fst_optimizer.tuning.storage import quiet_optuna
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -29,8 +29,8 @@ MOST_LIKE_BEFORE = 4
 class WholeHyperband(BasePruner):
     """Hyperband whose brackets hide no trials from the sampler.
 
-    Optuna shows a sampler only the trials of the same bracket, where it sees `HyperbandPruner` itself. In a study of some
-    dozens of trials none of three brackets would ever leave the sampler's random start.
+    Optuna shows a sampler only the trials of the same bracket, where it sees `HyperbandPruner` itself. In a study of
+    some dozens of trials none of three brackets would ever leave the sampler's random start.
 
     Args:
         points: Points of the grid.
@@ -111,8 +111,8 @@ def check_pruner(name: str) -> None:
 def unpruned_rollouts(trials: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     """What pruning saved: rollouts that the pruned trials would have gone on to spend, and their share of all.
 
-    A trial that was given up is taken to have spent otherwise what the complete ones spent on average: all have one cap.
-    None while no trial is complete.
+    A trial that was given up is taken to have spent otherwise what the complete ones spent on average: all have one
+    cap. None while no trial is complete.
 
     Args:
         trials: Each with `state` and `rollouts`; only complete and pruned ones are looked at.

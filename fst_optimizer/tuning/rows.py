@@ -80,7 +80,8 @@ def short_value(value: Any) -> str:
 def progress(rows: Sequence[Mapping[str, Any]], cap: int) -> float:
     """Trials done, those that run counted by their share of the cap."""
     done = sum(row["state"] in FINISHED for row in rows)
-    return done + sum(min(1.0, row["rollouts"] / cap) for row in rows if row["state"] == "running")
+    running = sum(min(1.0, row["rollouts"] / cap) for row in rows if row["state"] == "running")
+    return float(done + running)
 
 
 def left_s(before: float, now: float, trials: int, elapsed_s: float) -> float | None:

@@ -20,8 +20,8 @@ def make_sampler(name: str, seed: int, *parts: object) -> BaseSampler:
     """A sampler by name.
 
     Args:
-        name: One of `NAMES`. `tpe` is multivariate, in groups of conditional parameters, with a constant liar: what runs at
-            the moment counts as bad, so that workers do not try the same.
+        name: One of `NAMES`. `tpe` is multivariate, in groups of conditional parameters, with a constant liar: what
+            runs at the moment counts as bad, so that workers do not try the same.
         seed: The study's.
         parts: What else the random numbers follow from: the worker, and how many trials there are. A study that goes on
             would else begin with the very draws of its first trials.

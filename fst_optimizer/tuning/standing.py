@@ -1,8 +1,8 @@
 """Where a study stands, and whether a worker may start another trial: pure functions of its trials.
 
 N is the number of finished trials, complete or pruned. Workers on many machines agree on it through the storage alone:
-whoever has been given a trial looks at the others, and goes ahead where those that are finished, running, or still to be
-run before it leave room. A trial that comes later counts this one, so that no two of them take one place.
+whoever has been given a trial looks at the others, and goes ahead where those that are finished, running, or still to
+be run before it leave room. A trial that comes later counts this one, so that no two of them take one place.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def spent(trials: Collection[Seen]) -> int:
 
 
 def room(trials: Collection[Seen], limits: Limits, before: int | None = None) -> str:
-    """What a worker may do: `start`, `wait` for trials that run, or end because the study is `done` or the `budget` spent.
+    """What a worker may do: `start`, `wait` for trials that run, or end: the study is `done`, or the `budget` is spent.
 
     Args:
         trials: All of the study.
@@ -92,7 +92,7 @@ def room(trials: Collection[Seen], limits: Limits, before: int | None = None) ->
     if finished(trials) + len(running) >= limits.trials:
         return "wait"
     if limits.budget is not None:
-        others = spent(trial for trial in trials if trial not in running and trial.number != before)  # type: ignore[arg-type]
+        others = spent([trial for trial in trials if trial not in running and trial.number != before])
         if others + limits.cap * (len(running) + 1) > limits.budget:
             return "wait" if running else "budget"
     return "start"

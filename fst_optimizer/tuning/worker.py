@@ -21,7 +21,8 @@ from fst_optimizer.tuning.pruning import make_pruner
 from fst_optimizer.tuning.samplers import make_sampler
 from fst_optimizer.tuning.space import largest_rank
 from fst_optimizer.tuning.standing import Limits
-from fst_optimizer.tuning.study import Plan, has_heartbeat, quiet_optuna, trial_folder, try_again
+from fst_optimizer.tuning.storage import has_heartbeat, quiet_optuna, try_again
+from fst_optimizer.tuning.study import Plan, trial_folder
 from fst_optimizer.tuning.trial import run_trial
 from fst_optimizer.tuning.work import Desk, Work
 
@@ -37,7 +38,7 @@ class StudyStopped(FSTError):
     """The same failure came too often in a row; what is finished stands."""
 
 
-class Surplus(Exception):  # noqa: N818 - nothing went wrong
+class Surplus(Exception):
     """A trial was given out that the study has no room for."""
 
 
@@ -180,8 +181,9 @@ def _stop_text(study: Study, cause: str) -> str:
     failed = [trial for trial in study.get_trials(deepcopy=False) if standing.cause_of(trial) == cause]
     last = failed[-1].user_attrs if failed else {}
     return (
-        f"{standing.IN_A_ROW} trials in a row failed of the same cause, {cause}: {last.get('error', 'nothing was written')}. "
-        f"See {last.get('run', 'the trials')}; mend it, and the same command goes on"
+        f"{standing.IN_A_ROW} trials in a row failed of the same cause, {cause}: "
+        f"{last.get('error', 'nothing was written')}. See {last.get('run', 'the trials')}; mend it, and the same "
+        "command goes on"
     )
 
 
@@ -190,7 +192,7 @@ def main() -> None:
     import sys
 
     from fst_optimizer.speak import consoles, quiet_libraries, told_plainly
-    from fst_optimizer.tuning.command import run_worker
+    from fst_optimizer.tuning.workers import run_worker
 
     with told_plainly("the trial is in the queue again"):
         _, console = consoles()
