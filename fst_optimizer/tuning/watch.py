@@ -53,10 +53,11 @@ class Watcher:
         if event["kind"] not in ("fast", "step", "eval"):
             return
         rollouts = event["rollouts"]["fast"] + event["rollouts"]["slow"]
+        self.listener.told(rollouts, self.curve[-1].score if self.curve else None)
         self._tell_points(passed(self.points, rollouts), may_stop=True)
         if event["kind"] == "eval":
             self._evaluated(event, rollouts)
-        self.listener.told(rollouts, self.curve[-1].score if self.curve else None)
+            self.listener.told(rollouts, self.curve[-1].score)
 
     def ended(self) -> None:
         """The run went to its end: its last score stands at every point that is left."""
