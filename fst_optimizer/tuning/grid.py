@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fst_optimizer.config import FSTConfig
 
 POINTS = 9
-"""Points of a grid: three thirds of thirds, as Hyperband halves."""
+"""Points of a grid: Hyperband's rungs are at a ninth of the cap and at a third."""
 
 
 def grid_points(cap: int, count: int = POINTS) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class Storage:
 def test_no_order_of_events_gives_more_trials_or_rollouts_than_asked_for(wanted, workers, budget, data):
     """Each worker looks whether to ask, asks, looks again and only then runs; anything may happen in between."""
     storage = Storage(Limits(wanted, cap=10, budget=budget))
-    at = {worker: "free" for worker in range(workers)}
+    at = dict.fromkeys(range(workers), "free")
     for _ in range(60):
         worker = data.draw(strategies.sampled_from(sorted(at)))
         if at[worker] == "free":

@@ -15,7 +15,7 @@ SETTINGS = {
     "budget": {"max_rollouts": 36},
 }
 """Of trials that never train, and so take no time."""
-TRAINING = {"method": "fst", "fast.max_rollouts": 6, "rollout.batch_size": 1, "budget.max_rollouts": 24}
+TRAINING = {"method": "fst", "fast.max_rollouts": 4, "rollout.batch_size": 1, "budget.max_rollouts": 12}
 SPACE = {
     "train.lr": {"type": "float", "low": 1e-3, "high": 1e-1, "log": True},
     "rollout.group_size": {"type": "choice", "choices": [2, 4]},
