@@ -15,6 +15,8 @@ VLLM_READY := $(VENV)/.vllm-ready
 DEMO_DIR := runs/demo
 DEMO_ARGS := --seed 0
 
+KILLS_ARGS ?= --kills 60
+CYCLES_ARGS ?= --cycles 300
 SOAK_ARGS ?= --runs 20
 VERSIONS_ARGS ?= --versions 50
 
@@ -75,5 +77,7 @@ docs: $(DOCS_READY)
 	$(BIN)/mkdocs build --strict
 
 soak: $(VLLM_READY)
+	$(BIN)/python tests/soak/kills.py $(KILLS_ARGS)
+	$(BIN)/python tests/soak/cycles.py $(CYCLES_ARGS)
 	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
 	$(BIN)/python tests/soak/versions.py $(VERSIONS_ARGS)

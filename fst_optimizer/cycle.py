@@ -309,7 +309,7 @@ def last_look(parts: Parts, state: State) -> State:
     else:
         state = paid(parts, "eval", partial(validated, parts), state)
     seen = state.validated.get(leading(state.population, 1)[0].id)
-    if seen is None:  # a cap was in the way
+    if seen is None or seen.policy_version != state.policy_version:  # a cap was in the way
         return state
     watch, alarms = after_eval(
         parts.config.guards,

@@ -63,9 +63,9 @@ def export_run(
         new = Path(temporary) / out.name
         new.mkdir()
         if merge:
-            _write_merged(made, source, files.policy(version) if version else None, new / MODEL, trust_remote_code)
+            _write_merged(made, source, files.adapter(version) if version else None, new / MODEL, trust_remote_code)
         else:
-            shutil.copytree(files.policy(version), new / ADAPTER)
+            shutil.copytree(files.adapter(version), new / ADAPTER)
             config = read_json(new / ADAPTER / "adapter_config.json")
             write_json(new / ADAPTER / "adapter_config.json", {**config, "base_model_name_or_path": source})
         write_json(new / PROGRAM, program)

@@ -118,7 +118,7 @@ def load_policy(
         policy.close()
         raise
     if version:
-        policy.restore(version, load_adapter_tensors(files.policy(version)))
+        policy.restore(version, load_adapter_tensors(files.adapter(version)))
     return policy
 
 

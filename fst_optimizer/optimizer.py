@@ -277,6 +277,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         name = self.task or type(student).__name__
         result = record.result_of(self.config, name, state, parts.metrics.time_s, test_score)
         write_json(parts.files.result, result)
+        parts.saver.finish()
         compiled.detailed_results = CompileResult(parts.files.root, result, state.population, best)
         return compiled
 

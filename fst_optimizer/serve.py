@@ -58,7 +58,7 @@ def policy_server(
     config = config or server_settings(files.root, ())
     if made["chat_template_args"]:
         config = replace(config, flags=(*config.flags, *_template_flags(made["chat_template_args"])))
-    folder = files.policy(version).resolve()
+    folder = files.adapter(version).resolve()
     return VLLMServer(
         source,
         max_lora_rank=read_json(folder / "adapter_config.json")["r"] if version else None,

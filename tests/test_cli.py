@@ -133,6 +133,19 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_it_goes_on_from_there(tmp_path):
     assert said.exit_code == 2 and "budget.max_cycles: 100000" in said.stderr
 
 
+def test_a_guard_that_pauses_ends_the_command_with_3_and_a_resume_goes_on(tmp_path):
+    run = tmp_path / "run"
+    loud = ("--set", "guards.flat=pause", "--set", "guards.flat_batches=1", "--set", "rollout.temperature=1e-6")
+    paused = fst("compile", LETTERS, "--run-dir", run, *SMALL, *loud)
+    assert paused.exit_code == 3, paused.output
+    said = " ".join(paused.stderr.split())
+    assert "paused: guard flat: in 1 batches in a row every group had one reward only" in said
+    assert "Resume to go on all the same (--resume" in said
+    again = fst("compile", LETTERS, "--run-dir", run, "--resume")
+    assert again.exit_code == 0, again.output
+    assert json.loads((run / "result.json").read_text())["alarms"][0].startswith("flat: ")
+
+
 def result_cycles(run):
     return json.loads((run / "state.json").read_text())["state"]["cycle"]
 

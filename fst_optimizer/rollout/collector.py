@@ -118,7 +118,7 @@ class Collector:
                 on_rollout(rollout)
         missing = [index for index, rollout in enumerate(rollouts) if rollout is None]
         with closing(
-            run_jobs(  # type: ignore[type-var]
+            run_jobs(
                 [jobs[index] for index in missing],
                 num_threads=self.num_threads,
                 timeout_s=self.timeout_s,
@@ -128,15 +128,19 @@ class Collector:
                 grace_s=self.grace_s,
             )
         ) as results:
-            for place, result in results:
-                assert isinstance(result, Rollout)
-                rollouts[missing[place]] = result
-                if on_rollout:
-                    on_rollout(result)
+            try:
+                for place, result in results:
+                    assert isinstance(result, Rollout)
+                    rollouts[missing[place]] = result
+                    if on_rollout:
+                        on_rollout(result)
+            except KeyboardInterrupt as interrupt:
+                results.throw(interrupt)  # it may have come while a result was looked at: the pool must know
         if None in rollouts:
             raise BudgetSpent(self.meter.reached())
         if jobs and all(rollout and rollout.outcome is Outcome.ENGINE_ERROR for rollout in rollouts):
-            raise EngineError(f"the engine failed all {len(jobs)} rollouts: {jobs[-1].error}") from jobs[-1].error
+            failed = jobs[missing[-1]].error
+            raise EngineError(f"the engine failed all {len(jobs)} rollouts: {failed}") from failed
         return [rollout for rollout in rollouts if rollout is not None]
 
     def _clock(self) -> float:
@@ -260,7 +264,8 @@ class _Job:
                 return self._settled or rollout
             self._settled = rollout = reach("rollout.end", rollout)
         self.collector.meter.add(rollout)
-        self.collector.journal.add_rollout(self.key, rollout)
+        if rollout.outcome is not Outcome.ENGINE_ERROR:  # else a run that died of its engine would die of it again
+            self.collector.journal.add_rollout(self.key, rollout)
         return rollout
 
     def _rollout(self, outcome: Outcome, *, score: float = 0.0, **rest: Any) -> Rollout:

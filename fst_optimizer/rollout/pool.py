@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def run_jobs(
     clock: Callable[[], float] = time.monotonic,
     halted: Callable[[], bool] = lambda: False,
     grace_s: float = 0.0,
-) -> Iterator[tuple[int, object]]:
+) -> Generator[tuple[int, object]]:
     """Yield (index, result) as jobs finish; `late(job, seconds)` is the result of one that missed its deadline.
 
     `late` is asked before the job is stopped. `clock` gives the seconds that deadlines are measured in. Once `halted()`
@@ -52,8 +52,8 @@ def run_jobs(
     under way `grace_s` seconds to finish; another one stops them.
     """
     run = _Run(jobs, timeout_s, late, clock, halted)
-    run.start_threads(min(num_threads, len(jobs)))
     try:
+        run.start_threads(min(num_threads, len(jobs)))
         for _ in range(len(jobs)):
             found = run.next_result()
             if found is None:

@@ -45,6 +45,8 @@ class Committed:
     """Seconds that the run had taken."""
     metrics_size: int
     """Bytes of `metrics.jsonl` that belong to it."""
+    checksums: Mapping[str, str]
+    """File -> SHA-256, of all that it names."""
 
 
 def commit(
@@ -57,7 +59,8 @@ def commit(
     elapsed_s: float,
     metrics_size: int,
     keep: int = 2,
-) -> None:
+    checksums: Mapping[str, str] | None = None,
+) -> Committed:
     """Make `state` the one that a resume starts from, then drop what no kept checkpoint names any more.
 
     Args:
@@ -69,6 +72,7 @@ def commit(
         elapsed_s: Seconds that the run has taken.
         metrics_size: Bytes of `metrics.jsonl`, which must be safe on disk.
         keep: Checkpoints to keep, this one included.
+        checksums: Those of the checkpoint before. A file that it names is not read again: damage since then must show.
 
     Raises:
         StorageError: something could not be written; the checkpoint before stands.
@@ -82,12 +86,14 @@ def commit(
     _write_trainer(folder, trainer)
     written = [path for version in versions for path in sorted(files.policy(version).iterdir())]
     written += [path for path in sorted(folder.iterdir()) if path.suffix != ".tmp"]
+    known = {name: value for name, value in (checksums or {}).items() if name.startswith("policy/")}
+    names = {path: _relative(files, path) for path in written}
     content = {
         "format": FORMAT,
         "checkpoint": _relative(files, folder),
         "elapsed_s": elapsed_s,
         "metrics_size": metrics_size,
-        "files": {_relative(files, path): checksum(path) for path in written},
+        "files": {name: known.get(name) or checksum(path) for path, name in names.items()},
         "state": state.to_json(),
     }
     content["sha256"] = _digest(content)
@@ -96,6 +102,7 @@ def commit(
     write_json(files.state, content)
     _drop_old(files, number, keep)
     policy.retire_all_but({*versions, policy.version})
+    return _committed(content)
 
 
 def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committed:
@@ -112,9 +119,9 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
     state = found.state
     _forget_after(files, found, policy)
     for version in {state.best.policy_version, state.policy_version} - {0}:
-        policy.restore(version, load_adapter_tensors(files.policy(version)))
+        policy.restore(version, load_adapter_tensors(files.adapter(version)))
     version = state.policy_version
-    policy.restore(version, load_adapter_tensors(files.policy(version)) if version else None)
+    policy.restore(version, load_adapter_tensors(files.adapter(version)) if version else None)
     policy.continue_numbers_from(version)
     if trainer:
         folder = files.checkpoint(found.number)
@@ -133,11 +140,10 @@ def last_whole(files: RunFiles) -> Committed:
     for path in _manifests(files):
         problem, content = _checked(files, path)
         if content is not None and not problem:
-            name = content["checkpoint"]
             if problems:
+                name = content["checkpoint"]
                 logger.warning("%s; going on from the checkpoint before, %s", "; ".join(problems), name)
-            state = State.from_json(content["state"])
-            return Committed(state, int(Path(name).name), content["elapsed_s"], content["metrics_size"])
+            return _committed(content)
         problems.append(problem)
     raise UserError(f"run_dir {str(files.root)!r} has no checkpoint that is whole: " + "; ".join(problems))
 
@@ -149,8 +155,7 @@ def _manifests(files: RunFiles) -> Iterator[Path]:
         named = str(read_json(files.state).get("checkpoint"))
     except ValueError:
         named = ""  # unreadable: any checkpoint may be the last
-    folders = sorted((files.root / "checkpoint").glob("*"), reverse=True)
-    for folder in folders:
+    for folder in sorted(_numbered(files), reverse=True):
         older = not _NAME.fullmatch(named) or folder.name < Path(named).name
         if older and (folder / "state.json").exists():
             yield folder / "state.json"
@@ -175,9 +180,19 @@ def _checked(files: RunFiles, path: Path) -> tuple[str, dict[str, Any] | None]:
         if not _FILE.fullmatch(name):
             return f"{path.name} names {name!r}, which is no file of a run", None
         file = files.root / name
-        if not file.is_file() or file.is_symlink() or checksum(file) != expected:
+        if not file.is_file() or not files.holds(file) or checksum(file) != expected:
             return f"{name} is {'damaged' if file.exists() else 'missing'}", content
     return "", content
+
+
+def _committed(content: Mapping[str, Any]) -> Committed:
+    return Committed(
+        State.from_json(content["state"]),
+        int(Path(content["checkpoint"]).name),
+        content["elapsed_s"],
+        content["metrics_size"],
+        content["files"],
+    )
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -201,32 +216,41 @@ def _write_trainer(folder: Path, trainer: Trainer | None) -> None:
 
 def _drop_old(files: RunFiles, number: int, keep: int) -> None:
     """Remove checkpoints, journals and adapters that none of the last `keep` checkpoints needs."""
-    kept = [path for path in (files.root / "checkpoint").iterdir() if number - keep < int(path.name) <= number]
-    needed = {name for folder in kept for name in read_json(folder / "state.json")["files"]}
-    _keep_only(files.root / "checkpoint", {path.name for path in kept})
-    _keep_only(files.root / "journal", {f"{path.name}.jsonl" for path in kept})
-    _keep_only(files.policy(0).parent, {name.split("/")[1] for name in needed if name.startswith("policy/")})
+    kept, needed = set(), set()
+    for folder in _numbered(files):
+        if number - keep < int(folder.name) <= number:
+            try:
+                needed |= read_json(folder / "state.json")["files"].keys()
+            except ValueError:
+                continue  # damaged, and no longer the last: nobody will go back to it
+            kept.add(folder.name)
+    _keep_only(files.root / "checkpoint", "[0-9]*", kept)
+    _keep_only(files.root / "journal", "[0-9]*.jsonl", {f"{name}.jsonl" for name in kept})
+    adapters = {name.split("/")[1] for name in needed if name.startswith("policy/")}
+    _keep_only(files.policy(0).parent, "policy-*", adapters)
+    _keep_only(files.policy(0).parent, ".policy-*", set())  # half written, by a process that was killed
 
 
 def _forget_after(files: RunFiles, found: Committed, policy: Policy) -> None:
     """Drop what came after a checkpoint, on disk and in memory: its version numbers will be given out again."""
     policy.retire_all_but(())
-    folder = files.root / "checkpoint"
-    kept = [path for path in folder.iterdir() if path.name.isdigit() and int(path.name) <= found.number]
-    _keep_only(folder, {path.name for path in kept})
-    named = {found.state.policy_version, found.state.best.policy_version}
-    newest = found.state.policy_version
+    older = {path.name for path in _numbered(files) if int(path.name) <= found.number}
+    _keep_only(files.root / "checkpoint", "[0-9]*", older)
+    named = {files.policy(version).name for version in (found.state.policy_version, found.state.best.policy_version)}
+    newest = files.policy(found.state.policy_version).name
     adapters = files.policy(0).parent
-    if adapters.is_dir():
-        older = {path.name for path in adapters.iterdir() if path.name < files.policy(newest).name}
-        _keep_only(adapters, older | {files.policy(version).name for version in named})
+    _keep_only(adapters, "policy-*", named | {path.name for path in adapters.glob("policy-*") if path.name < newest})
 
 
-def _keep_only(folder: Path, names: set[str]) -> None:
-    if folder.is_dir():
-        for entry in folder.iterdir():
-            if entry.name not in names:
-                shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+def _numbered(files: RunFiles) -> list[Path]:
+    return [path for path in (files.root / "checkpoint").glob("[0-9]*") if path.name.isdigit()]
+
+
+def _keep_only(folder: Path, pattern: str, names: set[str]) -> None:
+    """Remove what has the run's own kind of name, but these; whatever else lies there is the user's."""
+    for entry in folder.glob(pattern):
+        if entry.name not in names:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
 def _relative(files: RunFiles, path: Path) -> str:

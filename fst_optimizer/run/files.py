@@ -59,6 +59,26 @@ class RunFiles:
         """The LoRA adapter of a policy version."""
         return self.root / "policy" / f"policy-{version:06d}"
 
+    def adapter(self, version: object) -> Path:
+        """The LoRA adapter of a policy version, to read.
+
+        Raises:
+            UserError: the version is no number, or its files lie outside of the run directory.
+        """
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise UserError(f"{self.root}: policy_version is {version!r}, which is no number; is this a run directory?")
+        folder = self.policy(version)
+        for path in (folder, *folder.glob("*")):
+            if not self.holds(path):
+                raise UserError(
+                    f"{path} leads out of the run directory, to {path.resolve()}: copy the files themselves"
+                )
+        return folder
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path stays in the run directory, links followed."""
+        return path.resolve().is_relative_to(self.root.resolve())
+
     def population(self, cycle: int) -> Path:
         """Candidates, scores and lineage after a fast round."""
         return self.root / "population" / f"cycle-{cycle:06d}.json"
@@ -78,6 +98,7 @@ def locked(root: Path) -> Iterator[None]:
     if root.exists() and not root.is_dir():
         raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
     try:
+        reach("files.write", root)
         root.mkdir(parents=True, exist_ok=True)
         handle = (root / ".lock").open("a+")
     except OSError as error:
@@ -125,8 +146,8 @@ def _clear(files: RunFiles) -> None:
     """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched."""
     files.metrics.unlink(missing_ok=True)
     for folder, pattern in (
-        ("checkpoint", "*"),
-        ("journal", "*.jsonl"),
+        ("checkpoint", "[0-9]*"),
+        ("journal", "[0-9]*.jsonl"),
         ("policy", "policy-*"),
         ("population", "cycle-*.json"),
         ("rollouts", "cycle-*.jsonl"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from fst_optimizer.run.budget import Meter
-from fst_optimizer.run.checkpoint import commit, restore
+from fst_optimizer.run.checkpoint import Committed, commit, restore
 from fst_optimizer.run.files import RunFiles
 from fst_optimizer.run.journal import Journal
 from fst_optimizer.run.metrics import MetricsLog
@@ -56,6 +57,7 @@ class Saver:
         self.number = 0
         """Of the last checkpoint."""
         self._journal = Journal()
+        self._checksums: Mapping[str, str] = {}
 
     def commit(self, state: State) -> None:
         """Make `state` the one that a resume starts from.
@@ -63,7 +65,7 @@ class Saver:
         Raises:
             StorageError: It could not be written; the one before stands.
         """
-        commit(
+        done = commit(
             self.files,
             state,
             self.number + 1,
@@ -72,8 +74,9 @@ class Saver:
             elapsed_s=self.metrics.time_s,
             metrics_size=self.metrics.size(),
             keep=self.keep,
+            checksums=self._checksums,
         )
-        self._go_on_from(self.number + 1)
+        self._go_on_from(done)
 
     def resume(self) -> State:
         """The last state that is whole; policy, trainer, metrics and meter are put back to it.
@@ -82,7 +85,7 @@ class Saver:
             UserError: The run is of another format, or nothing of it is whole.
         """
         found = restore(self.files, self.policy, self.trainer)
-        self._go_on_from(found.number)
+        self._go_on_from(found)
         elapsed_s = max(found.elapsed_s, self._journal.last_s)
         self.metrics.resume(found.metrics_size, elapsed_s)
         self.meter.resume(
@@ -97,9 +100,14 @@ class Saver:
         """Nothing more is paid for: what was is made safe on disk."""
         self._journal.close()
 
-    def _go_on_from(self, number: int) -> None:
+    def finish(self) -> None:
+        """The result is written: nobody will look for what the last phases paid for."""
+        self.close()
+        shutil.rmtree(self.files.journal(0).parent, ignore_errors=True)
+
+    def _go_on_from(self, last: Committed) -> None:
         self._journal.close()
-        self.number = number
-        self._journal = Journal(self.files.journal(number), clock=lambda: self.metrics.time_s)
+        self.number, self._checksums = last.number, last.checksums
+        self._journal = Journal(self.files.journal(last.number), clock=lambda: self.metrics.time_s)
         for payer in self.payers:
             payer.journal = self._journal

@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 import math
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -173,7 +174,12 @@ class Trainer:
         """Dropout draws from the seed and the number of the update; everybody else's generators stay as they are."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed((self._seed << 32) + self._updates)
+            # Not torch.manual_seed, which would reseed every GPU.
+            number = random.Random(f"dropout/{self._seed}/{self._updates}").getrandbits(32)
+            torch.default_generator.manual_seed(number)
+            if devices:
+                with torch.cuda.device(self._device):
+                    torch.cuda.manual_seed(number)
             yield
 
     def _measured_in_memory(self, rows: Sequence[TrainRow]) -> StepReport:

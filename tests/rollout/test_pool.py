@@ -1,5 +1,7 @@
 import contextvars
+import signal
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -104,3 +106,53 @@ def test_an_interrupt_in_a_job_is_not_swallowed():
 
     with pytest.raises(KeyboardInterrupt):
         results([Work(interrupt)])
+
+
+@pytest.fixture
+def ctrl_c():
+    """What a terminal sends, to the thread that waits for results."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.get_ident()
+    yield lambda: signal.pthread_kill(main, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def run_until_interrupted(jobs, grace_s):
+    with pytest.raises(KeyboardInterrupt):
+        for _ in run_jobs(jobs, num_threads=2, timeout_s=60, late=lambda job, s: None, grace_s=grace_s):
+            pass
+
+
+def test_an_interrupt_lets_what_is_under_way_finish_and_starts_nothing_more(ctrl_c):
+    ended = []
+
+    def slow(work):
+        ctrl_c()
+        time.sleep(0.3)
+        ended.append(work)
+
+    jobs = [Work(slow), *[Work(lambda work: time.sleep(0.1) or ended.append(work)) for _ in range(40)]]
+    run_until_interrupted(jobs, grace_s=30)
+    assert jobs[0] in ended
+    assert len(ended) < 10
+    assert not any(job.stopped.is_set() for job in jobs)
+
+
+def test_without_a_grace_what_is_under_way_is_stopped(ctrl_c):
+    jobs = [Work(lambda work: ctrl_c() or work.stopped.wait(30)), Work(lambda work: work.stopped.wait(30))]
+    run_until_interrupted(jobs, grace_s=0)
+    assert jobs[0].stopped.is_set()
+
+
+def test_a_second_interrupt_stops_what_the_first_one_waited_for(ctrl_c):
+    def stubborn(work):
+        ctrl_c()
+        time.sleep(0.3)
+        ctrl_c()
+        work.stopped.wait(30)
+
+    started = time.monotonic()
+    job = Work(stubborn)
+    run_until_interrupted([job], grace_s=60)
+    assert job.stopped.is_set()
+    assert time.monotonic() - started < 20

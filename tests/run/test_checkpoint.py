@@ -47,6 +47,8 @@ def three(files, policy, **options):
         move_adapter(policy, seed=number)
         policy.publish()
         save(files, at(number, best=1, cycle=number), policy, number=number, **options)
+        files.journal(number).parent.mkdir(exist_ok=True)
+        files.journal(number).write_text("")
 
 
 def test_a_restored_run_is_the_committed_one(files, policy, scripted):
@@ -72,9 +74,6 @@ def test_a_restored_run_is_the_committed_one(files, policy, scripted):
 
 
 def test_the_last_checkpoints_are_kept_with_what_they_name_and_the_best(files, policy):
-    for number in (1, 2, 3):
-        files.journal(number).parent.mkdir(exist_ok=True)
-        files.journal(number).write_text("")
     three(files, policy, keep=2)
     assert sorted(path.name for path in (files.root / "policy").iterdir()) == [f"policy-00000{n}" for n in (1, 2, 3)]
     assert sorted(path.name for path in (files.root / "checkpoint").iterdir()) == ["000002", "000003"]
@@ -237,3 +236,35 @@ def test_the_checksums_are_of_the_files(files, policy):
     content = json.loads(files.state.read_text())
     assert {name.split("/")[0] for name in content["files"]} == {"checkpoint", "policy"}
     assert content == json.loads((files.checkpoint(3) / "state.json").read_text())
+
+
+def test_a_damage_before_a_commit_is_not_taken_for_the_truth(files, policy):
+    move_adapter(policy, seed=1)
+    policy.publish()
+    first = commit(files, at(1, best=1), 1, policy, None, elapsed_s=0, metrics_size=0)
+    flip(files.policy(1) / "adapter_model.safetensors")
+    move_adapter(policy, seed=2)
+    policy.publish()
+    save(files, at(2, best=1), policy, number=2, checksums=first.checksums)
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is damaged"):
+        last_whole(files)
+
+
+def test_a_damaged_checkpoint_that_is_not_the_last_is_dropped_by_the_next(files, policy):
+    three(files, policy)
+    (files.checkpoint(3) / "state.json").write_text("{")
+    move_adapter(policy, seed=4)
+    policy.publish()
+    save(files, at(4, best=1), policy, number=4)
+    assert [path.name for path in (files.root / "checkpoint").iterdir()] == ["000004"]
+    assert last_whole(files).number == 4
+
+
+def test_what_lies_in_the_folders_and_is_not_the_runs_stays(files, policy):
+    for name in ("checkpoint/notes.txt", "policy/notes.txt", "journal/notes.txt", "policy/.policy-000009.x/half"):
+        (files.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (files.root / name).write_text("")
+    three(files, policy)
+    restore(files, policy, None)
+    assert all((files.root / folder / "notes.txt").exists() for folder in ("checkpoint", "policy", "journal"))
+    assert not list((files.root / "policy").glob(".policy-*"))

@@ -80,6 +80,25 @@ def test_paths_are_those_that_other_programs_read(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("version", ["../../elsewhere", 1.5, True, None])
+def test_a_version_that_is_no_number_names_no_folder(tmp_path, version):
+    with pytest.raises(UserError, match="which is no number"):
+        RunFiles(tmp_path).adapter(version)
+
+
+@pytest.mark.parametrize("linked", ["policy", "policy/policy-000001", "policy/policy-000001/adapter_model.safetensors"])
+def test_an_adapter_that_lies_outside_is_not_read(tmp_path, linked):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    folder = run / "policy" / "policy-000001"
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_text("")
+    assert RunFiles(run).adapter(1) == folder
+    (run / linked).rename(outside)
+    (run / linked).symlink_to(outside)
+    with pytest.raises(UserError, match="leads out of the run directory"):
+        RunFiles(run).adapter(1)
+
+
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "state.json"
     write_json(path, {"ä": 1})

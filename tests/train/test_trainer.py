@@ -264,6 +264,23 @@ def test_a_saved_state_gives_the_same_next_step_to_the_bit(make_model: MakeModel
     assert equal(resumed.state()["tensors"], trainer.state()["tensors"])
 
 
+def test_what_dropout_drops_follows_from_the_seed_and_the_update(
+    make_base: Callable[[], Any], make_rows: MakeRows
+) -> None:
+    def after(noise: int, seed: int = 3) -> dict[str, torch.Tensor]:
+        model = adapters.attach(make_base(), rank=4, alpha=8, dropout=0.5)
+        torch.manual_seed(noise)  # what others in the process draw
+        before = torch.get_rng_state()
+        trainer = Trainer(model, 0, TrainConfig(), seed=seed)
+        trainer.step(make_rows(seed=1))
+        trainer.step(make_rows(seed=2))
+        assert torch.equal(torch.get_rng_state(), before)
+        return adapters.snapshot(model)
+
+    assert equal(after(1), after(2))
+    assert not equal(after(1), after(1, seed=4))
+
+
 def test_a_state_is_a_copy(model: PeftModel, make_rows: MakeRows) -> None:
     trainer = Trainer(model, 0, TrainConfig())
     trainer.step(make_rows())

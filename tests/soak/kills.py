@@ -1,0 +1,248 @@
+"""SIGKILL at random instants of a run, each resumed: it must end as if nothing had been.
+
+`make soak` runs it. A child process compiles a two-predictor program with the scripted engine, under a tiny policy that
+is really trained. It kills itself at a place that it passes (in a rollout, as one ends, in a step, a publish, a
+checkpoint, a reflection), or is killed at any time. Another child resumes; one in four is killed too. State,
+population, metrics and result must then be those of the run that nobody killed, and no more rollouts may have been run
+than it ran and were in flight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from fst_optimizer import FST, Policy
+from fst_optimizer.faults import inject
+from fst_optimizer.run.files import read_json
+from fst_optimizer.run.metrics import read_metrics
+from fst_optimizer.testing import ScriptedEngine, chat_answer, make_tiny_model
+
+IN_FLIGHT = 4
+RULE = "Say right, never wrong."
+CONFIG = {
+    "fast": {"population": 2, "anchor_size": 4, "max_rollouts": 32, "max_proposals": 3, "minibatch": 2},
+    "rollout": {"group_size": 4, "batch_size": 2, "num_threads": IN_FLIGHT},
+    "train": {"steps_per_cycle": 2, "lr": 0.01, "warmup_steps": 0},
+    "eval": {"kl_examples": 2},
+    "budget": {"max_cycles": 3},
+}
+SPREAD = (
+    *("reflection.answer", "rollout.end", "trainer.step", "policy.publish", "files.commit", "any time"),
+    *("engine.answer", "metric.answer", "files.write", "any time"),
+)
+"""Where the kills come, in turn."""
+PLACES = tuple(place for place in SPREAD if place != "any time")
+
+
+class Program(dspy.Module):
+    """Two calls a rollout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict(dspy.Signature("question -> middle", "Answer."))
+        self.second = dspy.Predict(dspy.Signature("middle -> answer", "Answer."))
+
+    def forward(self, question: str) -> Any:
+        middle = self.first(question=question).middle
+        return dspy.Prediction(middle=middle, answer=self.second(middle=middle).answer)
+
+
+class Reflection(dspy.LM):
+    """Answers with the rule, and the length of what it was shown, so that no two answers are the same by accident."""
+
+    def __init__(self) -> None:
+        super().__init__("openai/reflection", api_key="none")
+
+    def __call__(self, prompt: Any = None, **_: Any) -> list[str]:
+        return [f"```\nAnswer. {RULE} ({len(str(prompt))})\n```"]
+
+
+def answer(prompt: str, request: Any) -> str:
+    right = request.seed % 4 < (3 if RULE in prompt else 2)
+    word = "right" if right else "wrong"
+    return chat_answer(middle=word, answer=word)
+
+
+def metric(example: Any, prediction: Any) -> Any:
+    score = ((prediction.middle == "right") + (prediction.answer == "right")) / 2
+    return dspy.Prediction(score=score, feedback="Right." if score == 1 else RULE)
+
+
+def examples(count: int, start: int) -> list[Any]:
+    return [dspy.Example(question=f"q{start + i}", answer="right").with_inputs("question") for i in range(count)]
+
+
+def compile_once(model: Path, run_dir: Path, *, resume: bool) -> None:
+    """One run; every rollout that ends is noted beside the run, whoever counts it."""
+    policy = Policy(model, engine=lambda policy: ScriptedEngine(policy, answer), max_tokens=128)
+    program = Program()
+    program.set_lm(policy.lm)
+    noted = os.open(run_dir.with_suffix(".ended"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(rollout: Any) -> Any:
+        os.write(noted, b".")
+        return rollout
+
+    fst = FST(metric, config=CONFIG, reflection_lm=Reflection(), run_dir=run_dir, resume=resume)
+    with inject("rollout.end", note):
+        fst.compile(program, trainset=examples(8, 0), valset=examples(4, 100))
+
+
+def in_child(work: Callable[[], None], *, kill_after_s: float | None = None) -> int:
+    """Run it in a forked process, killed after a time if it still runs; the process's exit status."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            work()
+            os._exit(0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die(_: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The run that nobody killed."""
+
+    run_dir: Path
+    seconds: float
+    passages: dict[str, int]
+
+
+def reference_run(model: Path, folder: Path) -> Reference:
+    run_dir, counted = folder / "whole", folder / "passages.json"
+
+    def work() -> None:
+        passages = dict.fromkeys(PLACES, 0)
+        with ExitStack() as stack:
+            for place in PLACES:
+
+                def count(value: Any, place: str = place) -> Any:
+                    passages[place] += 1
+                    return value
+
+                stack.enter_context(inject(place, count))
+            compile_once(model, run_dir, resume=False)
+        counted.write_text(json.dumps(passages))
+
+    started = time.monotonic()
+    assert in_child(work) == 0
+    return Reference(run_dir, time.monotonic() - started, json.loads(counted.read_text()))
+
+
+def killed_and_resumed(model: Path, run_dir: Path, reference: Reference, where: str, draw: random.Random) -> str:
+    """What is wrong after one kill and a resume; "" if nothing is."""
+    if where == "any time":
+        status = in_child(
+            lambda: compile_once(model, run_dir, resume=False),
+            kill_after_s=draw.uniform(0.0, reference.seconds),
+        )
+    else:
+
+        def work() -> None:
+            with inject(where, die, after=draw.randrange(reference.passages[where])):
+                compile_once(model, run_dir, resume=False)
+
+        status = in_child(work)
+    if status not in (-signal.SIGKILL, 0):
+        return f"the first process ended with {status}"
+    kills = 1
+    while not (run_dir / "result.json").exists():
+        again = draw.uniform(0.0, reference.seconds) if draw.random() < 0.25 else None
+        resume = (run_dir / "state.json").exists()
+        status = in_child(partial(compile_once, model, run_dir, resume=resume), kill_after_s=again)
+        if status not in (-signal.SIGKILL, 0):
+            return f"the resumed process ended with {status}"
+        kills += status != 0
+    return difference(reference.run_dir, run_dir, in_flight=kills * IN_FLIGHT)
+
+
+def difference(whole: Path, run: Path, *, in_flight: int) -> str:
+    """How a run differs from the one that nobody killed; "" if it does not."""
+    for name in ("state.json", "result.json"):
+        one, other = (untimed(read_json(folder / name)) for folder in (whole, run))
+        if one != other:
+            return f"{name} differs"
+    if untimed(read_metrics(whole / "metrics.jsonl")) != untimed(read_metrics(run / "metrics.jsonl")):
+        return "metrics.jsonl differs"
+    for path in sorted((whole / "population").iterdir()):
+        if path.read_bytes() != (run / "population" / path.name).read_bytes():
+            return f"population/{path.name} differs"
+    ended = [folder.with_suffix(".ended").stat().st_size for folder in (whole, run)]
+    if not 0 <= ended[1] - ended[0] <= in_flight:
+        return f"{ended[1]} rollouts were run where {ended[0]} were needed and {in_flight} may have been in flight"
+    return ""
+
+
+def untimed(data: Any) -> Any:
+    """Without what no two runs have alike: seconds, and checksums and sizes of files that hold seconds."""
+    if isinstance(data, dict):
+        timed = ("time_s", "step_s", "wall_s", "elapsed_s", "metrics_size", "sha256")
+        return {name: untimed(value) for name, value in data.items() if name not in timed}
+    return [untimed(value) for value in data] if isinstance(data, list) else data
+
+
+def kill_all(kills: int, seed: int, tell: Callable[[str], None] = print) -> list[str]:
+    """Kill so many runs; what went wrong with which."""
+    import torch
+
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    draw = random.Random(seed)
+    faults = []
+    with tempfile.TemporaryDirectory(prefix="fst-kills-") as folder:
+        model = make_tiny_model(Path(folder) / "model")
+        reference = reference_run(model, Path(folder))
+        tell(f"undisturbed: {reference.seconds:.1f} s, passages {reference.passages}")
+        for number in range(kills):
+            where = SPREAD[number % len(SPREAD)]
+            fault = killed_and_resumed(model, Path(folder) / f"run-{number}", reference, where, draw)
+            tell(f"kill {number:3d}  {where:18}  {fault or 'as if nothing had been'}")
+            if fault:
+                faults.append(f"kill {number} ({where}, seed {seed}): {fault}")
+    return faults
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    arguments = parser.parse_args()
+    faults = kill_all(arguments.kills, arguments.seed, lambda text: print(text, flush=True))
+    if arguments.out:
+        figures = {"kills": arguments.kills, "seed": arguments.seed, "places": list(SPREAD), "faults": faults}
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+    print("\n".join(faults) or f"all {arguments.kills} runs ended as if nothing had been")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
