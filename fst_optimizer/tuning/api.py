@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config import FSTConfig, LoraConfig, preset
 from fst_optimizer.errors import UserError
 from fst_optimizer.run.files import RunFiles
-from fst_optimizer.settings import PolicySettings, Settings
+from fst_optimizer.settings import PolicySettings, Settings, base_config
 from fst_optimizer.tuning import noise, output
 from fst_optimizer.tuning.ask import (
     PRESETS,
@@ -150,7 +150,8 @@ def tune(
     check_budget(budget_rollouts, cap)
     label = type(program).__name__
     presets = {preset_name(config is not None, None if config is not None else auto): base}
-    presets |= {f"preset {name}": _preset(name, config, policy, cap) for name in PRESETS}
+    given = None if config is None else own
+    presets |= {f"preset {name}": capped(_settings(base_config(given, name), policy), cap)[0] for name in PRESETS}
     plan = Plan(label, base, space, names, cap, _data(trainset, valset, own.seed), policy.name)
     prepared = Prepared(plan, presets, Limits(trials, cap, budget_rollouts))
 
@@ -192,14 +193,6 @@ def _config(config: FSTConfig | Mapping[str, Any] | None, auto: str) -> FSTConfi
 
 def _settings(config: FSTConfig, policy: Policy) -> Settings:
     return Settings(config, policy.lora, PolicySettings(policy.max_tokens))
-
-
-def _preset(name: str, config: FSTConfig | Mapping[str, Any] | None, policy: Policy, cap: int) -> Settings:
-    """A preset under what was given."""
-    made = preset(name)
-    if isinstance(config, Mapping):
-        made = FSTConfig.from_dict(config, made)
-    return capped(_settings(made, policy), cap)[0]
 
 
 def _data(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None, seed: int) -> dict[str, Any]:

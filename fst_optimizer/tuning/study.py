@@ -13,7 +13,7 @@ from fst_optimizer.config import FSTConfig, LoraConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.settings import PolicySettings, Settings, flat
 from fst_optimizer.tuning.objectives import DIRECTIONS
-from fst_optimizer.tuning.space import Space, parameters_of
+from fst_optimizer.tuning.space import Space, parameters_of, suggest, with_values
 from fst_optimizer.tuning.storage import quiet_optuna
 
 if TYPE_CHECKING:
@@ -99,20 +99,30 @@ def open_study(
             return study, False
         for key, value in seed_attrs.items():
             study.set_user_attr(key, value)
-        for label, params in distinct_presets(presets, plan.space).items():
+        for label, params in distinct_presets(presets, plan).items():
             study.enqueue_trial(params, user_attrs={"origin": label})
         study.set_user_attr(ABOUT, plan.to_json())  # last: whoever comes second waits for it
     return study, True
 
 
-def distinct_presets(presets: Mapping[str, Settings], space: Space) -> dict[str, dict[str, Any]]:
-    """Name -> parameters, each set of parameters once."""
+def distinct_presets(presets: Mapping[str, Settings], plan: Plan) -> dict[str, dict[str, Any]]:
+    """Name -> parameters, each set of parameters once; what the space does not quite reach is called `like` it."""
     found: dict[str, dict[str, Any]] = {}
     for label, settings in presets.items():
-        params = parameters_of(settings, space)
+        params = parameters_of(settings, plan.space)
         if params and params not in found.values():
-            found[label] = params
+            found[label if _gives(params, plan) == settings else f"like {label}"] = params
     return found
+
+
+def _gives(params: Mapping[str, Any], plan: Plan) -> Settings | None:
+    """The settings of a trial with these parameters. None: some are left to the sampler."""
+    from optuna.trial import FixedTrial
+
+    try:
+        return with_values(plan.settings, suggest(FixedTrial(dict(params)), plan.space, plan.settings))
+    except ValueError:
+        return None
 
 
 def check_same(study: Study, plan: Plan) -> None:

@@ -9,11 +9,16 @@ from run_check import assert_as_designed
 from tiny_study import SETTINGS, SPACE, TEST, TRAIN, TRAINING, VAL, answer, examples, metric, student_of, tuned
 
 from fst_optimizer import FSTConfig, LoraConfig, UserError, tune
+from fst_optimizer.config import preset
 from fst_optimizer.errors import EngineDied, EngineError, FSTError, Paused, StorageError, TrainingError
 from fst_optimizer.run.files import read_json
+from fst_optimizer.settings import Settings
 from fst_optimizer.tuning import work
+from fst_optimizer.tuning.ask import capped
 from fst_optimizer.tuning.objectives import objective_values
+from fst_optimizer.tuning.space import default_space
 from fst_optimizer.tuning.storage import open_storage
+from fst_optimizer.tuning.study import Plan, distinct_presets
 from fst_optimizer.tuning.work import failure_cause
 from fst_optimizer.tuning.worker import StudyStopped
 
@@ -52,13 +57,27 @@ def test_every_trial_is_an_ordinary_run_directory(policy, tmp_path):
         assert row["values"] == [recorded["val_score_after"]]
 
 
-def test_the_presets_come_first_and_once(policy, tmp_path):
-    result = tuned(policy, tmp_path, trials=3)
+def test_what_would_be_run_anyway_comes_first_and_once(policy, tmp_path):
+    result = tuned(policy, tmp_path, trials=2)
     origins = [row["origin"] for row in result.summary["trials"]]
     # What is given is put over every preset, so that they differ in nothing that the space has.
-    assert origins == ["own settings", "preset light", None]
+    assert origins == ["own settings", None]
     first = result.summary["trials"][0]["params"]
     assert (first["train.lr"], first["rollout.group_size"], first["lora.rank"]) == (0.01, 2, 16)
+
+
+def test_presets_are_called_so_where_the_space_reaches_them():
+    base = Settings(preset("light"))
+    presets = {f"preset {name}": Settings(preset(name)) for name in ("light", "medium", "heavy")}
+    presets = {name: capped(settings, 2304)[0] for name, settings in presets.items()}
+    found = distinct_presets(presets, Plan("task", capped(base)[0], default_space(), ("score",), 2304))
+    # At one cap, medium is light; heavy differs in two settings that the space leaves alone.
+    assert list(found) == ["preset light", "like preset heavy"]
+    assert found["like preset heavy"]["fast.max_rollouts"] == 384
+    small = {"train.lr": SPACE["train.lr"]}
+    assert distinct_presets(presets, Plan("task", base, small, ("score",), 2304)) == {
+        "like preset light": {"train.lr": 1e-3}
+    }
 
 
 def test_a_study_goes_on_with_a_larger_number_and_reports_with_the_same(policy, tmp_path):
@@ -112,6 +131,16 @@ def test_the_dashboard_opens_a_study(policy, tmp_path):
 
     tuned(policy, tmp_path, trials=1)
     assert callable(wsgi(open_storage(f"sqlite:///{tmp_path / 'study.db'}")))
+
+
+def test_a_journal_will_do_without_heartbeats(policy, tmp_path):
+    result = tuned(policy, tmp_path / "a", trials=1, storage=f"journal:{tmp_path / 'journal.log'}")
+    more = tuned(policy, tmp_path / "b", trials=2, storage=f"journal:{tmp_path / 'journal.log'}")
+    assert len(result.summary["trials"]) == 1 and len(more.summary["trials"]) == 2
+    assert [path.name for path in (tmp_path / "b" / "trials").iterdir()] == ["trial-000001"]
+    more.study.ask()  # a worker that died: nobody will ever know
+    left = tuned(policy, tmp_path / "c", trials=3, storage=f"journal:{tmp_path / 'journal.log'}")
+    assert left.ended == "elsewhere" and states(left)[2] == "running"
 
 
 # -- pruning ------------------------------------------------------------------------------------------------------
