@@ -37,10 +37,15 @@ def _installed():
     if os.geteuid() or shutil.which("apt-get") is None:
         return None
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "postgresql"]):
+    install = ["apt-get", "install", "-y", "--no-install-recommends"]
+    for command in (["apt-get", "update"], [*install, "postgresql-common"], [*install, "postgresql"]):
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
         if done.returncode:
             return None
+        if command[-1] == "postgresql-common":
+            # Debian would make a cluster of its own, and start it.
+            with Path("/etc/postgresql-common/createcluster.conf").open("a") as file:
+                file.write("create_main_cluster = false\n")
     return _programs()
 
 
