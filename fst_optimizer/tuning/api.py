@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config import FSTConfig, LoraConfig, preset
-from fst_optimizer.errors import UserError
+from fst_optimizer.errors import EngineError, UserError
 from fst_optimizer.run.files import RunFiles
 from fst_optimizer.settings import PolicySettings, Settings, base_config
 from fst_optimizer.tuning import noise, output
@@ -130,7 +131,7 @@ def tune(
         StudyStopped: three trials in a row failed of one cause.
     """
     need_tune()
-    from fst_optimizer.student import checked_student
+    from fst_optimizer.student import attach_policy, checked_student
 
     policy, version = checked_student(program)
     if version:
@@ -162,7 +163,9 @@ def tune(
         open_storage(storage or f"sqlite:///{root / 'study.db'}", heartbeat_s), name, plan, presets
     )
     check_folder(root, fresh)
-    work = Work(label, lambda: program, metric, trainset, valset, lambda _: policy, True, reflection_lm)
+    work = Work(
+        label, lambda: attach_policy(program, policy), metric, trainset, valset, lambda _: policy, True, reflection_lm
+    )
     try:
         ended = work_on(found, plan, work, root, prepared.limits, Manner(sampler, pruner))
         summary = output.summarized(found, plan)
@@ -170,7 +173,8 @@ def tune(
             assert testset is not None
             summary |= confirmed(summary, prepared, root, repeats, _runs(work, plan, testset))
     finally:
-        policy.start_over(base.lora, seed=base.config.seed)
+        with suppress(EngineError):  # where the engine is dead, that has been said
+            policy.start_over(base.lora, seed=base.config.seed)
     output.write_outputs(found, plan, summary, root)
     best = summary["best"]
     settings = None if best is None else output.settings_of(summary, plan, best)

@@ -106,6 +106,7 @@ def run_trial(
         raise
     trial.set_user_attr("seconds", result["wall_s"])
     trial.set_user_attr("best", result["val_score_after"])
+    logger.info("trial %d: best score %.3f", trial.number, result["val_score_after"])
     if watcher.pruned_at is not None:
         text = f"{trial.user_attrs.get('score', 0):.3f} at {points[watcher.pruned_at - 1]} rollouts ({pruner})"
         trial.set_user_attr("pruned", text)

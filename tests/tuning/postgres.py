@@ -15,16 +15,16 @@ import pytest
 
 REQUIRE = "FST_REQUIRE_POSTGRES"
 USER = "postgres"
+MISSING = f"NO POSTGRESQL, and apt-get did not bring it: its tests were skipped ({REQUIRE}=1 insists)"
 
 
 def need_postgres():
     """The folder of initdb and pg_ctl."""
     folder = _programs() or _installed()
     if folder is None:
-        text = f"no PostgreSQL, and apt-get did not bring it: install Debian's postgresql ({REQUIRE}=1 insists)"
         if os.environ.get(REQUIRE) == "1":
-            pytest.fail(text)
-        pytest.skip(text)
+            pytest.fail(MISSING)
+        pytest.skip(MISSING)
     return folder
 
 

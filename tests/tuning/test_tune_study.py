@@ -3,10 +3,11 @@
 import json
 from importlib.util import find_spec
 
+import dspy
 import optuna
 import pytest
 from run_check import assert_as_designed
-from tiny_study import SETTINGS, SPACE, TEST, TRAIN, TRAINING, VAL, answer, examples, metric, student_of, tuned
+from tiny_study import SETTINGS, SPACE, TEST, TRAIN, TRAINING, VAL, Program, answer, examples, metric, student_of, tuned
 
 from fst_optimizer import FSTConfig, LoraConfig, UserError, tune
 from fst_optimizer.config import preset
@@ -101,6 +102,13 @@ def test_the_policy_and_the_program_are_as_before(policy, tmp_path):
     assert program.dump_state() == before
     assert policy.version == 0 and policy.engine.versions() == {0}
     assert policy.lora == LoraConfig() and policy.rank == 16
+
+
+def test_a_program_that_gets_its_lm_from_dspy_is_not_changed_either(policy, tmp_path):
+    program = Program()
+    with dspy.context(lm=policy.lm):
+        tune(program, metric, TRAIN, VAL, trials=1, space=SPACE, config=SETTINGS, folder=tmp_path)
+    assert program.answer.lm is None
 
 
 def test_the_files_of_a_study(policy, tmp_path):
