@@ -164,7 +164,14 @@ def tune(
     )
     check_folder(root, fresh)
     work = Work(
-        label, lambda: attach_policy(program, policy), metric, trainset, valset, lambda _: policy, True, reflection_lm
+        name=label,
+        program=lambda: attach_policy(program, policy),
+        metric=metric,
+        trainset=trainset,
+        valset=valset,
+        make_policy=lambda _: policy,
+        borrowed=True,
+        reflection_lm=reflection_lm,
     )
     try:
         ended = work_on(found, plan, work, root, prepared.limits, Manner(sampler, pruner))
