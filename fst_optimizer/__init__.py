@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fst_optimizer.loading import load
     from fst_optimizer.optimizer import FST, CompileResult
     from fst_optimizer.policy import Policy
+    from fst_optimizer.tuning.api import TuneResult, tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,10 +43,12 @@ __all__ = [
     "RolloutConfig",
     "TrainConfig",
     "TrainingError",
+    "TuneResult",
     "UserError",
     "VLLMConfig",
     "VLLMServer",
     "load",
+    "tune",
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -56,6 +59,8 @@ _LATE = {
     "Policy": "policy",
     "VLLMServer": "engines.vllm_server",
     "load": "loading",
+    "TuneResult": "tuning.api",
+    "tune": "tuning.api",
 }
 
 

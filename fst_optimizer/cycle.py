@@ -87,7 +87,7 @@ def run_cycle(parts: Parts, state: State) -> State:
     """
     for number, phase in enumerate(phases(parts, state), start=1):
         if number > state.phase:
-            state = committed(parts, phase(replace(state, phase=number)))
+            state = committed(parts, phase(asked_to_stop(parts, replace(state, phase=number))))
     return state
 
 
@@ -100,6 +100,11 @@ def phases(parts: Parts, state: State) -> list[Phase]:
         *(partial(paid, parts, "slow", partial(slow_step, parts, batch=batch)) for batch in batches),
         partial(last_look, parts),
     ]
+
+
+def asked_to_stop(parts: Parts, state: State) -> State:
+    """The state, ended where a callback raised `StopRun`."""
+    return replace(state, ended="stopped") if parts.metrics.stop_asked and not state.ended else state
 
 
 def next_cycle(config: FSTConfig, state: State) -> State:
@@ -306,7 +311,7 @@ def last_look(parts: Parts, state: State) -> State:
         state = within_caps(parts, "eval", partial(validated, parts), state)
     seen = state.validated.get(leading(state.population, 1)[0].id)
     if seen is None or seen.policy_version != state.policy_version:  # a cap was in the way
-        return next_cycle(parts.config, state)
+        return next_cycle(parts.config, asked_to_stop(parts, state))
     watch, alarms = after_eval(
         parts.config.guards,
         state.watch,
@@ -315,7 +320,8 @@ def last_look(parts: Parts, state: State) -> State:
         best_before=state.val_score_before,
         kl_to_base=seen.kl_to_base,
     )
-    return next_cycle(parts.config, replace(state, watch=watch, alarms=alarms))
+    state = replace(state, watch=watch, alarms=alarms)
+    return next_cycle(parts.config, asked_to_stop(parts, state))
 
 
 def validated(parts: Parts, state: State, *, only_new: bool = False) -> State:
@@ -450,10 +456,10 @@ def counting(metrics: MetricsLog, phase: str, total: int) -> OnRollout:
     """A callback that reports how many of a phase's rollouts are done."""
     done = 0
 
-    def count(_: Rollout) -> None:
+    def count(rollout: Rollout) -> None:
         nonlocal done
         done += 1
-        metrics.progress(phase, done, total)
+        metrics.progress(phase, done, total, example=rollout.example_id, score=rollout.score)
 
     return count
 

@@ -57,6 +57,10 @@ class Paused(FSTError):
     """A guard with `pause` saw what it watches for; the checkpoint is written, and a resume goes on from it."""
 
 
+class StopRun(Exception):
+    """Raised by a callback: the run ends after the phase that is under way, with the best pair so far."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The remedy's second half: the nearest known name if there is one, else all of them."""
     options = sorted(known)

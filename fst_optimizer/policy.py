@@ -204,6 +204,42 @@ class Policy:
         self.version = version
         self._newest = max(self._newest, version)
 
+    def start_over(self, lora: LoraConfig | None = None, *, seed: int | None = None) -> None:
+        """Forget all training: from now on as a new policy on the same loaded base, behind the same engine.
+
+        Every version but the base is retired, also those that an `lm_at` stays at, and numbers begin at 1 again. It is
+        what a study's next trial starts from.
+
+        Args:
+            lora: The new adapter's shape. None: the old one.
+            seed: Of the new policy. None: the old one.
+
+        Raises:
+            UserError: The rank is larger than what the policy's own vLLM server was started for.
+        """
+        from fst_optimizer.train import adapters
+
+        self.lora = lora or self.lora
+        self.seed = self.seed if seed is None else seed
+        most = getattr(getattr(self.engine, "server", None), "max_lora_rank", None)
+        if most is not None and self.lora.rank > most:
+            raise UserError(f"lora.rank is {self.lora.rank}: this policy's vLLM server was started for at most {most}")
+        for version in sorted(self._tensors):
+            self.engine.retire(version)
+        self._tensors.clear()
+        with self.lock:
+            adapters.replace_trained(
+                self.model,
+                rank=self.lora.rank,
+                alpha=self.lora.alpha,
+                dropout=self.lora.dropout,
+                target_modules=self.lora.target_modules,
+                seed=self.seed,
+            )
+            self.fresh_tensors = _adding_nothing(self.model)
+        self._seeds = itertools.count(self.seed << 32)
+        self.version = self._newest = 0
+
     def continue_numbers_from(self, newest: int) -> None:
         """Let the next published version be `newest` + 1, as when a run is resumed; above all that are served."""
         self._newest = max([newest, *self._tensors])

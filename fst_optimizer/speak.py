@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
+import shlex
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -64,6 +67,12 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 def _exit(text: str, code: int) -> typer.Exit:
     typer.echo(plain(text), err=True)
     return typer.Exit(code)
+
+
+def this_command() -> str:
+    """This command line, for people to type again; a password in a URL is left out."""
+    hidden = [re.sub(r"(://[^:/@\s]+):[^@\s]*@", r"\1:***@", word) for word in sys.argv[1:]]
+    return shlex.join(["fst", *hidden])
 
 
 def consoles() -> tuple[Console, Console]:

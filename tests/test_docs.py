@@ -21,7 +21,8 @@ from fst_optimizer.testing import chat_answer
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OTHER_OPTIMIZERS = ROOT / "examples" / "dspy_optimizers.py"
-EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {OTHER_OPTIMIZERS})
+TUNING = ROOT / "examples" / "tune_own_program.py"
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {OTHER_OPTIMIZERS, TUNING})
 GENERATED = {"results.md"}
 SHORT = {
     "budget": {"max_cycles": 1},
@@ -101,6 +102,15 @@ def test_dspys_own_optimizers_run_on_the_policy(in_a_checkout: Path) -> None:
     better = runpy.run_path(str(OTHER_OPTIMIZERS))["main"](steps=1, size=16)
     assert {entry["strategy"] for entry in better.candidate_programs} == {"", "f", "f -> g"}
     assert better.predictors()[0].lm.engine.policy.version > 0
+
+
+def test_the_settings_of_a_program_are_searched_for(in_a_checkout: Path) -> None:
+    config = {**SHORT, "budget": {"max_rollouts": 24}}
+    found, better = runpy.run_path(str(TUNING))["main"](config, trials=2)
+    assert found.folder == Path("runs/tune-TrimAndOrder-0") and (found.folder / "best.json").is_file()
+    assert len(found.summary["trials"]) == 2
+    # The same settings, data and seed give the same run again.
+    assert better.detailed_results.result["val_score_after"] == found.best_score
 
 
 def test_the_notebook_runs(in_a_checkout: Path) -> None:

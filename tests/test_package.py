@@ -73,6 +73,7 @@ def test_the_wheel_brings_the_letters_task_and_its_model(tmp_path: Path) -> None
         names = archive.namelist()
         archive.extractall(installed)
     assert [name for name in names if "__pycache__" in name or name.startswith(("tests", "docs"))] == []
+    assert "fst_optimizer/tuning/space.json" in names
     model = installed / "fst_optimizer/programs/letters/model"
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
         path.name for path in model.iterdir()

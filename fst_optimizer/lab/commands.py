@@ -5,7 +5,6 @@ A new measurement is one module beside this one and one `@lab.command` here.
 
 from __future__ import annotations
 
-import shlex
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fst_optimizer.speak import consoles, quiet_libraries, told_plainly
+from fst_optimizer.speak import consoles, quiet_libraries, this_command, told_plainly
 from fst_optimizer.task_run import Sizes
 
 lab = typer.Typer(
@@ -88,7 +87,7 @@ def compare_command(
         everything = [job for some in work.values() for job in some]
         plan.check_jobs(everything)
         launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
-        extra = {"command": _command(), "max_rollouts": max_rollouts, "sweep": _read_sweep(sweep)}
+        extra = {"command": this_command(), "max_rollouts": max_rollouts, "sweep": _read_sweep(sweep)}
         for folder, some in work.items():
             runs = [compare.read_run(job.folder) for job in some]
             data = compare.save_comparison(runs, out / folder, extra=extra)
@@ -138,7 +137,7 @@ def sweep_command(
         everything = [job for _, job in work]
         plan.check_jobs(everything)
         launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
-        extra = {"command": _command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
+        extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
         _show_sweep(console, sweep.save_sweep(work, out, extra=extra), out / "sweep.json")
 
 
@@ -186,7 +185,7 @@ def bench_command(
                 numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
             finally:
                 policy.close()
-        data = {"command": _command(), "model": shown_model(str(source)), **numbers}
+        data = {"command": this_command(), "model": shown_model(str(source)), **numbers}
         write_json(out, data)
         for name, value in data.items():
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -214,13 +213,6 @@ def _joined(*parts: dict[str, list[str]]) -> dict[str, list[str]]:
     """Settings by method, later ones after earlier ones."""
     methods = dict.fromkeys(method for part in parts for method in part)
     return {method: [pair for part in parts for pair in part.get(method, ())] for method in methods}
-
-
-def _command() -> str:
-    """This command line, for people to type again."""
-    import sys
-
-    return shlex.join(["fst", *sys.argv[1:]])
 
 
 def _read_sweep(path: Path | None) -> dict[str, Any]:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fst_optimizer.errors import StopRun
 from fst_optimizer.run.files import sync_file, writing
 from fst_optimizer.types import RolloutCounts
 
 Callback = Callable[[Mapping[str, Any]], None]
-"""Receives every line of `metrics.jsonl`, and `{"kind": "progress", "phase", "done", "total", ...}` in between."""
+"""Receives every line of `metrics.jsonl`, and `{"kind": "progress", "phase", "done", "total", ...}` in between.
+
+It may raise `StopRun`: the run then ends after the phase that is under way."""
 
 
 class MetricsLog:
@@ -27,6 +30,8 @@ class MetricsLog:
     def __init__(self, path: Path, callbacks: Sequence[Callback] = ()) -> None:
         self.path = path
         self.callbacks = tuple(callbacks)
+        self.stop_asked = False
+        """Whether a callback wants the run to end."""
         self._started = time.monotonic()
 
     @property
@@ -71,7 +76,10 @@ class MetricsLog:
 
     def _tell(self, data: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
-            callback(data)
+            try:
+                callback(data)
+            except StopRun:
+                self.stop_asked = True
 
 
 def _finite(value: Any) -> Any:

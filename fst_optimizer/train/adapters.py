@@ -46,26 +46,64 @@ def attach(
     `target_modules` None means every linear layer but the LM head. The same seed gives the same matrices, and the
     global RNG is left where it was.
     """
-    config = LoraConfig(
+    config = _shape(base_model, rank, alpha, dropout, target_modules)
+    with _seeded(seed):
+        model = get_peft_model(cast(Any, base_model), config)
+    model.eval()
+    return cast(PeftModel, model)
+
+
+def replace_trained(
+    model: PeftModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+    seed: int = 0,
+) -> None:
+    """Puts a fresh trained adapter, maybe of another shape, in the place of the old one: what `attach` would make.
+
+    The other versions must be gone: they have the old shape. Hold the model's lock.
+    """
+    others = sorted(set(model.peft_config) - {TRAINED})
+    assert not others, others
+    config = _shape(cast(nn.Module, model.get_base_model()), rank, alpha, dropout, target_modules)
+    model.delete_adapter(TRAINED)
+    with _seeded(seed):
+        model.add_adapter(TRAINED, config)
+    _activate_trained(model)
+    model.eval()
+
+
+def _shape(
+    base_model: nn.Module, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | None
+) -> LoraConfig:
+    return LoraConfig(
         r=rank,
         lora_alpha=cast(int, alpha),
         lora_dropout=dropout,
         target_modules=list(target_modules) if target_modules else _linear_layers(base_model),
         task_type="CAUSAL_LM",
     )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, the CPU's random numbers follow from the seed; afterwards they are where they were."""
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reseed the GPUs as well.
         torch.default_generator.manual_seed(seed)
-        model = get_peft_model(cast(Any, base_model), config)
-    model.eval()
-    return cast(PeftModel, model)
+        yield
 
 
 def _linear_layers(base_model: nn.Module) -> list[str]:
     """The last names (`q_proj`) of all linear layers but the head: peft's "all-linear" would list every path."""
     head = cast(Any, base_model).get_output_embeddings()
     linear = (name for name, layer in base_model.named_modules() if isinstance(layer, nn.Linear) and layer is not head)
-    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+    # Where adapters are on the model already, they hold linear layers of their own, and the model's are inside them.
+    own = (name.removesuffix(".base_layer") for name in linear if ".lora_" not in name)
+    return sorted({name.rsplit(".", 1)[-1] for name in own})
 
 
 def attach_from(base_model: nn.Module, folder: str | Path) -> PeftModel:

@@ -11,7 +11,7 @@ from servers import Proxy
 from soak import versions
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig
-from fst_optimizer.config import TrainConfig
+from fst_optimizer.config import LoraConfig, TrainConfig
 from fst_optimizer.engines import vllm_client, vllm_engine
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.testing import EngineContract, as_row, make_tiny_model, move_adapter
@@ -380,3 +380,21 @@ def test_what_others_may_reach_needs_the_key(vllm_server):
     assert vllm_server.api_key not in vllm_server.log_file.read_text()
     assert "127.0.0.1" in command
     assert os.environ.get("VLLM_API_KEY") != vllm_server.api_key
+
+
+def test_a_policy_that_starts_over_serves_other_adapters_under_the_same_numbers(attach):
+    policy = attach(lora=LoraConfig(rank=16, alpha=32))
+    move_adapter(policy, seed=1)
+    policy.publish()
+    _, before = ask(policy, 1, seed=5)
+    policy.start_over(LoraConfig(rank=8, alpha=8), seed=3)
+    assert policy.engine.versions() == {0}
+    request, base = ask(policy, 0, seed=5)
+    assert far(policy, 0, request, base) < EngineContract.TOLERANCE
+    move_adapter(policy, seed=2)
+    assert policy.publish() == 1
+    request, after = ask(policy, 1, seed=5)
+    assert far(policy, 1, request, after) < EngineContract.TOLERANCE
+    assert len({before.completion_ids, after.completion_ids, base.completion_ids}) == 3
+    policy.retire_all_but(())
+    assert policy.engine.versions() == {0}

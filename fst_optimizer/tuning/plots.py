@@ -1,0 +1,111 @@
+"""Optuna's plots of a study, each as a page to move about in and as a picture."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.tuning.storage import quiet_optuna
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+logger = logging.getLogger(__name__)
+LEAST_COMPLETE = 4
+"""Complete trials that fANOVA needs before its forest means anything."""
+
+
+def draw_plots(study: Study, objectives: Sequence[str], folder: Path) -> list[Path]:
+    """`history`, `slice`, `importance` and, by the number of objectives, `curves` or `pareto`, as .html and .png.
+
+    With several objectives the first three show the score. A plot that the study is too small for is left out.
+    """
+    import optuna.visualization as pages
+    from optuna.visualization import matplotlib as pictures
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    with quiet_optuna(), _quiet_figures():
+        for name, draw in _plots(study, objectives).items():
+            try:
+                page, axes = draw(pages), draw(pictures)
+            except (ValueError, RuntimeError) as error:
+                logger.warning("no plot of %s: %s", name, error)
+                continue
+            page.write_html(folder / f"{name}.html", include_plotlyjs="directory")
+            _save(axes, folder / f"{name}.png")
+            paths += [folder / f"{name}.html", folder / f"{name}.png"]
+    return paths
+
+
+def _plots(study: Study, objectives: Sequence[str]) -> dict[str, Callable[[Any], Any]]:
+    """Name -> what draws it, given one of Optuna's two modules."""
+    from optuna.importance import FanovaImportanceEvaluator
+
+    place = list(objectives).index("score")
+    one = len(objectives) == 1
+    score: dict[str, Any] = {"target_name": "score"}
+    if not one:
+        score["target"] = lambda trial: trial.values[place]
+    evaluator = FanovaImportanceEvaluator(seed=0)
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    found: dict[str, Callable[[Any], Any]] = {}
+    if complete:
+        found["history"] = lambda module: module.plot_optimization_history(study, **score)
+        found["slice"] = lambda module: module.plot_slice(study, **score)
+    if len(complete) >= LEAST_COMPLETE:
+        found["importance"] = lambda module: module.plot_param_importances(study, evaluator=evaluator, **score)
+    if one and complete:
+        found["curves"] = lambda module: module.plot_intermediate_values(study)
+    if len(objectives) in (2, 3) and complete:
+        found["pareto"] = lambda module: module.plot_pareto_front(study, target_names=list(objectives))
+    return found
+
+
+def importances(study: Study, objectives: Sequence[str]) -> dict[str, float]:
+    """Parameter -> its share of the score's variance by fANOVA; empty where there are too few complete trials.
+
+    Parameters that only some trials have are left out, as fANOVA does.
+    """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+    complete = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    if len(complete) < LEAST_COMPLETE:
+        return {}
+    place = list(objectives).index("score")
+    target = None if len(objectives) == 1 else lambda trial: trial.values[place]
+    try:
+        with quiet_optuna():
+            found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), target=target)
+    except (ValueError, RuntimeError) as error:  # e.g. all scores are equal
+        logger.warning("no importances: %s", error)
+        return {}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _save(axes: Any, path: Path) -> None:
+    import numpy as np
+    from matplotlib import pyplot
+
+    figure = np.atleast_1d(axes).flat[0].figure
+    figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
+
+
+@contextmanager
+def _quiet_figures() -> Iterator[None]:
+    """Figures are drawn into files, whatever display there is; tight layouts that do not fit are no news."""
+    import matplotlib
+
+    before = matplotlib.get_backend()
+    matplotlib.use("agg")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        matplotlib.use(before)

@@ -1,0 +1,128 @@
+"""When a trial is given up: Optuna's pruners on the grid of rollouts, by name.
+
+A trial's value at a step of Optuna is its validation score at that point of the grid, and the steps are 1, 2, ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.trial import TrialState
+
+from fst_optimizer.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+SCORES = "scores"
+"""The user attribute with a trial's validation scores by example, at each point of the grid that it passed."""
+P_VALUE = 0.05
+"""One-sided: how unlikely scores as low as these are, were the trial as good as the best one."""
+MOST_LIKE_BEFORE = 4
+"""Trials that the median needs before it means anything."""
+
+
+class SmallHyperband(BasePruner):
+    """Hyperband for studies of some dozens of trials: two brackets, which hide no trials from the sampler.
+
+    On nine points the one bracket keeps about a third of its trials at a ninth of the cap and again at a third, the
+    other at a third alone. Left out is Hyperband's last bracket, in which nothing is ever pruned: one trial in six.
+    And where Optuna sees `HyperbandPruner` itself, it shows a sampler only the trials of the same bracket, so that no
+    bracket of a small study would leave the sampler's random start.
+
+    Args:
+        points: Points of the grid.
+    """
+
+    def __init__(self, points: int) -> None:
+        self.pruner = HyperbandPruner(min_resource=1, max_resource=max(1, points - 1), reduction_factor=3)
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """See `optuna.pruners.BasePruner.prune`."""
+        return self.pruner.prune(study, trial)
+
+
+class WilcoxonOnGrid(BasePruner):
+    """Gives a trial up where its examples' scores are clearly below the best trial's at the same point of the grid.
+
+    Wilcoxon's signed-rank test over the validation examples, paired. Optuna's own `WilcoxonPruner` takes one value an
+    example over a trial's whole life; here every example is scored again as the trial learns.
+
+    Args:
+        p_value: Below which a difference counts. There are up to as many looks as points, so it is a small one.
+    """
+
+    def __init__(self, p_value: float = P_VALUE) -> None:
+        self.p_value = p_value
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """See `optuna.pruners.BasePruner.prune`."""
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if trial.last_step is None or not done:
+            return False
+        best = max(done, key=lambda other: other.value if other.value is not None else -math.inf)
+        point = str(trial.last_step)
+        ours, theirs = trial.user_attrs.get(SCORES, {}).get(point), best.user_attrs.get(SCORES, {}).get(point)
+        return bool(ours and theirs and clearly_below(ours, theirs, self.p_value))
+
+
+def clearly_below(ours: Mapping[str, float], theirs: Mapping[str, float], p_value: float = P_VALUE) -> bool:
+    """Whether these scores by example are below those, by a one-sided signed-rank test. Equal pairs count half."""
+    shared = sorted(ours.keys() & theirs.keys())
+    differences = [ours[name] - theirs[name] for name in shared]
+    if len(differences) < 2 or math.fsum(differences) >= 0:
+        return False
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences, alternative="less", zero_method="zsplit").pvalue) < p_value
+
+
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "hyperband": SmallHyperband,
+    "median": lambda points: MedianPruner(n_startup_trials=MOST_LIKE_BEFORE),
+    "wilcoxon": lambda points: WilcoxonOnGrid(),
+    "none": lambda points: NopPruner(),
+}
+"""Name -> from the number of points in the grid, a pruner."""
+
+
+def make_pruner(name: str, points: int, objectives: Sequence[str]) -> BasePruner:
+    """A pruner by name; with several objectives there is none, whatever the name.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    check_pruner(name)
+    return PRUNERS[name](points) if len(objectives) == 1 else NopPruner()
+
+
+def check_pruner(name: str) -> None:
+    """The name is a pruner's.
+
+    Raises:
+        UserError: it is not; the nearest name is given.
+    """
+    if name not in PRUNERS:
+        raise UserError(f"pruner is {name!r}: {did_you_mean(name, PRUNERS)}")
+
+
+def unpruned_rollouts(trials: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """What pruning saved: rollouts that the pruned trials would have gone on to spend, and their share of all.
+
+    A trial that was given up is taken to have spent otherwise what the complete ones spent on average: all have one
+    cap. None while no trial is complete.
+
+    Args:
+        trials: Each with `state` and `rollouts`; only complete and pruned ones are looked at.
+    """
+    complete = [trial["rollouts"] for trial in trials if trial["state"] == "complete"]
+    pruned = [trial["rollouts"] for trial in trials if trial["state"] == "pruned"]
+    if not complete:
+        return None
+    whole = math.fsum(complete) / len(complete)
+    spent, unpruned = sum(complete) + sum(pruned), sum(complete) + whole * len(pruned)
+    return {"spent": spent, "unpruned": unpruned, "share": 1 - spent / unpruned if unpruned else 0.0}
