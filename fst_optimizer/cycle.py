@@ -48,8 +48,8 @@ ROLLOUTS_KEPT = 32
 """Rollouts of a cycle that are written down for people to read."""
 UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)
 """Outcomes that say the answer's format failed."""
-FIRST_STEP = 2
-"""Phases of a cycle before its first slow step."""
+FIRST_STEP = 3
+"""The number of a cycle's first slow step among its phases."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def run_cycle(parts: Parts, state: State) -> State:
     """
     for number, phase in enumerate(phases(parts, state), start=1):
         if number > state.phase:
-            state = committed(parts, replace(phase(asked_to_stop(parts, state)), phase=number))
-    return committed(parts, next_cycle(parts.config, asked_to_stop(parts, state)))
+            state = committed(parts, phase(replace(asked_to_stop(parts, state), phase=number)))
+    return state
 
 
 def phases(parts: Parts, state: State) -> list[Phase]:
@@ -139,9 +139,12 @@ def committed(parts: Parts, state: State) -> State:
 
 
 def paid(parts: Parts, kind: str, phase: Phase, state: State) -> State:
+    """The state after a phase; the same state once the run has ended."""
+    return state if state.ended else within_caps(parts, kind, phase, state)
+
+
+def within_caps(parts: Parts, kind: str, phase: Phase, state: State) -> State:
     """The state after a phase. Where a cap is reached in it: the state before, what was spent counted, and ended."""
-    if state.ended:
-        return state
     before, reflections = parts.meter.rollouts, parts.reflector.calls
     cost_before = parts.reflector.cost_usd
     try:
@@ -153,7 +156,7 @@ def paid(parts: Parts, kind: str, phase: Phase, state: State) -> State:
             reflection_calls=state.reflection_calls + parts.reflector.calls - reflections,
             reflection_cost_usd=added_cost(state.reflection_cost_usd, cost_before, parts.reflector.cost_usd),
             ended="budget",
-            cap=spent.cap,
+            cap=state.cap or spent.cap,
             **parts.meter.spent(),
         )
 
@@ -203,6 +206,7 @@ def fast_round(parts: Parts, state: State, batches: Sequence[Sequence[Item]]) ->
         components=parts.components,
         rollouts_left=fast_left(config, state),
         reflections_left=reflections_left,
+        halted=lambda: bool(parts.meter.reached()),
     )
     state = replace(
         state,
@@ -302,23 +306,21 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
 
 
 def last_look(parts: Parts, state: State) -> State:
-    """The evaluation that ends a cycle."""
-    best = state.best.score
-    if state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
-        state = validated(parts, state)
-    else:
-        state = paid(parts, "eval", partial(validated, parts), state)
+    """The evaluation that ends a cycle, and what the guards make of it."""
+    if not state.ended or state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
+        state = asked_to_stop(parts, within_caps(parts, "eval", partial(validated, parts), state))
     seen = state.validated.get(leading(state.population, 1)[0].id)
     if seen is None or seen.policy_version != state.policy_version:  # a cap was in the way
-        return state
+        return next_cycle(parts.config, state)
     watch, alarms = after_eval(
         parts.config.guards,
         state.watch,
         score=seen.score,
-        better=state.best.score > best,
+        best=state.best.score,
+        best_before=state.val_score_before,
         kl_to_base=seen.kl_to_base,
     )
-    return replace(state, watch=watch, alarms=alarms)
+    return next_cycle(parts.config, replace(state, watch=watch, alarms=alarms))
 
 
 def validated(parts: Parts, state: State, *, only_new: bool = False) -> State:
@@ -468,7 +470,7 @@ def keep_rollouts(files: RunFiles, cycle: int, rollouts: Sequence[Rollout]) -> N
     lines = [json.dumps(readable(rollout), ensure_ascii=False) + "\n" for rollout in worst_first[:ROLLOUTS_KEPT]]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines))
+        path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def readable(rollout: Rollout) -> dict[str, object]:

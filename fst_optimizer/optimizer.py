@@ -10,6 +10,7 @@ The cycles themselves are in `cycle`.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,16 @@ from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.budget import Meter
 from fst_optimizer.run.evaluate import evaluate
-from fst_optimizer.run.files import RunFiles, locked, open_run, read_json, write_json
+from fst_optimizer.run.files import (
+    RunFiles,
+    locked,
+    open_run,
+    read_json,
+    sync_file,
+    sync_folder,
+    write_json,
+    writing,
+)
 from fst_optimizer.run.metrics import Callback, MetricsLog
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
@@ -167,8 +177,13 @@ class FST(Teleprompter):  # type: ignore[misc]
         teachers: tuple[Teacher, ...],
     ) -> dspy.Module:
         files, resuming = open_run(run_dir, resume=self.resume)
+        changes: list[str] = []
         name = self.task or type(student).__name__
         description = record.describe_run(self.config, policy, name, train, val, self.testset, teachers)
+        description["program"] = {
+            "instructions": seed_texts(student),
+            "reflection_lm": None if self.reflection_lm is None else str(self.reflection_lm.model),
+        }
         if resuming:
             before = read_json(files.config)
             changes = record.changes(before, description)
@@ -181,7 +196,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         program = attach_policy(student, policy)
         parts = self._parts(program, policy, train, val, files, teachers)
         try:
-            state = self._start(parts, program, resuming)
+            state = self._start(parts, program, resuming, changed=bool(changes))
             while not state.over:
                 state = run_cycle(parts, state)
             return self._finish(student, parts, state)
@@ -233,10 +248,10 @@ class FST(Teleprompter):  # type: ignore[misc]
             saver=Saver(files, policy, trainer, metrics, meter, payers, config.run.keep_checkpoints),
         )
 
-    def _start(self, parts: Parts, program: dspy.Module, resuming: bool) -> State:
+    def _start(self, parts: Parts, program: dspy.Module, resuming: bool, *, changed: bool) -> State:
         """The committed state, or the first one; evaluated before any cycle."""
         if resuming:
-            state = parts.saver.resume()
+            state = parts.saver.resume(changed=changed)
         else:
             seed, version = Candidate(seed_texts(program)), parts.policy.version
             state = State(population=Population((seed,), version), best=Best(seed, version), policy_version=version)
@@ -271,7 +286,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         policy.restore(version, policy.tensors(version) if version else None)
         compiled = apply_texts(attach_policy(student, policy, version), best.candidate.texts)
         compiled._compiled = True
-        without_unsaveable_lms(compiled).save(str(parts.files.program))
+        save_program(compiled, parts.files.program)
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
         state, test_score = self._tested(parts, state)
         name = self.task or type(student).__name__
@@ -280,6 +295,23 @@ class FST(Teleprompter):  # type: ignore[misc]
         parts.saver.finish()
         compiled.detailed_results = CompileResult(parts.files.root, result, state.population, best)
         return compiled
+
+
+def save_program(program: dspy.Module, path: Path) -> None:
+    """Write a program's DSPy state, without LMs that cannot be saved, whole or not at all.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    temporary = path.with_name(".program.tmp.json")
+    with writing(path):
+        try:
+            without_unsaveable_lms(program).save(str(temporary))
+        except RuntimeError as error:  # dspy's own, around whatever it was
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
 
 
 def default_run_dir(student: dspy.Module) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +25,11 @@ def _spelled(char: str) -> str:
     return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
 
 
+def unicode_only(text: str) -> str:
+    r"""Text that can be written: half a character, as in the name of an odd file, becomes `\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def plain_data(value: Any) -> Any:
     """Containers stay containers; anything else becomes text. Done twice, it changes nothing."""
     if isinstance(value, Mapping):
@@ -30,3 +37,24 @@ def plain_data(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_data(inner) for inner in value]
     return str(value)
+
+
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_SECRETS = (
+    re.compile(
+        r"(?i)((?:api[_-]?key|access[_-]?token|token|secret|password|key)(?:=|%3D|[\"']?:\s*[\"']?))[^\s&\"',)]{6,}"
+    ),
+    re.compile(r"(?i)(bearer\s+)[\w.~+/-]{6,}=*"),
+    re.compile(r"()\b(?:sk|rk|pk|hf|gsk|xai)[-_][\w-]{12,}"),
+    re.compile(r"()\bAIza[\w-]{20,}"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """An error's text without keys: those in the environment, and what looks like one in an address or a header."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text

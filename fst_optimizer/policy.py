@@ -185,12 +185,21 @@ class Policy:
         return self.version
 
     def restore(self, version: int, tensors: Mapping[str, Tensor] | None) -> None:
-        """Go back to a version: serve it, and train on from it. None: the base, whose adapter adds nothing."""
+        """Go back to a version: serve it, and train on from it. None: the base, whose adapter adds nothing.
+
+        Raises:
+            UserError: Another program stays at this number, with other weights.
+        """
         from fst_optimizer.train import adapters
 
+        if tensors is not None and version in self._tensors and not adapters.same(self._tensors[version], tensors):
+            raise UserError(
+                f"policy version {version} is in use by another program on this Policy, with other weights (a compiled "
+                "one, or policy.lm_at): make a new Policy for this run"
+            )
         with self.lock:
             adapters.restore(self.model, self.fresh_tensors if tensors is None else tensors)
-        if tensors is not None and version not in self.engine.versions():
+        if tensors is not None and version not in self._tensors:
             self._serve(version, dict(tensors))
         self.version = version
         self._newest = max(self._newest, version)
@@ -232,10 +241,12 @@ class Policy:
         self.version = self._newest = 0
 
     def continue_numbers_from(self, newest: int) -> None:
-        """Let the next published version be `newest` + 1, as when a run is resumed."""
-        self._newest = newest
+        """Let the next published version be `newest` + 1, as when a run is resumed; above all that are served."""
+        self._newest = max([newest, *self._tensors])
 
     def _serve(self, version: int, tensors: dict[str, Tensor]) -> None:
+        if version in self.engine.versions():  # of a publish that was interrupted
+            self.engine.retire(version)
         self.engine.publish(version, tensors)
         self._tensors[version] = tensors
 

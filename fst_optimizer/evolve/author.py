@@ -6,7 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fst_optimizer.errors import StorageError
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
+from fst_optimizer.plain import without_secrets
 from fst_optimizer.types import Candidate, Texts
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class Author:
         self._cycle = cycle
         self._left = reflections_left
         self._calls_before = reflector.calls
+        self.failure: StorageError | None = None
+        """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
         self._warned = False
 
     @property
@@ -81,9 +85,12 @@ class Author:
     def _reflect(self, name: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         try:
             text = self._reflector(name, current, dataset)
+        except StorageError as error:
+            self.failure = error
+            return None
         except Exception as error:
             self._warn_once(name, error)
-            self.notes.append(f"no new text for {name}: {type(error).__name__}: {error}")
+            self.notes.append(without_secrets(f"no new text for {name}: {type(error).__name__}: {error}"))
             return None
         if isinstance(text, str) and text.strip():
             return text.strip()
@@ -94,7 +101,8 @@ class Author:
     def _warn_once(self, name: str, error: Exception) -> None:
         """A dead reflector would say the same at every proposal."""
         level = logging.DEBUG if self._warned else logging.WARNING
-        logger.log(level, "the reflector failed on %s, the proposal is lost: %s: %s", name, type(error).__name__, error)
+        said = without_secrets(f"{type(error).__name__}: {error}")
+        logger.log(level, "the reflector failed on %s, the proposal is lost: %s", name, said)
         self._warned = True
 
 

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from fst_optimizer.errors import StorageError
 from fst_optimizer.faults import reach
+from fst_optimizer.plain import without_secrets
 from fst_optimizer.run.journal import Journal
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class LMReflector:
         )
         try:
             answer = self._ask(prompt)
+        except StorageError:
+            raise
         except Exception as error:
             self._failed(error)
             return None
@@ -82,7 +86,7 @@ class LMReflector:
         return None if self.note else text
 
     def _failed(self, error: Exception) -> None:
-        self.note = f"the reflection LM failed: {type(error).__name__}: {error}"
+        self.note = without_secrets(f"the reflection LM failed: {type(error).__name__}: {error}")
         logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
         self._warned = True
 

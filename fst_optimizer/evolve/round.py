@@ -63,6 +63,7 @@ def evolve(
     components: Sequence[str],
     rollouts_left: int | None = None,
     reflections_left: int | None = None,
+    halted: Callable[[], bool] = lambda: False,
     on_event: OnEvent | None = None,
 ) -> FastRound:
     """Evolve a population under one policy version.
@@ -82,6 +83,7 @@ def evolve(
         components: The components that may change.
         rollouts_left: What is left of the run's budget. None: no cap.
         reflections_left: Reflections that the run may still make. None: no cap.
+        halted: Asked before each proposal whether a cap of the run is reached.
         on_event: Told of progress.
 
     Neither `config.max_rollouts` nor `rollouts_left` is ever passed: no proposal starts unless its acceptance could be
@@ -103,7 +105,7 @@ def evolve(
     scores = _rescore(rescored, ledger, items, tell)
     known = {text_key(candidate.texts): candidate for candidate in rescored}
     author = Author(reflector, known, components, cycle, reflections_left, notes)
-    search = Search(rescored, scores, ledger, items, author, config, tell)
+    search = Search(rescored, scores, ledger, items, author, config, tell, halted)
     notes.append(f"ended: {search.run(turn=cycle, seed=f'{seed}/{cycle}')}")
     kept = select(Population(tuple(search.candidates), policy_version, search.scores), config.population)
     return FastRound(
@@ -149,6 +151,7 @@ class Search:
         author: Author,
         config: FastConfig,
         tell: OnEvent,
+        halted: Callable[[], bool],
     ) -> None:
         """`candidates` and `scores` grow by every accepted proposal."""
         self.candidates = candidates
@@ -160,6 +163,7 @@ class Search:
         self._author = author
         self._config = config
         self._tell = tell
+        self._halted = halted
         self._minibatch = min(config.minibatch, len(items))
         self._fruitless = 0
         self._skipped = 0
@@ -175,6 +179,8 @@ class Search:
             parts.next_iteration(state)
             self._author.asked = False
             found = proposer.propose(state)
+            if self._author.failure is not None:
+                raise self._author.failure
             if bridge.failure is not None:
                 raise FSTError("building the examples to reflect on failed") from bridge.failure
             self._judge(found, state)
@@ -190,6 +196,8 @@ class Search:
             return "patience"
         if self._author.exhausted:
             return "no reflections left"
+        if self._halted():
+            return "a cap of the run is reached"
         if self._ledger.left < self._dearest_attempt():
             return "the rollout budget"
         if self._skipped >= 4 * epoch * len(self._author.components):

@@ -20,6 +20,7 @@ from fst_optimizer.config import BudgetConfig
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
 from fst_optimizer.errors import EngineError
 from fst_optimizer.faults import reach
+from fst_optimizer.plain import unicode_only, without_secrets
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
@@ -136,6 +137,7 @@ class Collector:
                         on_rollout(result)
             except KeyboardInterrupt as interrupt:
                 results.throw(interrupt)  # it may have come while a result was looked at: the pool must know
+        self.journal.sync()
         if None in rollouts:
             raise BudgetSpent(self.meter.reached())
         if jobs and all(rollout and rollout.outcome is Outcome.ENGINE_ERROR for rollout in rollouts):
@@ -390,7 +392,7 @@ def describe_failure(outcome: Outcome, error: Exception | None) -> str:
         fields = ", ".join(f"`{name}`" for name in error.signature.output_fields)
         cut = " It was cut at max_tokens." if outcome is Outcome.TRUNCATED else ""
         return f"The answer could not be parsed.{cut} It must give the fields {fields} in the format asked for."
-    return f"{type(error).__name__}: {error}" if error else str(outcome)
+    return unicode_only(without_secrets(f"{type(error).__name__}: {error}")) if error else str(outcome)
 
 
 def _steps(trace: Sequence[Any], recorder: Recorder, unparsed: TraceStep | None) -> tuple[TraceStep, ...]:

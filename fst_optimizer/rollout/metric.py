@@ -10,6 +10,7 @@ from typing import Any
 
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.faults import reach
+from fst_optimizer.plain import unicode_only
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _score(answer: Any, function: Callable[..., Any], where: str) -> float:
 
 def _feedback(answer: Any) -> str:
     text = answer.get("feedback") if isinstance(answer, dict) else getattr(answer, "feedback", None)
-    return str(text) if text else ""
+    return unicode_only(str(text)) if text else ""
 
 
 def _accepts(function: Callable[..., Any], count: int) -> bool:

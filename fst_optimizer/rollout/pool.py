@@ -106,7 +106,7 @@ class _Run:
         while not self.stopping:
             with self.lock:  # a job is either to do or under way, whoever looks
                 try:
-                    if self.halted():
+                    if self.stopping or self.halted():
                         return
                     index = self.todo.get_nowait()
                 except queue.Empty:

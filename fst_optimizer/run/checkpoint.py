@@ -12,15 +12,26 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.faults import reach
-from fst_optimizer.run.files import RunFiles, checksum, read_json, sync_file, write_json, writing
-from fst_optimizer.run.state import State
+from fst_optimizer.run.files import (
+    ADAPTER,
+    CHECKPOINT,
+    JOURNAL,
+    RunFiles,
+    checksum,
+    read_json,
+    sync_file,
+    sync_folder,
+    write_json,
+    writing,
+)
+from fst_optimizer.run.state import Best, State
 
 if TYPE_CHECKING:
     from fst_optimizer.policy import Policy
@@ -30,8 +41,15 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 
+OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer.json")
+"""What a checkpoint's folders hold; whatever else lies there is the user's."""
+KEPT_FOR_VERSIONS = 4
+"""Checkpoints that are kept beyond the number asked for, to have older weights among them."""
+
+_HALF_WRITTEN = re.compile(r"\.policy-\d{6,}\..*")
+"""Adapters that a process was writing when it was killed."""
 _NAME = re.compile(r"checkpoint/\d{6,}")
-_FILE = re.compile(r"(checkpoint/\d{6,}|policy/policy-\d{6,})/[\w.]+")
+_FILE = re.compile(rf"(checkpoint/\d{{6,}}|policy/policy-\d{{6,}})/({'|'.join(map(re.escape, OWN_FILES))})")
 
 
 @dataclass(frozen=True)
@@ -84,8 +102,8 @@ def commit(
                 policy.save_version(version, files.policy(version))
     folder = files.checkpoint(number)
     _write_trainer(folder, trainer)
-    written = [path for version in versions for path in sorted(files.policy(version).iterdir())]
-    written += [path for path in sorted(folder.iterdir()) if path.suffix != ".tmp"]
+    places = [*map(files.policy, versions), folder]
+    written = [place / name for place in places for name in OWN_FILES if (place / name).exists()]
     known = {name: value for name, value in (checksums or {}).items() if name.startswith("policy/")}
     names = {path: _relative(files, path) for path in written}
     content = {
@@ -100,7 +118,8 @@ def commit(
     write_json(folder / "state.json", content)
     reach("files.commit", files.state)
     write_json(files.state, content)
-    _drop_old(files, number, keep)
+    with writing(files.root):
+        _drop_old(files, number, keep)
     policy.retire_all_but({*versions, policy.version})
     return _committed(content)
 
@@ -133,56 +152,69 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
 def last_whole(files: RunFiles) -> Committed:
     """The newest checkpoint that is undamaged; says so where that is not the last one.
 
+    Where the best pair's adapter is all that is damaged, which every checkpoint names, the best pair is forgotten.
+
     Raises:
         UserError: the run is of another format, or no checkpoint is whole.
     """
     problems: list[str] = []
-    for path in _manifests(files):
-        problem, content = _checked(files, path)
-        if content is not None and not problem:
+    usable: list[tuple[Committed, str]] = []
+    for path in (files.state, *files.manifests()):
+        content = _read(path, problems)
+        if content is None:
+            continue
+        found = _committed(content)
+        damaged = [name for name in found.checksums if not _whole(files, name, found.checksums[name])]
+        if not damaged:
             if problems:
-                name = content["checkpoint"]
-                logger.warning("%s; going on from the checkpoint before, %s", "; ".join(problems), name)
-            return _committed(content)
-        problems.append(problem)
+                logger.warning("%s; going on from %s", "; ".join(problems), content["checkpoint"])
+            return found
+        problem = ", ".join(f"{name} is damaged or missing" for name in damaged)
+        problems += [problem] if problem not in problems else []
+        state = found.state
+        only_best = {files.policy(state.best.policy_version).name} - {files.policy(state.policy_version).name}
+        if {Path(name).parent.name for name in damaged} <= only_best:
+            best = Best(state.population.best, state.policy_version)
+            usable.append((replace(found, state=replace(state, best=best, validated={})), problem))
+    if usable:
+        found, problem = usable[0]
+        logger.warning(
+            "%s; going on without it: the best pair so far is lost, the next evaluation names another", problem
+        )
+        return found
     raise UserError(f"run_dir {str(files.root)!r} has no checkpoint that is whole: " + "; ".join(problems))
 
 
-def _manifests(files: RunFiles) -> Iterator[Path]:
-    """`state.json`, and the states of the checkpoints before the one that it names, newest first."""
-    yield files.state
-    try:
-        named = str(read_json(files.state).get("checkpoint"))
-    except ValueError:
-        named = ""  # unreadable: any checkpoint may be the last
-    for folder in sorted(_numbered(files), reverse=True):
-        older = not _NAME.fullmatch(named) or folder.name < Path(named).name
-        if older and (folder / "state.json").exists():
-            yield folder / "state.json"
-
-
-def _checked(files: RunFiles, path: Path) -> tuple[str, dict[str, Any] | None]:
-    """What is wrong with a checkpoint, "" if nothing is, and its content."""
+def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """A manifest that says nothing wrong; else None, and what is wrong with it among the problems."""
+    name = "/".join(path.parts[-3:]) if path.parent.name.isdigit() else path.name
     try:
         content = read_json(path)
     except ValueError as error:
-        return f"{path.name} is damaged ({error})", None
-    if content.get("format") != FORMAT:
+        problems.append(f"{name} is damaged ({error})")
+        return None
+    number = content.get("format")
+    if isinstance(number, int) and number != FORMAT:
         raise UserError(
-            f"{path}: format {content.get('format')!r}, this version reads {FORMAT}; resume with the version "
-            "of fst_optimizer that wrote it"
+            f"{path}: format {number}, this version reads {FORMAT}; resume with the fst_optimizer that wrote it"
         )
     if content.get("sha256") != _digest(content):
-        return f"{path.name} is damaged (its checksum is another)", None
-    if not _NAME.fullmatch(content["checkpoint"]):
-        return f"{path.name} names {content['checkpoint']!r}, which is no checkpoint", None
-    for name, expected in content["files"].items():
-        if not _FILE.fullmatch(name):
-            return f"{path.name} names {name!r}, which is no file of a run", None
-        file = files.root / name
-        if not file.is_file() or not files.holds(file) or checksum(file) != expected:
-            return f"{name} is {'damaged' if file.exists() else 'missing'}", content
-    return "", content
+        problems.append(f"{name} is damaged (its checksum is another)")
+    elif not _NAME.fullmatch(content["checkpoint"]):
+        problems.append(f"{name} names {content['checkpoint']!r}, which is no checkpoint")
+    elif strange := [file for file in content["files"] if not _FILE.fullmatch(file)]:
+        problems.append(f"{name} names {strange[0]!r}, which is no file of a run")
+    else:
+        return content
+    return None
+
+
+def _whole(files: RunFiles, name: str, expected: str) -> bool:
+    path = files.root / name
+    try:
+        return path.is_file() and files.holds(path) and checksum(path) == expected
+    except OSError:  # a bad sector
+        return False
 
 
 def _committed(content: Mapping[str, Any]) -> Committed:
@@ -211,45 +243,53 @@ def _write_trainer(folder: Path, trainer: Trainer | None) -> None:
         path = folder / "optimizer.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in trained["tensors"].items()}, path)
         sync_file(path)
+        sync_folder(folder.parent)
     write_json(folder / "trainer.json", trained["numbers"])
 
 
 def _drop_old(files: RunFiles, number: int, keep: int) -> None:
-    """Remove checkpoints, journals and adapters that none of the last `keep` checkpoints needs."""
-    kept, needed = set(), set()
-    for folder in _numbered(files):
-        if number - keep < int(folder.name) <= number:
-            try:
-                needed |= read_json(folder / "state.json")["files"].keys()
-            except ValueError:
-                continue  # damaged, and no longer the last: nobody will go back to it
-            kept.add(folder.name)
-    _keep_only(files.root / "checkpoint", "[0-9]*", kept)
-    _keep_only(files.root / "journal", "[0-9]*.jsonl", {f"{name}.jsonl" for name in kept})
+    """Remove checkpoints, journals and adapters that nobody will go back to.
+
+    The last `keep` checkpoints stay, and a few more where these all have the same weights: one damaged adapter must not
+    be the end of them all.
+    """
+    kept: set[str] = set()
+    needed: set[str] = set()
+    versions: set[int] = set()
+    for path in files.manifests():
+        if len(kept) >= keep and (len(versions) >= keep or len(kept) >= keep + KEPT_FOR_VERSIONS):
+            break
+        try:
+            content = read_json(path)
+            names, version = set(content["files"]), int(content["state"]["policy_version"])
+        except (ValueError, KeyError):
+            continue  # damaged, and no longer the last
+        if int(path.parent.name) <= number:
+            kept.add(path.parent.name)
+            needed |= names
+            versions.add(version)
+    _keep_only(files.root / "checkpoint", CHECKPOINT, kept)
+    _keep_only(files.root / "journal", JOURNAL, {f"{name}.jsonl" for name in kept})
     adapters = {name.split("/")[1] for name in needed if name.startswith("policy/")}
-    _keep_only(files.policy(0).parent, "policy-*", adapters)
-    _keep_only(files.policy(0).parent, ".policy-*", set())  # half written, by a process that was killed
+    _keep_only(files.policy(0).parent, ADAPTER, adapters)
+    _keep_only(files.policy(0).parent, _HALF_WRITTEN, set())
 
 
 def _forget_after(files: RunFiles, found: Committed, policy: Policy) -> None:
     """Drop what came after a checkpoint, on disk and in memory: its version numbers will be given out again."""
     policy.retire_all_but(())
-    older = {path.name for path in _numbered(files) if int(path.name) <= found.number}
-    _keep_only(files.root / "checkpoint", "[0-9]*", older)
+    older = {path.parent.name for path in files.manifests() if int(path.parent.name) <= found.number}
+    _keep_only(files.root / "checkpoint", CHECKPOINT, older)
     named = {files.policy(version).name for version in (found.state.policy_version, found.state.best.policy_version)}
     newest = files.policy(found.state.policy_version).name
     adapters = files.policy(0).parent
-    _keep_only(adapters, "policy-*", named | {path.name for path in adapters.glob("policy-*") if path.name < newest})
+    _keep_only(adapters, ADAPTER, named | {path.name for path in adapters.glob("policy-*") if path.name < newest})
 
 
-def _numbered(files: RunFiles) -> list[Path]:
-    return [path for path in (files.root / "checkpoint").glob("[0-9]*") if path.name.isdigit()]
-
-
-def _keep_only(folder: Path, pattern: str, names: set[str]) -> None:
+def _keep_only(folder: Path, pattern: re.Pattern[str], names: set[str]) -> None:
     """Remove what has the run's own kind of name, but these; whatever else lies there is the user's."""
-    for entry in folder.glob(pattern):
-        if entry.name not in names:
+    for entry in folder.glob("*"):
+        if pattern.fullmatch(entry.name) and entry.name not in names:
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 

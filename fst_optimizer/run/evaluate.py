@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fst_optimizer.config import EvalConfig
+from fst_optimizer.errors import TrainingError
 from fst_optimizer.policy import Policy
 from fst_optimizer.rollout.collector import Collector, Request
 from fst_optimizer.types import Candidate, Item, Rollout
@@ -62,4 +64,9 @@ def measure_kl(
     requests = [Request(candidate, item) for item in items[: config.kl_examples]]
     rollouts = collector.run(requests, version=version, temperature=1.0)
     calls = [call for rollout in rollouts for call in rollout.calls]
-    return policy.kl_to_base(calls, version), len(rollouts)
+    kl = policy.kl_to_base(calls, version)
+    if not math.isfinite(kl):
+        raise TrainingError(
+            f"policy version {version} has a KL of {kl} to its base: its weights are broken; lower train.lr"
+        )
+    return kl, len(rollouts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ from typing import IO, Any
 
 from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.faults import reach
+
+CHECKPOINT = re.compile(r"\d{6,}")
+JOURNAL = re.compile(r"\d{6,}\.jsonl")
+ADAPTER = re.compile(r"policy-\d{6,}")
+CYCLE = re.compile(r"cycle-\d{6,}\.jsonl?")
+"""The names that a run gives to what is in its folders. All else is the user's."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,11 @@ class RunFiles:
         """Whether a path stays in the run directory, links followed."""
         return path.resolve().is_relative_to(self.root.resolve())
 
+    def manifests(self) -> list[Path]:
+        """The states beside the checkpoints, newest first."""
+        folders = [path for path in (self.root / "checkpoint").glob("*") if CHECKPOINT.fullmatch(path.name)]
+        return [folder / "state.json" for folder in sorted(folders, reverse=True) if (folder / "state.json").exists()]
+
     def population(self, cycle: int) -> Path:
         """Candidates, scores and lineage after a fast round."""
         return self.root / "population" / f"cycle-{cycle:06d}.json"
@@ -128,9 +140,14 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
         UserError: the directory holds a finished run, or an unfinished one and `resume` is off.
     """
     files = RunFiles(root)
+    for path in root.rglob("*"):
+        if path.is_symlink() and not files.holds(path):
+            raise UserError(
+                f"{path} leads out of the run directory, to {path.resolve()}: remove it, or copy what it names"
+            )
     if files.result.exists():
         raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
-    if files.state.exists():
+    if files.state.exists() or any(files.manifests()):
         if not resume:
             raise UserError(
                 f"run_dir {str(root)!r} holds an unfinished run: resume it (--resume, or resume=True), "
@@ -143,17 +160,30 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
 
 
 def _clear(files: RunFiles) -> None:
-    """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched."""
-    files.metrics.unlink(missing_ok=True)
-    for folder, pattern in (
-        ("checkpoint", "[0-9]*"),
-        ("journal", "[0-9]*.jsonl"),
-        ("policy", "policy-*"),
-        ("population", "cycle-*.json"),
-        ("rollouts", "cycle-*.jsonl"),
-    ):
-        for path in (files.root / folder).glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched.
+
+    Raises:
+        UserError: there is something of a run's names, and it was no run of ours.
+    """
+    folders = {"checkpoint": CHECKPOINT, "journal": JOURNAL, "policy": ADAPTER, "population": CYCLE, "rollouts": CYCLE}
+    found = [
+        path
+        for name, pattern in folders.items()
+        for path in (files.root / name).glob("*")
+        if pattern.fullmatch(path.name)
+    ]
+    found += [files.metrics] if files.metrics.exists() else []
+    if found and not _is_runs(files.config):
+        raise UserError(f"run_dir {str(files.root)!r} holds {found[0]}, which is of no run: give another directory")
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_runs(config: Path) -> bool:
+    try:
+        return {"config", "policy", "data"} <= read_json(config).keys()
+    except UserError:
+        return False
 
 
 @contextmanager
@@ -182,7 +212,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w") as handle:
+        # A text that is no Unicode (a file's name in an error) is spelled out: as an escape, it is JSON still.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
             json.dump(data, handle, indent=2, ensure_ascii=False, allow_nan=False)
             handle.write("\n")
             handle.flush()
@@ -198,10 +229,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or is no JSON object.
     """
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is this a run directory?") from None
-    except json.JSONDecodeError as error:
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object")

@@ -28,6 +28,8 @@ class Watch:
     """Mean rewards of the steps since the last evaluation."""
     evals: tuple[tuple[float, float], ...] = ()
     """(mean reward before it, validation score) of the last evaluations."""
+    best: float | None = None
+    """The best validation score at the end of the last cycle."""
     stale: int = 0
     """Cycles in a row without a better validation score."""
     told: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ def after_step(
 
 
 def after_eval(
-    config: GuardsConfig, watch: Watch, *, score: float, better: bool, kl_to_base: float
+    config: GuardsConfig, watch: Watch, *, score: float, best: float, best_before: float, kl_to_base: float
 ) -> tuple[Watch, tuple[Alarm, ...]]:
     """What the guards make of the evaluation at the end of a cycle.
 
@@ -110,13 +112,15 @@ def after_eval(
         config: Bounds.
         watch: What they had seen before.
         score: On the validation set, of the leading candidate.
-        better: Whether it is the best so far.
+        best: The best validation score so far, whatever phase of the cycle found it.
+        best_before: That of the start.
         kl_to_base: Nats per token.
     """
     evals = watch.evals
     if watch.rewards:
         evals = (*evals, (sum(watch.rewards) / len(watch.rewards), score))[-config.falling_evals - 1 :]
-    watch = replace(watch, rewards=(), evals=evals, stale=0 if better else watch.stale + 1)
+    better = best > (best_before if watch.best is None else watch.best)
+    watch = replace(watch, rewards=(), evals=evals, best=best, stale=0 if better else watch.stale + 1)
     pairs = list(pairwise(evals))
     falling = len(pairs) >= config.falling_evals and all(b[0] > a[0] and b[1] < a[1] for a, b in pairs)
     seen = {

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from fst_optimizer.run.files import writing
+from fst_optimizer.run.files import sync_folder, writing
 from fst_optimizer.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -68,13 +68,34 @@ class Journal:
         """Write down one that was just paid for; `cost_usd` is None where it is unknown."""
         self._add(f"reflection {_digest(prompt)}", text=text, cost_usd=cost_usd)
 
+    def sync(self) -> None:
+        """Make all of it survive a power cut."""
+        with self._lock:
+            if self._handle is not None and self.path is not None:
+                with writing(self.path):
+                    os.fsync(self._handle.fileno())
+                self._synced = time.monotonic()
+
     def close(self) -> None:
         """The phase is over, or the run: all of it is safe on disk."""
-        with self._lock:
-            handle, self._handle = self._handle, None
-            if handle is not None:
-                with handle:
-                    os.fsync(handle.fileno())
+        try:
+            self.sync()
+        finally:
+            with self._lock:
+                handle, self._handle = self._handle, None
+                if handle is not None:
+                    handle.close()
+
+    @staticmethod
+    def _append(handle: IO[bytes], line: bytes) -> None:
+        """The whole line or nothing of it: a disk that fills may take a part, and say nothing."""
+        before = os.fstat(handle.fileno()).st_size
+        try:
+            while line:
+                line = line[handle.write(line) :]
+        except OSError:
+            handle.truncate(before)
+            raise
 
     def _take(self, key: str) -> dict[str, Any] | None:
         with self._lock:
@@ -84,13 +105,15 @@ class Journal:
     def _add(self, key: str, **fields: Any) -> None:
         if self.path is None:
             return
-        entry = json.dumps({"key": key, "time_s": self._clock(), **fields}, ensure_ascii=False, allow_nan=False)
+        # ASCII, and Python's NaN: whatever a rollout holds, numbers of a broken model included, must not be lost here.
+        entry = json.dumps({"key": key, "time_s": self._clock(), **fields})
         line = f"{zlib.crc32(entry.encode()):08x} {entry}\n".encode()
         with self._lock, writing(self.path):
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._handle = self.path.open("ab", buffering=0)
-            self._handle.write(line)
+                sync_folder(self.path.parent)
+            self._append(self._handle, line)
             if time.monotonic() - self._synced >= SYNC_S:
                 os.fsync(self._handle.fileno())
                 self._synced = time.monotonic()

@@ -52,7 +52,7 @@ class MetricsLog:
             "rollouts": rollouts.to_json(),
             **{name: _finite(value) for name, value in fields.items()},
         }
-        with writing(self.path), self.path.open("a") as handle:
+        with writing(self.path), self.path.open("a", encoding="utf-8", errors="backslashreplace") as handle:
             handle.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
         self._tell(data)
 
@@ -64,7 +64,8 @@ class MetricsLog:
         """Bytes written so far, safe on disk; a checkpoint keeps it, so that a resume can cut what came after."""
         if not self.path.exists():
             return 0
-        sync_file(self.path)
+        with writing(self.path):
+            sync_file(self.path)
         return self.path.stat().st_size
 
     def resume(self, size: int, elapsed_s: float) -> None:

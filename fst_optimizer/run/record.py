@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import platform
 from collections.abc import Mapping, Sequence
@@ -75,8 +76,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a resumed run has otherwise than it had, in words. Both are contents of `config.json`."""
     return [
         f"{name}: {old!r} -> {new!r}"
-        for part in ("task", "config", "policy", "data", "teachers", "versions")
-        for name, old, new in _differences(part, before.get(part), now[part])
+        for part in ("task", "config", "policy", "data", "teachers", "program", "versions")
+        for name, old, new in _differences(part, before.get(part), now.get(part))
         if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
     ]
 
@@ -132,8 +133,9 @@ def total_cost_usd(config: FSTConfig, state: State) -> float | None:
 
 
 def digest(items: Sequence[Item]) -> dict[str, Any]:
-    """How many examples, and a hash of their inputs in order."""
-    joined = "".join(fingerprint(item.example) for item in items)
+    """How many examples, and a hash of all their fields in order."""
+    fields = [sorted(item.example.toDict().items()) for item in items]
+    joined = "".join(fingerprint(item.example) for item in items) + json.dumps(fields, default=repr)
     return {"examples": len(items), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
 
 

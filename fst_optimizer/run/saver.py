@@ -78,13 +78,17 @@ class Saver:
         )
         self._go_on_from(done)
 
-    def resume(self) -> State:
+    def resume(self, *, changed: bool = False) -> State:
         """The last state that is whole; policy, trainer, metrics and meter are put back to it.
+
+        `changed` settings or data make other rollouts of the unfinished phase: what it paid for is forgotten.
 
         Raises:
             UserError: The run is of another format, or nothing of it is whole.
         """
         found = restore(self.files, self.policy, self.trainer)
+        if changed:
+            shutil.rmtree(self.files.journal(0).parent, ignore_errors=True)
         self._go_on_from(found)
         elapsed_s = max(found.elapsed_s, self._journal.last_s)
         self.metrics.resume(found.metrics_size, elapsed_s)

@@ -62,7 +62,7 @@ class State:
     cycle: int = 0
     """Cycles done."""
     phase: int = 0
-    """Phases done of the cycle that is under way."""
+    """Of the cycle that is under way, the last phase that is done. 0 between two cycles."""
     started: bool = False
     """Whether the start has been evaluated, before any cycle."""
     step: int = 0

@@ -141,9 +141,18 @@ def restore(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     parameters = trained_parameters(model)
     if parameters.keys() != tensors.keys():
         raise UserError(f"the adapter's tensors do not fit the model: {_difference(parameters, tensors)}")
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            have, want = tuple(tensors[name].shape), tuple(parameter.shape)
+            raise UserError(f"the adapter's {name} is {have}, the policy's {want}: keep lora.rank as it was")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether these are the same weights, wherever they lie."""
+    return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name].cpu()) for name in one)
 
 
 def add_version(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -159,7 +159,7 @@ class Trainer:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state()` was taken; the next step is the same to the bit."""
-        tensors, numbers = state["tensors"], state["numbers"]
+        tensors, numbers = state["tensors"], {"updates": 0, "bad_steps": 0, **state["numbers"]}
         self._optimizer.state.clear()
         for full_name, value in tensors.items():
             name, key = full_name.rsplit(".", 1)
@@ -277,7 +277,7 @@ class Trainer:
         if self._bad_steps >= self._config.max_bad_steps:
             raise TrainingError(
                 f"{self._bad_steps} steps in a row gave a loss or gradient that is not finite (last: loss "
-                f"{report.loss}, gradient norm {report.grad_norm}): lower train.lr, or resume from the last checkpoint"
+                f"{report.loss}, gradient norm {report.grad_norm}): resume with a lower train.lr, and --allow-changes"
             )
         return dataclasses.replace(report, updated=False, reason=f"the {what} was not finite")
 

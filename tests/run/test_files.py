@@ -53,11 +53,34 @@ def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
     for path in (files.metrics, files.population(0), files.rollouts(0), files.policy(1) / "adapter_model.safetensors"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("left over")
-    for name in ("notes.txt", "policy/mine.txt"):
+    kept = ["checkpoint/1000/model.pt", "notes.txt", "policy/mine.txt", "policy/policy-mine/notes.txt"]
+    for name in kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("the user's")
+    with pytest.raises(UserError, match=r"holds .*, which is of no run: give another directory"):
+        open_run(tmp_path, resume=False)
+    write_json(files.config, {"config": {}, "policy": {}, "data": {}})
     open_run(tmp_path, resume=False)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["notes.txt", "policy/mine.txt"]
+    assert left == sorted([*kept, "config.json"])
+
+
+def test_a_run_that_lost_its_state_is_no_empty_directory(tmp_path):
+    write_json(RunFiles(tmp_path).checkpoint(3) / "state.json", {})
+    with pytest.raises(UserError, match="holds an unfinished run"):
+        open_run(tmp_path, resume=False)
+    assert open_run(tmp_path, resume=True)[1]
+
+
+@pytest.mark.parametrize("linked", ["metrics.jsonl", "journal", "population/cycle-000000.json"])
+def test_a_link_that_leads_out_of_the_directory_is_refused(tmp_path, linked):
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.write_text("the user's")
+    (run / linked).parent.mkdir(parents=True)
+    (run / linked).symlink_to(outside)
+    with pytest.raises(UserError, match="leads out of the run directory"):
+        open_run(run, resume=False)
+    assert outside.read_text() == "the user's"
 
 
 def test_paths_are_those_that_other_programs_read(tmp_path):
