@@ -87,7 +87,7 @@ def run_cycle(parts: Parts, state: State) -> State:
     """
     for number, phase in enumerate(phases(parts, state), start=1):
         if number > state.phase:
-            state = committed(parts, phase(asked_to_stop(parts, replace(state, phase=number))))
+            state = committed(parts, phase(replace(asked_to_stop(parts, state), phase=number)))
     return state
 
 
@@ -308,10 +308,10 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
 def last_look(parts: Parts, state: State) -> State:
     """The evaluation that ends a cycle, and what the guards make of it."""
     if not state.ended or state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
-        state = within_caps(parts, "eval", partial(validated, parts), state)
+        state = asked_to_stop(parts, within_caps(parts, "eval", partial(validated, parts), state))
     seen = state.validated.get(leading(state.population, 1)[0].id)
     if seen is None or seen.policy_version != state.policy_version:  # a cap was in the way
-        return next_cycle(parts.config, asked_to_stop(parts, state))
+        return next_cycle(parts.config, state)
     watch, alarms = after_eval(
         parts.config.guards,
         state.watch,
@@ -320,8 +320,7 @@ def last_look(parts: Parts, state: State) -> State:
         best_before=state.val_score_before,
         kl_to_base=seen.kl_to_base,
     )
-    state = replace(state, watch=watch, alarms=alarms)
-    return next_cycle(parts.config, asked_to_stop(parts, state))
+    return next_cycle(parts.config, replace(state, watch=watch, alarms=alarms))
 
 
 def validated(parts: Parts, state: State, *, only_new: bool = False) -> State:
