@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
 logger = logging.getLogger(__name__)
+IN_A_PICTURE = 7
+"""Parameters that a picture of slices has room for."""
 LEAST_COMPLETE = 4
 """Complete trials that fANOVA needs before its forest means anything."""
 
@@ -56,14 +60,56 @@ def _plots(study: Study, objectives: Sequence[str]) -> dict[str, Callable[[Any],
     found: dict[str, Callable[[Any], Any]] = {}
     if complete:
         found["history"] = lambda module: module.plot_optimization_history(study, **score)
-        found["slice"] = lambda module: module.plot_slice(study, **score)
+        found["slice"] = partial(_slices, study, score)
     if len(complete) >= LEAST_COMPLETE:
         found["importance"] = lambda module: module.plot_param_importances(study, evaluator=evaluator, **score)
     if one and complete:
-        found["curves"] = lambda module: module.plot_intermediate_values(study)
+        found["curves"] = partial(_curves, study)
     if len(objectives) in (2, 3) and complete:
         found["pareto"] = lambda module: module.plot_pareto_front(study, target_names=list(objectives))
     return found
+
+
+def _slices(study: Study, score: dict[str, Any], module: Any) -> Any:
+    """All parameters on the page; in the picture, which nobody can move about in, those that vary most."""
+    if module.__name__.endswith("visualization"):
+        return module.plot_slice(study, **score)
+    drawn = Counter(name for trial in study.get_trials(deepcopy=False) for name in trial.params)
+    different = {
+        name: len({str(trial.params.get(name)) for trial in study.get_trials(deepcopy=False)}) for name in drawn
+    }
+    most = sorted(drawn, key=lambda name: (-drawn[name], -different[name]))[:IN_A_PICTURE]
+    axes = module.plot_slice(study, params=most, **score)
+    for axis in axes if hasattr(axes, "__len__") else [axes]:
+        axis.tick_params(axis="x", labelsize=6, which="both", labelrotation=30)
+        axis.set_xlabel(axis.get_xlabel(), fontsize=7)
+    return axes
+
+
+def _curves(study: Study, module: Any) -> Any:
+    """Scores on the way. In the picture: what was given up in grey, what ended in blue, the best in red."""
+    if module.__name__.endswith("visualization"):
+        return module.plot_intermediate_values(study)
+    from matplotlib import pyplot
+
+    _, axes = pyplot.subplots(figsize=(6.4, 4.0))
+    best = study.best_trial.number
+    styles = {"pruned": ("#b0b0b0", 1.0), "complete": ("#2c6fbb", 1.2), "the best": ("#c0392b", 2.2)}
+    told = set()
+    for trial in sorted(study.get_trials(deepcopy=False), key=lambda trial: (trial.number == best, trial.number)):
+        kind = "the best" if trial.number == best else trial.state.name.lower()
+        if kind in styles and trial.intermediate_values:
+            color, width = styles[kind]
+            points = sorted(trial.intermediate_values.items())
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=width, marker="o", markersize=3)
+            told.add(kind)
+    for kind in styles:
+        if kind in told:
+            axes.plot([], [], color=styles[kind][0], linewidth=2, label=kind)
+    axes.set(xlabel="point of the grid of rollouts", ylabel="validation score", title="Scores on the way")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return axes
 
 
 def importances(study: Study, objectives: Sequence[str]) -> dict[str, float]:
