@@ -376,7 +376,8 @@ class RunConfig:
     """How a run keeps what it has. Nothing here changes what is learned."""
 
     keep_checkpoints: int = 2
-    """Checkpoints that stay on disk, the last included; the best pair's adapter always does."""
+    """Checkpoints that stay on disk, the last included, and up to four more until as many different weights are among
+    them; the best pair's adapter always does."""
     grace_s: float = 10.0
     """How long rollouts in flight may go on after Ctrl-C or SIGTERM, in seconds. A second Ctrl-C drops them."""
 
