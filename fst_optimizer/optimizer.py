@@ -36,8 +36,7 @@ from fst_optimizer.run.files import (
     locked,
     open_run,
     read_json,
-    sync_file,
-    sync_folder,
+    sync,
     write_json,
     writing,
 )
@@ -309,9 +308,9 @@ def save_program(program: dspy.Module, path: Path) -> None:
             without_unsaveable_lms(program).save(str(temporary))
         except RuntimeError as error:  # dspy's own, around whatever it was
             raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
-        sync_file(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def default_run_dir(student: dspy.Module) -> Path:

@@ -26,8 +26,7 @@ from fst_optimizer.run.files import (
     RunFiles,
     checksum,
     read_json,
-    sync_file,
-    sync_folder,
+    sync,
     write_json,
     writing,
 )
@@ -242,8 +241,8 @@ def _write_trainer(folder: Path, trainer: Trainer | None) -> None:
         folder.mkdir(parents=True)
         path = folder / "optimizer.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in trained["tensors"].items()}, path)
-        sync_file(path)
-        sync_folder(folder.parent)
+        sync(path)
+        sync(folder.parent)
     write_json(folder / "trainer.json", trained["numbers"])
 
 

@@ -220,7 +220,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -246,18 +246,9 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def sync_file(path: Path) -> None:
-    """Make a file's content survive a power cut."""
+def sync(path: Path) -> None:
+    """Make a file's content, or a rename in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

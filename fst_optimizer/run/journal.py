@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from fst_optimizer.run.files import sync_folder, writing
+from fst_optimizer.run.files import sync, writing
 from fst_optimizer.types import Rollout
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Journal:
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._handle = self.path.open("ab", buffering=0)
-                sync_folder(self.path.parent)
+                sync(self.path.parent)
             self._append(self._handle, line)
             if time.monotonic() - self._synced >= SYNC_S:
                 os.fsync(self._handle.fileno())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fst_optimizer.errors import StopRun
-from fst_optimizer.run.files import sync_file, writing
+from fst_optimizer.run.files import sync, writing
 from fst_optimizer.types import RolloutCounts
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -65,7 +65,7 @@ class MetricsLog:
         if not self.path.exists():
             return 0
         with writing(self.path):
-            sync_file(self.path)
+            sync(self.path)
         return self.path.stat().st_size
 
     def resume(self, size: int, elapsed_s: float) -> None:
