@@ -11,6 +11,7 @@ from collections import Counter
 import optuna
 import pytest
 from run_check import assert_as_designed
+from servers import hear_interrupts
 from tiny_study import SPACE
 from tiny_task import write_task
 from typer.testing import CliRunner
@@ -43,6 +44,7 @@ def started(arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=hear_interrupts,
     )
 
 
@@ -86,7 +88,7 @@ def test_the_command_from_start_to_end_and_the_winner_compiled_again(task, tmp_p
     assert "trial 0 running" in said.stderr and "trial 0 complete" in said.stderr
     assert "finished  2 of 2 trials" in said.stdout and "the best configuration is" in said.stdout
     summary = read_json(folder / "tune.json")
-    assert summary["command"].startswith("fst ") and summary["states"] == {"complete": 2}
+    assert summary["command"].startswith("fst") and summary["states"] == {"complete": 2}
     assert summary["study"] == "tiny-0"
     for row in summary["trials"]:
         assert_as_designed(folder / "trials" / f"trial-{row['trial']:06d}")
