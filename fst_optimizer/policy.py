@@ -219,11 +219,12 @@ class Policy:
         """
         from fst_optimizer.train import adapters
 
-        self.lora = lora or self.lora
-        self.seed = self.seed if seed is None else seed
+        wanted = lora or self.lora
         most = getattr(getattr(self.engine, "server", None), "max_lora_rank", None)
-        if most is not None and self.lora.rank > most:
-            raise UserError(f"lora.rank is {self.lora.rank}: this policy's vLLM server was started for at most {most}")
+        if most is not None and wanted.rank > most:
+            raise UserError(f"lora.rank is {wanted.rank}: this policy's vLLM server was started for at most {most}")
+        self.lora = wanted
+        self.seed = self.seed if seed is None else seed
         for version in sorted(self._tensors):
             self.engine.retire(version)
         self._tensors.clear()

@@ -86,6 +86,12 @@ class RunFiles:
         """Whether a path stays in the run directory, links followed."""
         return path.resolve().is_relative_to(self.root.resolve())
 
+    def drop_journals(self) -> None:
+        """Remove all journals; whatever else lies in their folder is the user's."""
+        for path in self.journal(0).parent.glob("*.jsonl"):
+            if JOURNAL.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
     def manifests(self) -> list[Path]:
         """The states beside the checkpoints, newest first."""
         folders = [path for path in (self.root / "checkpoint").glob("*") if CHECKPOINT.fullmatch(path.name)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -88,7 +87,7 @@ class Saver:
         """
         found = restore(self.files, self.policy, self.trainer)
         if changed:
-            shutil.rmtree(self.files.journal(0).parent, ignore_errors=True)
+            self.files.drop_journals()
         self._go_on_from(found)
         elapsed_s = max(found.elapsed_s, self._journal.last_s)
         self.metrics.resume(found.metrics_size, elapsed_s)
@@ -107,7 +106,7 @@ class Saver:
     def finish(self) -> None:
         """The result is written: nobody will look for what the last phases paid for."""
         self.close()
-        shutil.rmtree(self.files.journal(0).parent, ignore_errors=True)
+        self.files.drop_journals()
 
     def _go_on_from(self, last: Committed) -> None:
         self._journal.close()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import FSTError
 from fst_optimizer.tuning import standing
@@ -169,7 +169,7 @@ def _back_in_the_queue(study: Study, mine: list[Trial]) -> None:
             try_again(study, frozen)
 
 
-def _state(study: Study, trial: Trial):  # type: ignore[no-untyped-def]
+def _state(study: Study, trial: Trial) -> Any:
     return study._storage.get_trial(trial._trial_id)
 
 

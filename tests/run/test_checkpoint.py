@@ -268,5 +268,7 @@ def test_what_lies_in_the_folders_and_is_not_the_runs_stays(files, policy):
         (files.root / name).write_text("")
     three(files, policy)
     restore(files, policy, None)
+    files.drop_journals()
+    assert [path.name for path in (files.root / "journal").iterdir()] == ["notes.txt"]
     assert all((files.root / folder / "notes.txt").exists() for folder in ("checkpoint", "policy", "journal"))
     assert not list((files.root / "policy").glob(".policy-*"))
