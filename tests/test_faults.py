@@ -137,19 +137,25 @@ REFLECTION = {
         raising(ConnectionError("429")),
         "reflection LM failed: ConnectionError: 429",
     ),
-    "the reflection LM refuses": (lambda _: "I cannot help with that.", ""),
+    "the reflection LM refuses": (lambda _: "I cannot help with that.", "ended: max_proposals"),
     "the reflection LM answers nothing": (lambda _: "", "answered nothing"),
     "the reflection LM repeats the text": (lambda _: "Answer.", "repeated the instruction"),
 }
 
 
 @pytest.mark.parametrize("fault", REFLECTION)
-def test_a_fault_of_the_reflection_lm_costs_that_proposal(scripted, tmp_path, fault):
+def test_a_fault_of_the_reflection_lm_costs_that_proposal(scripted, tmp_path, caplog, fault):
     effect, note = REFLECTION[fault]
     with inject("reflection.answer", effect, times=2):
         result = compiled(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
     first = read_json(tmp_path / "run" / "population" / "cycle-000000.json")
     assert any(note in found for found in first["notes"])
+    if fault == "the reflection LM refuses":
+        assert first["notes"] == [note]  # its text was tried like any other
+    fast = [line for line in lines(tmp_path / "run") if line["kind"] == "fast"]
+    assert [line["proposals"] for line in fast] == [2, 2]
+    warned = [record for record in caplog.records if "reflection LM failed" in record.getMessage()]
+    assert len([record for record in warned if record.levelname == "WARNING"]) == (fault.endswith("rate-limited"))
     assert not any(RULE in text for candidate in first["candidates"] for text in candidate["texts"].values())
     second = read_json(tmp_path / "run" / "population" / "cycle-000001.json")
     assert second["notes"] == ["ended: max_proposals"]  # as if nothing had been
