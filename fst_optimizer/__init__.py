@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import (
+from fst_optimizer.config.run import (
     BudgetConfig,
     EvalConfig,
     FastConfig,
@@ -21,10 +21,10 @@ from fst_optimizer.config import (
 from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
 
 if TYPE_CHECKING:
-    from fst_optimizer.engines.vllm_server import VLLMServer
-    from fst_optimizer.loading import load
+    from fst_optimizer.engines.vllm.server import VLLMServer
+    from fst_optimizer.finished.load import load
     from fst_optimizer.optimizer import FST, CompileResult
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
     from fst_optimizer.tuning.api import TuneResult, tune
 
 __version__ = "0.1.0"
@@ -56,9 +56,9 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 _LATE = {
     "FST": "optimizer",
     "CompileResult": "optimizer",
-    "Policy": "policy",
-    "VLLMServer": "engines.vllm_server",
-    "load": "loading",
+    "Policy": "policy.policy",
+    "VLLMServer": "engines.vllm.server",
+    "load": "finished.load",
     "TuneResult": "tuning.api",
     "tune": "tuning.api",
 }

@@ -22,23 +22,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import batch_at
 from fst_optimizer.errors import Paused
 from fst_optimizer.evolve.population import spread
 from fst_optimizer.evolve.reflect import Reflector
 from fst_optimizer.evolve.round import evolve
-from fst_optimizer.policy import Policy
+from fst_optimizer.policy.policy import Policy
+from fst_optimizer.program.student import Teacher
 from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.credit import credit
-from fst_optimizer.run.budget import BudgetSpent, Meter
 from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
-from fst_optimizer.run.files import RunFiles, write_json, writing
-from fst_optimizer.run.guards import after_eval, after_step
-from fst_optimizer.run.metrics import MetricsLog
+from fst_optimizer.run.monitors import after_eval, after_step
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State, ValidationScore
-from fst_optimizer.student import Teacher
+from fst_optimizer.store.files import RunFiles, write_json, writing
+from fst_optimizer.store.meter import BudgetSpent, Meter
+from fst_optimizer.store.metrics import MetricsLog
 from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import Candidate, Item, Outcome, Population, Rollout
 

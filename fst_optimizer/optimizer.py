@@ -20,18 +20,27 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from fst_optimizer.config import FSTConfig, preset
+from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.cycle import Parts, committed, counting, run_cycle, validated
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
-from fst_optimizer.evolve.bridge import apply_texts, seed_texts
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.program.student import (
+    Teacher,
+    attach_policy,
+    check_roles,
+    checked_student,
+    checked_teachers,
+    without_unsaveable_lms,
+)
+from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
-from fst_optimizer.run.budget import Meter
 from fst_optimizer.run.evaluate import evaluate
-from fst_optimizer.run.files import (
+from fst_optimizer.run.saver import Saver
+from fst_optimizer.run.state import Best, State
+from fst_optimizer.store.files import (
     RunFiles,
     locked,
     open_run,
@@ -40,21 +49,12 @@ from fst_optimizer.run.files import (
     write_json,
     writing,
 )
-from fst_optimizer.run.metrics import Callback, MetricsLog
-from fst_optimizer.run.saver import Saver
-from fst_optimizer.run.state import Best, State
-from fst_optimizer.student import (
-    Teacher,
-    attach_policy,
-    check_roles,
-    checked_student,
-    checked_teachers,
-    without_unsaveable_lms,
-)
+from fst_optimizer.store.meter import Meter
+from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.types import Candidate, Item, Population, items_of
 
 if TYPE_CHECKING:
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
 

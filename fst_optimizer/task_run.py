@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.loading import KEY_VARIABLE, finished
-from fst_optimizer.run.files import RunFiles, read_json
-from fst_optimizer.settings import Settings, assignments, base_config, read_settings, settled
+from fst_optimizer.finished.load import KEY_VARIABLE, finished
+from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
-    from fst_optimizer.engines.vllm_server import OnWait
+    from fst_optimizer.engines.vllm.server import OnWait
+    from fst_optimizer.finished.score import TestScore
     from fst_optimizer.optimizer import CompileResult
-    from fst_optimizer.policy import Policy
-    from fst_optimizer.run.held_out import TestScore
-    from fst_optimizer.run.metrics import Callback
+    from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.store.metrics import Callback
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def plan_run(choices: Choices) -> Plan:
 def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = ()) -> CompileResult:
     """Run FST on the task; its test scores are part of the result."""
     from fst_optimizer.optimizer import FST
-    from fst_optimizer.student import give_lm
+    from fst_optimizer.program.student import give_lm
 
     task, sizes = plan.task, plan.sizes
     policy = make_policy(choices, plan, telling(callbacks))
@@ -114,8 +114,8 @@ def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = (
 
 def make_policy(choices: Choices, plan: Plan, on_wait: OnWait | None = None) -> Policy:
     """The policy to train: the recorded one when a run is resumed, else of `--model` or the task's own model."""
-    from fst_optimizer.loading import load_policy
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.finished.load import load_policy
+    from fst_optimizer.policy.policy import Policy
 
     engine = choices.engine or (plan.recorded or {}).get("policy", {}).get("engine", "torch")
     if choices.url is not None and engine != "vllm":
@@ -171,7 +171,7 @@ def eval_task(
         engine: What generates. None: what the run used.
         on_progress: A callback for progress events.
     """
-    from fst_optimizer.run.held_out import score_run
+    from fst_optimizer.finished.score import score_run
 
     _, recorded = finished(run_dir)
     task = load_task(name)

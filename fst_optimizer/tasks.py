@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 
 if TYPE_CHECKING:

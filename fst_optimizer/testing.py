@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import TrainConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.errors import EngineError, RetiredVersion
 from fst_optimizer.types import Call, TrainRow
@@ -21,7 +21,7 @@ from fst_optimizer.types import Call, TrainRow
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
 
 Answer = Callable[[str, GenerationRequest], str]
 """From the prompt's text, special tokens included, and the request, the completion's text."""
@@ -174,7 +174,7 @@ def move_adapter(policy: Policy, *, size: float = 0.1, seed: int = 0) -> None:
     """Give the trainable adapter a random B, so that the next published version is not the base."""
     import torch
 
-    from fst_optimizer.train.adapters import trained_parameters
+    from fst_optimizer.model.lora import trained_parameters
 
     generator = torch.Generator().manual_seed(seed)
     with policy.lock, torch.no_grad():

@@ -14,7 +14,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.plain import plain_data
+from fst_optimizer.text import plain_data
 
 if TYPE_CHECKING:
     import dspy

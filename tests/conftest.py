@@ -3,7 +3,7 @@ import json
 import pytest
 from servers import MISSING, installed_version, need_vllm
 
-from fst_optimizer.policy import Policy
+from fst_optimizer.policy.policy import Policy
 from fst_optimizer.testing import ScriptedEngine, make_tiny_model
 
 

@@ -9,8 +9,8 @@ from dspy.lm15 import Usage as Tokens
 
 from fst_optimizer import FST, FSTConfig, UserError, load
 from fst_optimizer.errors import EngineError
-from fst_optimizer.run.budget import cost_usd
-from fst_optimizer.run.files import read_json
+from fst_optimizer.store.files import read_json
+from fst_optimizer.store.meter import cost_usd
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import Usage

@@ -15,7 +15,7 @@ import typer
 import yaml
 from dspy.lm15 import Message, Response, TextPart, Usage
 
-from fst_optimizer.cli import app
+from fst_optimizer.cli.main import app
 from fst_optimizer.testing import chat_answer
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from dspy.utils.dummies import DummyLM
 
 from fst_optimizer import FST, FSTConfig, Policy, UserError, load
 from fst_optimizer.errors import MetricError
-from fst_optimizer.run.files import read_json
+from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import chat_answer, make_tiny_model
 
 RULE = "Say right, never wrong."

@@ -26,7 +26,7 @@ def in_a_new_process(code: str, path: Path, cwd: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("module", ["fst_optimizer", "fst_optimizer.cli"])
+@pytest.mark.parametrize("module", ["fst_optimizer", "fst_optimizer.cli.main"])
 def test_importing_loads_nothing_heavy(module: str, tmp_path: Path) -> None:
     loaded = in_a_new_process(f"import sys, {module}; print(*sys.modules)", ROOT, tmp_path).split()
     assert HEAVY.intersection(loaded) == set()

@@ -5,7 +5,7 @@ from run_check import assert_as_designed
 from test_optimizer import TRAIN, VAL, answer, optimizer, student_of
 
 from fst_optimizer.errors import StopRun
-from fst_optimizer.run.files import read_json
+from fst_optimizer.store.files import read_json
 
 
 def stopping_at(kind, number):

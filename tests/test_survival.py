@@ -10,9 +10,9 @@ from test_optimizer import TRAIN, VAL, Program, answer, optimizer, student_of
 
 from fst_optimizer import UserError
 from fst_optimizer.errors import StorageError
-from fst_optimizer.faults import inject, raising
-from fst_optimizer.plain import without_secrets
-from fst_optimizer.run.files import RunFiles, read_json
+from fst_optimizer.failpoints import inject, raising
+from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.text import without_secrets
 
 INTERRUPTED = KeyboardInterrupt()
 

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion
-from fst_optimizer.faults import reach
+from fst_optimizer.failpoints import reach
 from fst_optimizer.types import Call, Outcome
 
 if TYPE_CHECKING:
     import dspy
     from dspy.lm15 import Request, Response
 
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
 
 SETTING = "fst_recorder"
 """The key in `dspy.settings` under which a rollout's recorder travels, into dspy's worker threads too."""

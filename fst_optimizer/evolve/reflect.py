@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fst_optimizer.errors import StorageError
-from fst_optimizer.faults import reach
-from fst_optimizer.plain import without_secrets
-from fst_optimizer.run.journal import Journal
+from fst_optimizer.failpoints import reach
+from fst_optimizer.store.journal import Journal
+from fst_optimizer.text import without_secrets
 
 if TYPE_CHECKING:
     import dspy

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import Any
 
-from fst_optimizer.config import FastConfig
+from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import FSTError
-from fst_optimizer.evolve import parts
-from fst_optimizer.evolve.author import Author, text_key
-from fst_optimizer.evolve.bridge import Bridge
-from fst_optimizer.evolve.ledger import Ledger, Score
+from fst_optimizer.evolve import gepa_parts as parts
+from fst_optimizer.evolve.budget import Ledger, Score
+from fst_optimizer.evolve.gepa_adapter import Bridge
 from fst_optimizer.evolve.population import frontier, select
+from fst_optimizer.evolve.proposer import Author, text_key
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
 from fst_optimizer.types import Candidate, Item, Population
 

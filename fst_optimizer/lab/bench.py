@@ -14,20 +14,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import TrainConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
-from fst_optimizer.evolve.bridge import apply_texts, seed_texts
-from fst_optimizer.policy import Policy
+from fst_optimizer.policy.policy import Policy
+from fst_optimizer.program.student import attach_policy
+from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.student import attach_policy
 from fst_optimizer.types import Candidate, Rollout, TrainRow, items_of
 
 if TYPE_CHECKING:
     import dspy
 
-    from fst_optimizer.config import FSTConfig
+    from fst_optimizer.config.run import FSTConfig
     from fst_optimizer.tasks import Task
 
 

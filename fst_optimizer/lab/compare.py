@@ -22,8 +22,8 @@ from fst_optimizer.lab.curves import (
     summary,
 )
 from fst_optimizer.lab.plan import Common, Job
-from fst_optimizer.run.files import RunFiles, read_json, write_json
-from fst_optimizer.run.metrics import read_metrics
+from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.store.metrics import read_metrics
 
 REFERENCE = "rl"
 FINAL = ("val_score_before", "val_score_after", "test_score_before", "test_score_after", "kl_to_base", "wall_s")

@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
-from fst_optimizer.config import FSTConfig
-from fst_optimizer.evolve.bridge import apply_texts, seed_texts
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.lab.plan import DSPY_METHODS
+from fst_optimizer.program.student import attach_policy, give_lm
+from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.evaluate import evaluate, measure_kl
-from fst_optimizer.run.files import open_run, write_json
-from fst_optimizer.run.metrics import MetricsLog
-from fst_optimizer.student import attach_policy, give_lm
+from fst_optimizer.store.files import open_run, write_json
+from fst_optimizer.store.metrics import MetricsLog
 from fst_optimizer.task_run import Choices, Plan, Sizes, make_policy, plan_run
 from fst_optimizer.types import Candidate, Item, RolloutCounts, items_of
 
 if TYPE_CHECKING:
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
 
 ANCHOR = 32
 """Training examples that GEPA scores every accepted candidate on: its Pareto set, paid from its budget."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config import ENGINES, METHODS, FSTConfig
+from fst_optimizer.config.overrides import assignments, flat
+from fst_optimizer.config.run import ENGINES, METHODS, FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
-from fst_optimizer.run.files import RunFiles, read_json
-from fst_optimizer.settings import assignments, flat
+from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.task_run import Choices, Sizes, plan_run
 
 DSPY_METHODS = ("dspy-gepa", "dspy-grpo", "dspy-together")
@@ -92,7 +92,7 @@ class Job:
         given = [text for name, value in options if value is not None for text in (name, str(value))]
         if self.plain_method in DSPY_METHODS:
             return ["fst_optimizer.lab.dspy_methods", self.task, *given]
-        return ["fst_optimizer.cli", "compile", self.task, *given, "--resume"]
+        return ["fst_optimizer.cli.main", "compile", self.task, *given, "--resume"]
 
 
 def variant_name(task: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab import tables
 from fst_optimizer.lab.figures import DRIFT, SCORES, draw_all
-from fst_optimizer.plain import plain
-from fst_optimizer.run.files import read_json
+from fst_optimizer.store.files import read_json
+from fst_optimizer.text import plain
 
 MOST_ROLLOUTS, MOST_KL, LEAST_GAIN = 1 / 3, 1 / 2, 0.10
 """The aims: FST's share of RL's rollouts and of RL's KL at RL's best, and its lead over GEPA alone."""

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import GenerationRequest
-from fst_optimizer.engines.vllm_client import completion_body
-from fst_optimizer.engines.vllm_engine import VLLMEngine
+from fst_optimizer.engines.vllm.client import completion_body
+from fst_optimizer.engines.vllm.engine import VLLMEngine
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab.bench import rollout_side, with_max_tokens
 from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
-    from fst_optimizer.config import FSTConfig
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.config.run import FSTConfig
+    from fst_optimizer.policy.policy import Policy
     from fst_optimizer.tasks import Task
 
 

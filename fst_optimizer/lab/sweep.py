@@ -10,7 +10,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.lab.compare import read_run
 from fst_optimizer.lab.curves import settled_best, standard_error
 from fst_optimizer.lab.plan import Common, Job
-from fst_optimizer.run.files import RunFiles, read_json, write_json
+from fst_optimizer.store.files import RunFiles, read_json, write_json
 
 WITHOUT_RATE = "gepa"
 """Never trains, so its learning rate decides nothing."""

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import pad
 
-from fst_optimizer.config import TrainConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
 
 MICROBATCH = 16
 """Rows in one of TRL's forward passes: the fastest of 8, 16, 32, 64 and 128 on the letters rows."""

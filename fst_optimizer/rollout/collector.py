@@ -16,16 +16,16 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 from dspy.utils.usage_tracker import UsageTracker
 
-from fst_optimizer.config import BudgetConfig
+from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
 from fst_optimizer.errors import EngineError
-from fst_optimizer.faults import reach
-from fst_optimizer.plain import unicode_only, without_secrets
-from fst_optimizer.policy import Policy
+from fst_optimizer.failpoints import reach
+from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
-from fst_optimizer.run.budget import BudgetSpent, Meter
-from fst_optimizer.run.journal import Journal
+from fst_optimizer.store.journal import Journal
+from fst_optimizer.store.meter import BudgetSpent, Meter
+from fst_optimizer.text import unicode_only, without_secrets
 from fst_optimizer.types import Candidate, Group, Item, Outcome, Rollout, TraceStep, Usage
 
 BuildProgram = Callable[[Candidate], dspy.Module]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fst_optimizer.config import RolloutConfig
+from fst_optimizer.config.run import RolloutConfig
 from fst_optimizer.types import Group, Outcome, Rollout, TrainRow
 
 

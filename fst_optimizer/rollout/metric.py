@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fst_optimizer.errors import MetricError, UserError
-from fst_optimizer.faults import reach
-from fst_optimizer.plain import unicode_only
+from fst_optimizer.failpoints import reach
+from fst_optimizer.text import unicode_only
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.faults import reach
-from fst_optimizer.run.files import (
+from fst_optimizer.failpoints import reach
+from fst_optimizer.run.state import Best, State
+from fst_optimizer.store.files import (
     ADAPTER,
     CHECKPOINT,
     JOURNAL,
@@ -30,10 +31,9 @@ from fst_optimizer.run.files import (
     write_json,
     writing,
 )
-from fst_optimizer.run.state import Best, State
 
 if TYPE_CHECKING:
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
     from fst_optimizer.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
     """
     from safetensors.torch import load_file
 
-    from fst_optimizer.train.adapters import load_adapter_tensors
+    from fst_optimizer.model.lora import load_adapter_tensors
 
     found = last_whole(files)
     state = found.state

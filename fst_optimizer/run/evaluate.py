@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fst_optimizer.config import EvalConfig
+from fst_optimizer.config.run import EvalConfig
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.policy import Policy
+from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.collector import Collector, Request
 from fst_optimizer.types import Candidate, Item, Rollout
 

@@ -11,15 +11,15 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
-from fst_optimizer.run.budget import cost_usd
+from fst_optimizer.store.meter import cost_usd
 
 if TYPE_CHECKING:
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.program.student import Teacher
     from fst_optimizer.run.state import State
-    from fst_optimizer.student import Teacher
     from fst_optimizer.types import Item
 
 logger = logging.getLogger(__name__)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from fst_optimizer.run.budget import Meter
 from fst_optimizer.run.checkpoint import Committed, commit, restore
-from fst_optimizer.run.files import RunFiles
-from fst_optimizer.run.journal import Journal
-from fst_optimizer.run.metrics import MetricsLog
 from fst_optimizer.run.state import State
+from fst_optimizer.store.files import RunFiles
+from fst_optimizer.store.journal import Journal
+from fst_optimizer.store.meter import Meter
+from fst_optimizer.store.metrics import MetricsLog
 
 if TYPE_CHECKING:
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
     from fst_optimizer.train.trainer import Trainer
 
 

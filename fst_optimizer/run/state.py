@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fst_optimizer.run.guards import Alarm, Watch
+from fst_optimizer.run.monitors import Alarm, Watch
 from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
 
 

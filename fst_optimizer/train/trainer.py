@@ -23,10 +23,10 @@ from accelerate.utils import reduce
 from peft import PeftModel
 from torch import Tensor
 
-from fst_optimizer.config import TrainConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.faults import reach
-from fst_optimizer.train.adapters import serving, trained_parameters
+from fst_optimizer.failpoints import reach
+from fst_optimizer.model.lora import serving, trained_parameters
 from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
 from fst_optimizer.train.losses import LOSSES, Loss, full_kl, kl_estimate
 from fst_optimizer.train.scoring import check_head, completion_hidden, paired_logits, token_logprobs

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import FSTConfig, LoraConfig, preset
+from fst_optimizer.config.overrides import PolicySettings, Settings, base_config
+from fst_optimizer.config.run import FSTConfig, LoraConfig, preset
 from fst_optimizer.errors import EngineError, UserError
-from fst_optimizer.run.files import RunFiles
-from fst_optimizer.settings import PolicySettings, Settings, base_config
+from fst_optimizer.store.files import RunFiles
 from fst_optimizer.tuning import noise, output
 from fst_optimizer.tuning.ask import (
     PRESETS,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import dspy
     from optuna import Study
 
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def tune(
         StudyStopped: three trials in a row failed of one cause.
     """
     need_tune()
-    from fst_optimizer.student import attach_policy, checked_student
+    from fst_optimizer.program.student import attach_policy, checked_student
 
     policy, version = checked_student(program)
     if version:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.overrides import Settings
 from fst_optimizer.errors import UserError
-from fst_optimizer.settings import Settings
 from fst_optimizer.task_run import Choices, Sizes, plan_run
 from fst_optimizer.tuning.grid import planned_rollouts
 from fst_optimizer.tuning.objectives import parse_objectives

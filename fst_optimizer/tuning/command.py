@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.run.files import write_json
+from fst_optimizer.store.files import write_json
 from fst_optimizer.tuning import output
 from fst_optimizer.tuning.ask import Ask, Prepared
 from fst_optimizer.tuning.confirm import confirmed, task_runs

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.lab.curves import summary as mean_of
-from fst_optimizer.run.files import write_json
+from fst_optimizer.store.files import write_json
 from fst_optimizer.tuning import noise, output
 from fst_optimizer.tuning.ask import Ask, Prepared
 from fst_optimizer.tuning.study import settings_json

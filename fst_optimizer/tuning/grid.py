@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.run import FSTConfig
 
 POINTS = 9
 """Points of a grid: Hyperband's rungs are at a ninth of the cap and at a third."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fst_optimizer.config.overrides import Settings
 from fst_optimizer.lab.curves import mean_interval, summary
-from fst_optimizer.run.files import RunFiles, read_json
-from fst_optimizer.settings import Settings
+from fst_optimizer.store.files import RunFiles, read_json
 
 TOP = 3
 """Configurations that get more seeds."""

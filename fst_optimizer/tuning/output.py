@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.overrides import Settings
 from fst_optimizer.lab.tables import markdown_table, number, spread
-from fst_optimizer.plain import plain
-from fst_optimizer.run.files import write_json
-from fst_optimizer.settings import Settings
+from fst_optimizer.store.files import write_json
+from fst_optimizer.text import plain
 from fst_optimizer.tuning.plots import draw_plots, importances
 from fst_optimizer.tuning.pruning import unpruned_rollouts
 from fst_optimizer.tuning.rows import HEAD, cells, row_json, short_params

@@ -20,8 +20,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from fst_optimizer.run.files import read_json
-from fst_optimizer.settings import Settings, flat, settled
+from fst_optimizer.config.overrides import Settings, flat, settled
+from fst_optimizer.store.files import read_json
 
 Space = Mapping[str, Mapping[str, Any]]
 """Setting -> where its values come from."""

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import FSTConfig, LoraConfig
+from fst_optimizer.config.overrides import PolicySettings, Settings, flat
+from fst_optimizer.config.run import FSTConfig, LoraConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.settings import PolicySettings, Settings, flat
 from fst_optimizer.tuning.objectives import DIRECTIONS
 from fst_optimizer.tuning.space import Space, parameters_of, suggest, with_values
 from fst_optimizer.tuning.storage import quiet_optuna

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.plain import plain
-from fst_optimizer.run.files import RunFiles, read_json, write_json
-from fst_optimizer.run.metrics import read_metrics
-from fst_optimizer.settings import Settings
+from fst_optimizer.config.overrides import Settings
+from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.store.metrics import read_metrics
+from fst_optimizer.text import plain
 from fst_optimizer.tuning.objectives import objective_values
 from fst_optimizer.tuning.pruning import SCORES
 from fst_optimizer.tuning.space import Space, suggest, with_values

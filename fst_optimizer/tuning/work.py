@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config import LoraConfig
+from fst_optimizer.config.overrides import Settings
+from fst_optimizer.config.run import LoraConfig
 from fst_optimizer.errors import EngineError, FSTError, MetricError, Paused, StorageError, TrainingError, UserError
-from fst_optimizer.settings import Settings
 
 if TYPE_CHECKING:
     import dspy
 
     from fst_optimizer.optimizer import CompileResult
-    from fst_optimizer.policy import Policy
-    from fst_optimizer.run.metrics import Callback
+    from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.store.metrics import Callback
 
 CAUSES: tuple[tuple[type[FSTError], str], ...] = (
     (EngineError, "engine dead"),
@@ -86,7 +86,7 @@ class Desk:
         testset: Sequence[dspy.Example] | None,
     ) -> CompileResult:
         from fst_optimizer.optimizer import FST
-        from fst_optimizer.student import give_lm
+        from fst_optimizer.program.student import give_lm
 
         fst = FST(
             self.work.metric,

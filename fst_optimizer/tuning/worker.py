@@ -191,7 +191,7 @@ def main() -> None:
     """The process's own entry."""
     import sys
 
-    from fst_optimizer.speak import consoles, quiet_libraries, told_plainly
+    from fst_optimizer.cli.console import consoles, quiet_libraries, told_plainly
     from fst_optimizer.tuning.workers import run_worker
 
     with told_plainly("the trial is in the queue again"):

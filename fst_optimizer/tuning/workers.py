@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.run.files import read_json, write_json
+from fst_optimizer.store.files import read_json, write_json
 from fst_optimizer.task_run import Choices, Sizes, make_policy, plan_run
 from fst_optimizer.tuning.ask import Ask
 from fst_optimizer.tuning.rows import row_json
@@ -25,8 +25,8 @@ from fst_optimizer.tuning.worker import POLL_S, STORAGE_VARIABLE, Manner, StudyS
 if TYPE_CHECKING:
     from optuna import Study
 
-    from fst_optimizer.config import LoraConfig
-    from fst_optimizer.policy import Policy
+    from fst_optimizer.config.run import LoraConfig
+    from fst_optimizer.policy.policy import Policy
     from fst_optimizer.tuning.table import Lines
 
 COMMAND = "command.json"

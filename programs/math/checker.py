@@ -1,4 +1,4 @@
-"""Compares answers with math-verify. Runs in the helper process of `fst_optimizer.guard`.
+"""Compares answers with math-verify. Runs in the helper process of `fst_optimizer.sandbox`.
 
 The time limits of math-verify need the main thread and cannot stop a single long computation, so they are off here:
 the guard ends the whole process instead.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from fst_optimizer.guard import Guard, Stopped
+from fst_optimizer.sandbox import Guard, Stopped
 
 from .problems import FAMILIES
 

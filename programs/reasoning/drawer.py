@@ -1,4 +1,4 @@
-"""Draws from reasoning-gym's data sets and scores answers. Runs in the helper process of `fst_optimizer.guard`."""
+"""Draws from reasoning-gym's data sets and scores answers. Runs in the helper process of `fst_optimizer.sandbox`."""
 
 import ast
 import difflib

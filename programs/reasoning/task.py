@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from fst_optimizer.guard import Guard, Stopped
+from fst_optimizer.sandbox import Guard, Stopped
 
 if TYPE_CHECKING:
     from fst_optimizer import FSTConfig

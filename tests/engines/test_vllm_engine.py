@@ -11,9 +11,10 @@ from servers import Proxy
 from soak import versions
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig
-from fst_optimizer.config import LoraConfig, TrainConfig
-from fst_optimizer.engines import vllm_client, vllm_engine
+from fst_optimizer.config.run import LoraConfig, TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
+from fst_optimizer.engines.vllm import client as vllm_client
+from fst_optimizer.engines.vllm import engine as vllm_engine
 from fst_optimizer.testing import EngineContract, as_row, make_tiny_model, move_adapter
 
 

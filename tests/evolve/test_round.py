@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_optimizer.config import FastConfig
+from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import FSTError, MetricError
 from fst_optimizer.evolve.population import frontier
 from fst_optimizer.evolve.reflect import ExtractiveReflector

@@ -2,7 +2,7 @@
 
 import json
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.run import FSTConfig
 
 
 def write_run(

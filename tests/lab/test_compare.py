@@ -115,7 +115,7 @@ def test_a_job_caps_the_rollouts_and_passes_its_settings_on():
     assert [job.folder.name for job in jobs] == ["fst-seed3", "rl-seed3"]
     arguments = " ".join(jobs[1].command())
     assert arguments.startswith(
-        "fst_optimizer.cli compile programs/letters --run-dir out/letters/rl-seed3 --method rl --set seed=3"
+        "fst_optimizer.cli.main compile programs/letters --run-dir out/letters/rl-seed3 --method rl --set seed=3"
     )
     assert "--set budget.max_rollouts=500 --set train.steps_per_cycle=2 --set train.lr=2e-3" in arguments
     assert arguments.endswith("--resume")

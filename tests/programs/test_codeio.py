@@ -10,8 +10,8 @@ from typing import Any
 import dspy
 import pytest
 
-from fst_optimizer.evolve.bridge import apply_texts, seed_texts
 from fst_optimizer.evolve.reflect import lessons
+from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector, Request
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.tasks import load_task

@@ -6,7 +6,7 @@ import pytest
 from dspy.utils.dummies import DummyLM
 
 from fst_optimizer.errors import EngineError, MetricError, UserError
-from fst_optimizer.evolve.bridge import apply_texts, seed_texts
+from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector, Request, grouped
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.testing import chat_answer

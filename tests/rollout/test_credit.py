@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_optimizer.config import RolloutConfig
+from fst_optimizer.config.run import RolloutConfig
 from fst_optimizer.rollout.credit import advantages, credit, reward
 from fst_optimizer.types import Call, Group, Outcome, Rollout
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fst_optimizer.config import TrainConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.errors import StorageError, UserError
-from fst_optimizer.faults import inject, raising
+from fst_optimizer.failpoints import inject, raising
 from fst_optimizer.run.checkpoint import commit, last_whole, restore
-from fst_optimizer.run.files import RunFiles, read_json, write_json
 from fst_optimizer.run.state import Best, State
+from fst_optimizer.store.files import RunFiles, read_json, write_json
 from fst_optimizer.testing import as_row, move_adapter
 from fst_optimizer.types import Candidate, Population
 

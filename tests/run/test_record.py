@@ -3,7 +3,7 @@ import json
 import dspy
 import pytest
 
-from fst_optimizer.config import FSTConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.run.record import changes, check_same_run, describe_run, result_of
 from fst_optimizer.run.state import Best, State

@@ -1,7 +1,7 @@
 import math
 from dataclasses import replace
 
-from fst_optimizer.run.guards import Watch
+from fst_optimizer.run.monitors import Watch
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
 

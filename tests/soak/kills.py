@@ -27,9 +27,9 @@ from typing import Any
 import dspy
 
 from fst_optimizer import FST, Policy
-from fst_optimizer.faults import inject
-from fst_optimizer.run.files import read_json
-from fst_optimizer.run.metrics import read_metrics
+from fst_optimizer.failpoints import inject
+from fst_optimizer.store.files import read_json
+from fst_optimizer.store.metrics import read_metrics
 from fst_optimizer.testing import ScriptedEngine, chat_answer, make_tiny_model
 
 IN_FLIGHT = 4

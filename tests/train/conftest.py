@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from fst_optimizer.train import adapters
+from fst_optimizer.model import lora as adapters
 from fst_optimizer.types import Call, TrainRow
 
 VOCABULARY, PAD = 64, 0

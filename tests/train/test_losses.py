@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fst_optimizer.config import LOSS_NAMES
+from fst_optimizer.config.run import LOSS_NAMES
 from fst_optimizer.train.losses import LOSSES, cispo, dr_grpo, full_kl, grpo, kl_estimate
 
 # Two rows of three tokens. Ratios pi_train / pi_sampler: 1, 1/2, 8 and 2, 1, 1.1.

@@ -8,7 +8,8 @@ import torch
 from peft import PeftModel
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.train import adapters, scoring
+from fst_optimizer.model import lora as adapters
+from fst_optimizer.train import scoring
 from fst_optimizer.train.batch import make_batch
 from fst_optimizer.train.losses import full_kl
 from fst_optimizer.train.trainer import kl_to_base

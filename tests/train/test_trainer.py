@@ -14,9 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load, save
 from transformers import Qwen3ForCausalLM
 
-from fst_optimizer.config import LOSS_NAMES, TrainConfig
+from fst_optimizer.config.run import LOSS_NAMES, TrainConfig
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.train import adapters
+from fst_optimizer.model import lora as adapters
 from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import Batch, token_weights
 from fst_optimizer.train.trainer import StepReport, Trainer, kl_to_base

@@ -9,7 +9,7 @@ import pytest
 from postgres import need_postgres, postgres
 from test_tune_command import check_killed_study, options, started, task, trials_of, wait_for
 
-from fst_optimizer.run.files import read_json
+from fst_optimizer.store.files import read_json
 
 __all__ = ["task"]  # a fixture
 

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, strategies
 
-from fst_optimizer.config import FSTConfig, preset
+from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.errors import StopRun
 from fst_optimizer.tuning.grid import grid_points, passed, planned_rollouts
 from fst_optimizer.tuning.watch import Watcher

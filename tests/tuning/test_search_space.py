@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings, strategies
 from optuna.trial import FixedTrial
 
-from fst_optimizer.config import FSTConfig, LoraConfig, preset
-from fst_optimizer.engines.vllm_server import RANKS
+from fst_optimizer.config.overrides import Settings
+from fst_optimizer.config.run import FSTConfig, LoraConfig, preset
+from fst_optimizer.engines.vllm.server import RANKS
 from fst_optimizer.errors import UserError
-from fst_optimizer.settings import Settings
 from fst_optimizer.tuning.space import (
     all_values,
     default_space,

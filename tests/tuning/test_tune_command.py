@@ -16,8 +16,8 @@ from tiny_study import SPACE
 from tiny_task import write_task
 from typer.testing import CliRunner
 
-from fst_optimizer.cli import app
-from fst_optimizer.run.files import read_json
+from fst_optimizer.cli.main import app
+from fst_optimizer.store.files import read_json
 from fst_optimizer.tuning.storage import open_storage
 
 LOOK_S = 0.2
@@ -40,7 +40,7 @@ def fst(*arguments):
 
 def started(arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "fst_optimizer.cli", *arguments],
+        [sys.executable, "-m", "fst_optimizer.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -181,7 +181,7 @@ def test_bad_input_is_told_in_one_line(task, tmp_path, more, text):
 
 
 def test_passwords_are_kept_out_of_files_and_commands(task, tmp_path, monkeypatch):
-    from fst_optimizer.speak import this_command
+    from fst_optimizer.cli.console import this_command
     from fst_optimizer.tuning.storage import shown_url
 
     monkeypatch.setattr(sys, "argv", ["fst", "tune", "x", "--storage", "postgresql://me:s3cret@host/db"])

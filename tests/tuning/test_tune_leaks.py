@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from tiny_study import SPACE, TRAIN, TRAINING, VAL, answer, metric, student_of, tuned
 
 from fst_optimizer import FST, FSTConfig, LoraConfig, Policy, UserError
+from fst_optimizer.config.overrides import read_settings, settled
 from fst_optimizer.engines.base import GenerationRequest
-from fst_optimizer.run.files import read_json
-from fst_optimizer.settings import read_settings, settled
+from fst_optimizer.model import lora as adapters
+from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import ScriptedEngine, move_adapter
-from fst_optimizer.train import adapters
 
 CLOCKS = ("time_s", "step_s")
 

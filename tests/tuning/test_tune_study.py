@@ -10,10 +10,10 @@ from run_check import assert_as_designed
 from tiny_study import SETTINGS, SPACE, TEST, TRAIN, TRAINING, VAL, Program, answer, examples, metric, student_of, tuned
 
 from fst_optimizer import FSTConfig, LoraConfig, UserError, tune
-from fst_optimizer.config import preset
+from fst_optimizer.config.overrides import Settings
+from fst_optimizer.config.run import preset
 from fst_optimizer.errors import EngineDied, EngineError, FSTError, Paused, StorageError, TrainingError
-from fst_optimizer.run.files import read_json
-from fst_optimizer.settings import Settings
+from fst_optimizer.store.files import read_json
 from fst_optimizer.tuning import work
 from fst_optimizer.tuning.ask import capped
 from fst_optimizer.tuning.objectives import objective_values

@@ -1,0 +1,253 @@
+"""`fst lab ...`: what is asked for on the command line, and what it shows.
+
+A new measurement is one module beside this one and one `@lab.command` here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, told_plainly
+from fst_optimizer.task_run import Sizes
+
+lab = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Measure: compare methods at equal cost, sweep learning rates, write the results page.",
+)
+
+AGAIN = "the same command goes on where this stopped"
+Tasks = Annotated[list[str], typer.Argument(metavar="TASK...", help="One task or more, as for fst compile.")]
+Out = Annotated[Path, typer.Option("--out", help="The folder of all runs and results.", show_default=False)]
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Of fst, rl, gepa, sequential. fst@vllm: on the vLLM engine. rl+own: with settings of its own by "
+        "--set-method rl+own.NAME=VALUE."
+    ),
+]
+MaxRollouts = Annotated[int, typer.Option(min=1, help="Fast and slow rollouts of each run, the same cap for all.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all runs.")]
+MethodSets = Annotated[
+    list[str] | None,
+    typer.Option("--set-method", metavar="METHOD.NAME=VALUE", help="A setting of one method, e.g. rl.train.lr=2e-3."),
+]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time. Above 1, each gets one thread.")]
+Model = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's own]")]
+Config = Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all runs.")]
+TrainSize = Annotated[int | None, typer.Option(min=1, help="Use only this many training examples.")]
+ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many validation examples.")]
+TestSize = Annotated[int | None, typer.Option(min=1, help="Use only this many test examples.")]
+
+
+@lab.command("compare")
+def compare_command(
+    tasks: Tasks,
+    out: Out,
+    methods: Methods = "fst,rl",
+    seeds: Annotated[str, typer.Option(help="Every method runs once with each.")] = "0,1,2",
+    max_rollouts: MaxRollouts = 4000,
+    sets: Sets = None,
+    set_method: MethodSets = None,
+    sweep: Annotated[Path | None, typer.Option(help="A sweep.json whose learning rates are used.")] = None,
+    jobs: Jobs = 1,
+    model: Model = None,
+    config: Config = None,
+    train_size: TrainSize = None,
+    val_size: ValSize = None,
+    test_size: TestSize = None,
+) -> None:
+    """Run methods x seeds at the same cap of rollouts; leave compare.json and figures.
+
+    Every run is an ordinary run directory, OUT/VARIANT/METHOD-seedN. The comparison can be stopped at any time: the
+    same command skips what is finished and resumes what is not.
+
+    Example:
+        fst lab compare programs/letters --methods fst,rl,gepa --seeds 0,1,2 --out runs/compare
+    """
+    with told_plainly(AGAIN):
+        from fst_optimizer.lab import compare, figures, launch, plan
+        from fst_optimizer.lab import sweep as sweeping
+
+        figures.need_lab()
+        console, progress = consoles()
+        names, numbers, folders = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.by_folder(tasks)
+        own = sweeping.picked_sets(sweep, names) if sweep else {}
+        own = _joined(own, plan.by_method(set_method or ()))
+        common = plan.Common(max_rollouts, tuple(sets or ()), model, Sizes(train_size, val_size, test_size), config)
+        work = {
+            folder: compare.comparison_jobs(task, out / folder, names, numbers, common, own)
+            for folder, task in folders.items()
+        }
+        everything = [job for some in work.values() for job in some]
+        plan.check_jobs(everything)
+        launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
+        extra = {"command": this_command(), "max_rollouts": max_rollouts, "sweep": _read_sweep(sweep)}
+        for folder, some in work.items():
+            runs = [compare.read_run(job.folder) for job in some]
+            data = compare.save_comparison(runs, out / folder, extra=extra)
+            paths = figures.draw_all(data, out / folder)
+            _show(console, data, [out / folder / "compare.json", *paths])
+
+
+@lab.command("sweep")
+def sweep_command(
+    tasks: Tasks,
+    out: Out,
+    methods: Methods = "fst,rl",
+    lrs: Annotated[str, typer.Option(help="Learning rates to try.")] = "3e-4,1e-3,3e-3",
+    seeds: Annotated[str, typer.Option(help="Other seeds than those of the comparison.")] = "100,101",
+    max_rollouts: MaxRollouts = 2000,
+    sets: Sets = None,
+    set_method: MethodSets = None,
+    jobs: Jobs = 1,
+    model: Model = None,
+    config: Config = None,
+    train_size: TrainSize = None,
+    val_size: ValSize = None,
+    test_size: TestSize = None,
+) -> None:
+    """Pick each method's learning rate, over tasks and seeds.
+
+    Of the rates whose final validation score is within a standard error of the best, the one that levels off after
+    the fewest rollouts.
+
+    Example:
+        fst lab sweep programs/letters --methods fst,rl --lrs 3e-4,1e-3,2e-3 --seeds 100,101 --out runs/sweep
+
+        fst lab compare programs/letters --methods fst,rl --sweep runs/sweep/sweep.json --out runs/compare
+    """
+    with told_plainly(AGAIN):
+        from fst_optimizer.lab import launch, plan, sweep
+
+        console, progress = consoles()
+        names, numbers, rates = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.parse_rates(lrs)
+        own = plan.by_method(set_method or ())
+        common = plan.Common(max_rollouts, tuple(sets or ()), model, Sizes(train_size, val_size, test_size), config)
+        work = [
+            pair
+            for folder, task in plan.by_folder(tasks).items()
+            for pair in sweep.sweep_jobs(task, out / folder, names, rates, numbers, common, own)
+        ]
+        everything = [job for _, job in work]
+        plan.check_jobs(everything)
+        launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
+        extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
+        _show_sweep(console, sweep.save_sweep(work, out, extra=extra), out / "sweep.json")
+
+
+@lab.command("bench")
+def bench_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="As for fst compile.")] = "programs/letters",
+    out: Annotated[Path, typer.Option("--out", help="The JSON file with the numbers.")] = Path("runs/bench.json"),
+    examples: Annotated[int, typer.Option(min=1, help="Examples, each run G times.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns of each contender; medians are shown.")] = 5,
+    engine: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
+    tokens: Annotated[int, typer.Option(min=1, help="With vllm: tokens of every completion.")] = 64,
+    in_flight: Annotated[int, typer.Option(min=1, help="With vllm: calls at a time.")] = 32,
+    model: Model = None,
+    sets: Sets = None,
+) -> None:
+    """Measure speed as ratios within one run: the collector over raw generate, the slow step over TRL's.
+
+    With --engine vllm: the collector over raw requests to one vLLM server, beside a thread pool over dspy.Predict,
+    every completion --tokens long.
+
+    Example:
+        fst lab bench programs/letters --out runs/bench.json
+
+        fst lab bench programs/letters --engine vllm --tokens 64 --in-flight 32 --out runs/serving.json
+    """
+    with told_plainly("run it again"):
+        from fst_optimizer.lab.bench import bench
+        from fst_optimizer.lab.compare import shown_model
+        from fst_optimizer.lab.serving_bench import endless_copy, serving_bench
+        from fst_optimizer.store.files import write_json
+        from fst_optimizer.task_run import Choices, make_policy, plan_run
+        from fst_optimizer.tasks import load_task
+
+        console, progress = consoles()
+        source = Path(model or str(load_task(task).model()))
+        own = (f"policy.max_tokens={tokens}", f"rollout.num_threads={in_flight}") if engine == "vllm" else ()
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries(progress):
+            if engine == "vllm":
+                model = str(endless_copy(source, Path(folder) / "model"))
+            choices = Choices(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
+            plan = plan_run(choices)
+            policy = make_policy(choices, plan)
+            measure = serving_bench if engine == "vllm" else bench
+            try:
+                numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
+            finally:
+                policy.close()
+        data = {"command": this_command(), "model": shown_model(str(source)), **numbers}
+        write_json(out, data)
+        for name, value in data.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            console.print(f"{name:30} {shown}", markup=False, highlight=False)
+
+
+@lab.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="What fst lab compare --out left.")],
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("docs/results.md"),
+) -> None:
+    """Write the results page from compare.json files, with the figures beside it.
+
+    Example:
+        fst lab report runs/compare --out docs/results.md
+    """
+    with told_plainly("run it again"):
+        from fst_optimizer.lab.report import write_report
+
+        write_report(folders, out)
+        consoles()[0].print(f"wrote {out}", markup=False, highlight=False)
+
+
+def _joined(*parts: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Settings by method, later ones after earlier ones."""
+    methods = dict.fromkeys(method for part in parts for method in part)
+    return {method: [pair for part in parts for pair in part.get(method, ())] for method in methods}
+
+
+def _read_sweep(path: Path | None) -> dict[str, Any]:
+    from fst_optimizer.store.files import read_json
+
+    return {name: value for name, value in read_json(path).items() if name != "runs"} if path else {}
+
+
+def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
+    from fst_optimizer.lab import tables
+
+    title = f"{data['task']}: means over seeds ± 95% interval, at most {data['max_rollouts']} training rollouts"
+    console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data, tables.short_spread)))
+    if data["against_rl"]:
+        rows = tables.against_rows(data["against_rl_at_cycle_ends"], tables.short_spread)
+        console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", tables.AGAINST_HEAD, rows))
+    for path in paths:
+        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_sweep(console: Any, data: dict[str, Any], path: Path) -> None:
+    from fst_optimizer.lab import tables
+
+    rows = [
+        [
+            method,
+            f"{entry['lr']:g}",
+            f"{entry['val_score_after']:.3f}",
+            f"{entry['settled_rollouts']:.0f}",
+            "picked" if entry["lr"] == picked else "",
+        ]
+        for method, entries in data["means"].items()
+        for picked in (data["picked"][method],)
+        for entry in entries
+    ]
+    head = ("method", "lr", "score", "rollouts", "")
+    console.print(tables.rich_table("Final validation score, and the rollouts to level off", head, rows))
+    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

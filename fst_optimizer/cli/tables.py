@@ -1,0 +1,116 @@
+"""Closing tables of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.cli.display import clock
+from fst_optimizer.finished.load import KEY_VARIABLE
+from fst_optimizer.text import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from fst_optimizer.engines.vllm.server import VLLMServer
+    from fst_optimizer.finished.score import TestScore
+
+
+def show(console: Console, parts: Iterable[Table | str]) -> None:
+    """Print tables, and text as it is: a command or a path that is broken over lines cannot be copied."""
+    for part in parts:
+        if isinstance(part, str):
+            console.print(plain(part), markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(part)
+
+
+def closing(result: Mapping[str, Any], run_dir: Path) -> list[Table | str]:
+    """What a finished run came to, where it is, and what to do with it."""
+    return [_scores(result), _costs(result), _instructions(result["candidate"]), _next_steps(result, run_dir)]
+
+
+def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
+    """The test score now beside the recorded one."""
+    now, recorded = score.evaluation.score, score.recorded
+    table = _table("test score", "recorded", "difference", "examples", "failed")
+    comparable = recorded is not None and score.same_examples
+    table.add_row(
+        f"{now:.4f}",
+        _score(recorded),
+        f"{now - recorded:+.4f}" if recorded is not None and comparable else "-",
+        str(len(score.evaluation.scores)),
+        str(score.evaluation.failed),
+    )
+    if comparable:
+        note = "the recorded score, exactly" if now == recorded else "not the recorded score"
+    else:
+        note = "the run recorded no test score" if recorded is None else "other examples than the recorded score"
+    return [table, f"{run_dir} on {name}: {note}."]
+
+
+def served(server: VLLMServer, name: str, *, key_given: bool) -> str:
+    """Where a finished run's policy is served, and how to ask it."""
+    key = f"${KEY_VARIABLE}" if key_given else server.api_key
+    return (
+        f"serving   {name} at {server.url}/v1, until Ctrl-C\n"
+        f"key       {f'that of {KEY_VARIABLE}' if key_given else server.api_key}\n"
+        f"log       {server.log_file}\n"
+        f"try it    curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f'-H "Authorization: Bearer {key}" '
+        f"""-d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'\n"""
+        f'in dspy   dspy.LM("hosted_vllm/{name}", api_base="{server.url}/v1", api_key=...)'
+    )
+
+
+def _scores(result: Mapping[str, Any]) -> Table:
+    table = _table("", "before", "after", "gain")
+    for split, label in (("val", "validation"), ("test", "test")):
+        before, after = result[f"{split}_score_before"], result[f"{split}_score_after"]
+        gain = f"{after - before:+.3f}" if before is not None and after is not None else "-"
+        table.add_row(label, _score(before), _score(after), gain)
+    table.title = plain(f"{result['method']} on {result['task']}, seed {result['seed']}")
+    return table
+
+
+def _costs(result: Mapping[str, Any]) -> str:
+    counts = result["rollouts"]
+    rollouts = "  ".join(f"{name} {counts[name]}" for name in ("fast", "slow", "eval", "reused"))
+    cost = result["cost_usd"]
+    money = "unknown price" if cost is None else f"${cost:.4f}"
+    return (
+        f"rollouts  {rollouts}\n"
+        f"cycles {result['cycles']}  steps {result['steps']}  reflection calls {result['reflection_calls']} ({money})  "
+        f"time {clock(result['wall_s'])}  ended: {result['ended']}\n"
+        f"best pair at policy version {result['policy_version']}, KL to base {result['kl_to_base']:.4f} nats a token"
+    )
+
+
+def _instructions(texts: Mapping[str, str]) -> Table:
+    from rich.text import Text
+
+    table = _table("predictor", "learned instruction")
+    for name, text in texts.items():
+        table.add_row(Text(plain(name)), Text(plain(text)))
+    return table
+
+
+def _next_steps(result: Mapping[str, Any], run_dir: Path) -> str:
+    return (
+        f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)\n"
+        f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
+        f"use it    program = fst_optimizer.load({str(run_dir)!r})"
+    )
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(*columns, box=box.SIMPLE_HEAD, title_justify="left")
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Settings: what can be set, and how files and the command line set it."""

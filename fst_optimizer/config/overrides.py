@@ -1,0 +1,159 @@
+"""The command line's settings: presets, the task's own, a file, `--set train.lr=1e-3`, in that order.
+
+Names are those of `config.json` with dots. Three sections belong to the policy rather than to `FSTConfig`: `lora`,
+`vllm`, and `policy` with what else a local model is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.config.run import OPEN, FSTConfig, LoraConfig, VLLMConfig, preset
+from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.store.files import read_json
+
+Values = Mapping[str, Any]
+"""Dotted setting name -> value."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What a policy is given besides its model and its adapter's shape."""
+
+    max_tokens: int = 512
+    """Most new tokens of a call that does not say."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise UserError(f"policy.max_tokens is {self.max_tokens!r}: give a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the command line can set."""
+
+    config: FSTConfig = field(default_factory=FSTConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    policy: PolicySettings = field(default_factory=PolicySettings)
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
+
+
+def base_config(own: FSTConfig | None, auto: str | None) -> FSTConfig:
+    """The preset under the task's own settings: where a task sets something, it knows better.
+
+    Without `--auto`, a task's settings are taken as they are; with it, those that differ from the defaults are laid
+    over the preset.
+    """
+    if own is None:
+        return preset(auto or "light")
+    return own if auto is None else preset(auto).with_values(_changed(own))
+
+
+def settled(base: FSTConfig, *layers: Values) -> Settings:
+    """Dotted settings over a config, later layers over earlier ones, validated together at the end.
+
+    Raises:
+        UserError: an unknown name (with the nearest one), or a value that does not fit.
+    """
+    values = {name: value for layer in layers for name, value in layer.items()}
+    check_names(values)
+    apart: dict[str, dict[str, Any]] = {"lora": {}, "policy": {}, "vllm": {}}
+    own = {}
+    for name, value in values.items():
+        section, _, rest = name.partition(".")
+        if section in apart:
+            apart[section][rest] = value
+        else:
+            own[name] = value
+    return Settings(
+        base.with_values(own),
+        LoraConfig(**apart["lora"]),
+        PolicySettings(**apart["policy"]),
+        VLLMConfig(**apart["vllm"]),
+    )
+
+
+def assignments(pairs: Iterable[str]) -> dict[str, Any]:
+    """`NAME=VALUE` strings as dotted settings; a value is JSON where it parses, else a string.
+
+    Raises:
+        UserError: a string without `=`.
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set is {pair!r}: give NAME=VALUE, e.g. --set train.lr=1e-3")
+        values[name.strip()] = _parsed(text)
+    return values
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of nested settings as dotted ones; a run's `config.json` gives the settings of that run."""
+    data = read_json(path)
+    if isinstance(data.get("config"), dict):
+        policy = data.get("policy", {})
+        apart = {"lora": policy.get("lora", {}), "vllm": policy.get("vllm") or {}}
+        data = {**data["config"], **apart, "policy": _only(policy, ("max_tokens",))}
+    return flat(data)
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` as `{"train.lr": 1}`."""
+    values: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            values.update(flat(value, f"{prefix}{name}."))
+        else:
+            values[prefix + name] = value
+    return values
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Every name is a setting.
+
+    Raises:
+        UserError: names the first that is not, and the nearest that is.
+    """
+    known = known_names()
+    for name in names:
+        if name in known or any(name.startswith(f"{one}.") and name != f"{one}." for one in OPEN):
+            continue
+        within = [full for full in known if full.startswith(f"{name}.")]
+        if within:
+            raise UserError(f"setting {name!r} is a section: set one of {', '.join(within)}")
+        leaf = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
+        remedy = f"did you mean {leaf[0]!r}?" if leaf else did_you_mean(name, known)
+        raise UserError(f"unknown setting {name!r}; {remedy}")
+
+
+def known_names() -> list[str]:
+    """All dotted setting names."""
+    return [*(f"{name}.NAME" for name in OPEN), *flat(dataclasses.asdict(Settings(), dict_factory=_without_config))]
+
+
+def _without_config(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """`asdict` of `Settings` with the run's settings at the top, where `--set` names them."""
+    data = dict(items)
+    return {**data.pop("config"), **data} if "config" in data else data
+
+
+def _changed(config: FSTConfig) -> dict[str, Any]:
+    defaults = flat(FSTConfig().to_dict())
+    return {name: value for name, value in flat(config.to_dict()).items() if value != defaults[name]}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _only(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: data[name] for name in names if name in data}

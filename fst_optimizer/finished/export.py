@@ -1,0 +1,209 @@
+"""`fst export`: what a finished run learned, in files that need nothing of this library."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.engines.vllm.server import SERVED_NAME, served_rank
+from fst_optimizer.errors import UserError
+from fst_optimizer.finished.load import finished
+from fst_optimizer.store.files import RunFiles, read_json, write_json
+
+ADAPTER, MODEL, PROGRAM, README = "adapter", "model", "program.json", "README.md"
+
+
+def export_run(
+    run_dir: str | Path,
+    out: str | Path,
+    *,
+    merge: bool = False,
+    model: str | None = None,
+    name: str = SERVED_NAME,
+    trust_remote_code: bool = False,
+) -> list[Path]:
+    """Write a finished run's program and weights into `out`, all or nothing.
+
+    `out` gets `program.json`, which `dspy.Module.load` reads, a README.md that says how everything is used, and either
+    `adapter/`, a peft LoRA folder, or `model/`, the base with the adapter merged into it in float32. The program's LM
+    is `hosted_vllm/NAME`; where that is served, HOSTED_VLLM_API_BASE and HOSTED_VLLM_API_KEY say.
+
+    Args:
+        run_dir: What `FST(run_dir=...)` or `fst compile --run-dir` left.
+        out: A folder that does not exist yet, or is empty.
+        merge: Whether to merge. Takes 4 bytes of memory and of disk for every parameter of the base.
+        model: Where the base model is now. None: where it was.
+        name: The name that the program's LM asks for.
+        trust_remote_code: Whether code in the model's folder may run.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        UserError: the run is not finished, `out` holds something, there is no adapter to export, or the base model is
+            missing or another one.
+    """
+    out, files = Path(out), RunFiles(Path(run_dir))
+    result, recorded = finished(files.root)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"out is {str(out)!r}, which holds something: give a folder that does not exist yet")
+    made, version = recorded["policy"], result["policy_version"]
+    source = model or made["model"]
+    if not version and not merge:
+        raise UserError(
+            f"the run in {str(run_dir)!r} ended at policy version 0, the base itself: there is no adapter to export; "
+            "--merge exports the base"
+        )
+    program = plain_program(read_json(files.program), plain_lm(made, source, name, trust_remote_code))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
+        new = Path(temporary) / out.name
+        new.mkdir()
+        if merge:
+            _write_merged(made, source, files.adapter(version) if version else None, new / MODEL, trust_remote_code)
+        else:
+            shutil.copytree(files.adapter(version), new / ADAPTER)
+            config = read_json(new / ADAPTER / "adapter_config.json")
+            write_json(new / ADAPTER / "adapter_config.json", {**config, "base_model_name_or_path": source})
+        write_json(new / PROGRAM, program)
+        (new / README).write_text(_readme(result, made, source, name, merge))
+        if out.exists():
+            out.rmdir()
+        new.rename(out)
+    return [out / (MODEL if merge else ADAPTER), out / PROGRAM, out / README]
+
+
+def plain_program(state: Mapping[str, Any], lm: Mapping[str, Any]) -> dict[str, Any]:
+    """A program's DSPy state with `lm` wherever the policy was. A predictor's own other LM stays."""
+    return {
+        name: {**part, "lm": lm} if isinstance(part, Mapping) and part.get("lm") == {} else part
+        for name, part in state.items()
+    }
+
+
+def plain_lm(made: Mapping[str, Any], source: str, name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The state of a `dspy.LM` that asks a server for what the policy's own LM gives: greedy, and nothing added.
+
+    Args:
+        made: `policy` in the run's config.json.
+        source: The base model, for the tokens that end a turn.
+        name: What to ask the server for.
+        trust_remote_code: Whether code in the model's folder may run.
+    """
+    import dspy
+
+    # Said with every request: a server may have taken other defaults from the model's generation_config.json.
+    extra: dict[str, Any] = {
+        "top_k": 0,
+        "repetition_penalty": 1.0,
+        "stop_token_ids": _end_ids(source, trust_remote_code),
+    }
+    if made["chat_template_args"]:
+        extra["chat_template_kwargs"] = dict(made["chat_template_args"])
+    lm = dspy.LM(f"hosted_vllm/{name}", temperature=0.0, top_p=1.0, max_tokens=made["max_tokens"], extra_body=extra)
+    state: dict[str, Any] = lm.dump_state()
+    return state
+
+
+def _end_ids(source: str, trust_remote_code: bool) -> list[int]:
+    from transformers import AutoConfig, GenerationConfig
+
+    from fst_optimizer.engines.base import end_ids
+    from fst_optimizer.model.load import check_model_folder, load_tokenizer
+
+    check_model_folder(source)
+    tokenizer = load_tokenizer(source, trust_remote_code)
+    try:
+        generation = GenerationConfig.from_pretrained(source)
+    except OSError:  # an older model has none of its own
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        generation = GenerationConfig.from_model_config(config)
+    return end_ids(generation, tokenizer)
+
+
+def _write_merged(
+    made: Mapping[str, Any], source: str, adapter: Path | None, folder: Path, trust_remote_code: bool
+) -> None:
+    """The base in float32, plus the adapter, and its tokenizer."""
+    from peft import PeftModel
+
+    from fst_optimizer.model.load import check_fingerprint, fingerprint, load_base, load_tokenizer
+
+    # On the CPU: a base that fills a GPU in half precision does not fit there in float32.
+    model = load_base(source, "float32", "cpu", trust_remote_code)
+    check_fingerprint(fingerprint(model), made, source)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    model.save_pretrained(str(folder))
+    load_tokenizer(source, trust_remote_code).save_pretrained(str(folder))
+
+
+_README = """# {title}
+
+Exported by fst_optimizer from a run of `{task}` (method {method}, seed {seed}): the base model is `{source}`, the
+policy version {version}.
+
+| file | what it is |
+|---|---|
+{rows}
+| `program.json` | the DSPy program: its learned instructions, its demos, and an LM named `{name}` |
+
+## Serve the weights
+
+```bash
+VLLM_API_KEY=choose-one {serve} --generation-config vllm
+```
+
+## Run the program
+
+```bash
+export HOSTED_VLLM_API_BASE=http://127.0.0.1:8000/v1 HOSTED_VLLM_API_KEY=choose-one
+```
+
+```python
+program = YourProgram()  # the class that was compiled
+program.load("program.json")
+```
+
+The program asks for greedy decoding and `{max_tokens}` tokens at most, as it was scored.
+
+## Load the weights without a server
+
+```python
+{code}
+```
+"""
+_ADAPTER_CODE = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({source!r})
+model = PeftModel.from_pretrained(base, "adapter")"""
+_MERGED_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("model"), AutoTokenizer.from_pretrained("model")"""
+
+
+def _readme(result: Mapping[str, Any], made: Mapping[str, Any], source: str, name: str, merge: bool) -> str:
+    if merge:
+        rows = "| `model/` | the base with the adapter merged into it, in float32, with its tokenizer |"
+        serve = f"vllm serve model --served-model-name {name}"
+    else:
+        rows = f"| `adapter/` | a LoRA adapter (rank {made['lora']['rank']}) for that base, as peft and vLLM read it |"
+        rank = served_rank(made["lora"]["rank"])
+        serve = f"vllm serve {source} --enable-lora --max-lora-rank {rank} --lora-modules {name}=adapter"
+    return _README.format(
+        title=f"A compiled policy: {name}",
+        task=result["task"],
+        method=result["method"],
+        seed=result["seed"],
+        version=result["policy_version"],
+        source=source,
+        rows=rows,
+        name=name,
+        serve=serve,
+        max_tokens=made["max_tokens"],
+        code=_MERGED_CODE if merge else _ADAPTER_CODE.format(source=source),
+    )

@@ -1,0 +1,127 @@
+"""A finished run, brought back: the program with its instructions, its LM at its policy version."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config.run import ENGINES, LoraConfig, VLLMConfig
+from fst_optimizer.errors import UserError
+from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.tasks import load_task
+
+KEY_VARIABLE = "FST_API_KEY"
+"""The environment variable with the key of a vLLM server to attach to: it is kept out of command lines and files."""
+
+if TYPE_CHECKING:
+    import dspy
+
+    from fst_optimizer.policy.policy import Policy
+
+
+def finished(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`result.json` and `config.json` of a finished run.
+
+    Raises:
+        UserError: no run there, or one that is not finished.
+    """
+    files = RunFiles(run_dir)
+    if files.state.exists() and not files.result.exists():
+        raise UserError(
+            f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
+        )
+    return read_json(files.result), read_json(files.config)
+
+
+def load(
+    run_dir: str | Path,
+    *,
+    program: dspy.Module | None = None,
+    model: str | None = None,
+    engine: str | None = None,
+    **policy_settings: Any,
+) -> dspy.Module:
+    """The compiled program of a finished run, its LM attached again.
+
+    Args:
+        run_dir: What `FST(run_dir=...)` or `fst compile --run-dir` left.
+        program: A fresh instance of the program. None: built by the run's task, for runs of a task.
+        model: Where the base model is now. None: where it was.
+        engine: What generates: `torch` or `vllm`. None: what the run used.
+        policy_settings: More for `Policy`, e.g. `url` and `api_key` of a vLLM server.
+
+    Raises:
+        UserError: the run is not finished, or the program cannot be built from its files alone.
+    """
+    from fst_optimizer.program.student import give_lm
+
+    files = RunFiles(Path(run_dir))
+    result, config = finished(files.root)
+    if program is None:
+        try:
+            program = load_task(config["task"]).build_program()
+        except UserError as error:
+            raise UserError(
+                f"run_dir {str(run_dir)!r} is a run of {config['task']!r}, which is no task that can be built here: "
+                "pass program=, a fresh instance of your program"
+            ) from error
+    policy = load_policy(files, config, result["policy_version"], model, engine, **policy_settings)
+    own_lms = {name: predictor.lm for name, predictor in program.named_predictors()}
+    program.load(str(files.program))
+    for name, predictor in program.named_predictors():
+        # What was saved of an LM lacks its key and its address.
+        predictor.lm = own_lms[name] or predictor.lm
+    return give_lm(program, policy.lm_at(result["policy_version"]))
+
+
+def load_policy(
+    files: RunFiles,
+    config: dict[str, Any],
+    version: int,
+    model: str | None = None,
+    engine: str | None = None,
+    **settings: Any,
+) -> Policy:
+    """The run's policy, serving `version` and training on from it.
+
+    Args:
+        files: The run's.
+        config: Its `config.json`.
+        version: One whose adapter the run kept, or 0, the base.
+        model: Where the base model is now. None: where it was.
+        engine: What generates. None: what the run used.
+        settings: More for `Policy`, over what the run used.
+    """
+    from fst_optimizer.model.load import check_fingerprint
+    from fst_optimizer.model.lora import load_adapter_tensors
+    from fst_optimizer.policy.policy import Policy
+
+    made = config["policy"]
+    engine = engine or (made["engine"] if made["engine"] in ENGINES else "torch")
+    if engine == "vllm":
+        settings.setdefault("url", made.get("url"))
+        if settings["url"] is not None:
+            settings.setdefault("api_key", os.environ.get(KEY_VARIABLE))
+        settings.setdefault("vllm", VLLMConfig(**made["vllm"]) if made.get("vllm") else None)
+    policy = Policy(
+        model or made["model"],
+        lora=LoraConfig(**{**made["lora"], "target_modules": _tuple(made["lora"]["target_modules"])}),
+        seed=made["seed"],
+        max_tokens=made["max_tokens"],
+        chat_template_args=made["chat_template_args"],
+        engine=engine,
+        **settings,
+    )
+    try:
+        check_fingerprint(policy.fingerprint, made, policy.source)
+    except UserError:
+        policy.close()
+        raise
+    if version:
+        policy.restore(version, load_adapter_tensors(files.adapter(version)))
+    return policy
+
+
+def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
+    return None if names is None else tuple(names)

@@ -1,0 +1,116 @@
+"""A base model and its tokenizer, loaded and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fst_optimizer.errors import UserError, did_you_mean
+
+QUANTIZATIONS = ("nf4",)
+
+
+def check_model_folder(model: str | Path) -> None:
+    """A folder must exist and hold a model; a hub name (`owner/name`) is left to the hub."""
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model is {str(model)!r}: the folder has no config.json; give a model's own folder")
+    elif isinstance(model, Path) or path.is_absolute() or str(model).startswith(".") or len(path.parts) != 2:
+        raise UserError(f"model is {str(model)!r}: no such folder; give a model's folder or a hub name like owner/name")
+
+
+def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
+    """A model's tokenizer.
+
+    Raises:
+        UserError: It cannot be loaded, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model is {source!r}: its tokenizer could not be loaded ({error})") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"model is {source!r}: its tokenizer has no chat template; take the instruct variant, or add "
+            "a chat_template.jinja to the folder"
+        )
+    return tokenizer
+
+
+def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, quantization: str | None = None) -> Any:
+    """A base model, without adapters. The arguments are those of `Policy`.
+
+    Raises:
+        UserError: It cannot be loaded so.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    kind = ("float32" if target == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    if not isinstance(getattr(torch, kind, None), torch.dtype):
+        raise UserError(f"dtype is {dtype!r}: {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
+    loading: dict[str, Any] = {"dtype": getattr(torch, kind), "trust_remote_code": trust_remote_code}
+    if quantization is not None:
+        loading |= {"quantization_config": _nf4(getattr(torch, kind), target), "device_map": {"": target}}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **loading)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model is {source!r}: it could not be loaded ({error})") from error
+    return model if quantization is not None else model.to(target)
+
+
+def _nf4(dtype: Any, device: str) -> Any:
+    """QLoRA's 4-bit base: normal-float codes, quantized scales, computing in `dtype`."""
+    from importlib.util import find_spec
+
+    from transformers import BitsAndBytesConfig
+
+    if device == "cpu" or find_spec("bitsandbytes") is None:
+        raise UserError("quantization is 'nf4': it needs a GPU and the package bitsandbytes (pip install bitsandbytes)")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:
+    """The tokenizer is the model's.
+
+    Raises:
+        UserError: it has tokens that the model has no row for.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"model is {source!r}: its tokenizer has {len(tokenizer)} tokens and its embedding only {rows} rows; "
+            "they are not of one model"
+        )
+
+
+def fingerprint(base: Any) -> str:
+    """A hash of a few values of every tensor of a model, the same on every device and in every dtype."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.state_dict().items()):
+        few = tensor.detach().flatten()[:64].to("cpu", torch.bfloat16).float()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + few.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_fingerprint(found: str, made: Mapping[str, Any], source: str) -> None:
+    """The model is the one that a run was made with; `made` is `policy` in the run's config.json.
+
+    Raises:
+        UserError: It is another one.
+    """
+    if found != made.get("fingerprint", found):
+        raise UserError(
+            f"the model in {source!r} is not the one that the run was made with ({made['model']!r} then): its "
+            "adapters mean nothing on other weights; name the right model's folder"
+        )

@@ -1,0 +1,90 @@
+"""`policy.lm`: a `dspy.LM` whose engine is the policy, and the way back from an LM to its policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import dspy
+
+from fst_optimizer.dspy_jobs.finetune import FinetuneJob
+from fst_optimizer.dspy_jobs.provider import PolicyProvider
+from fst_optimizer.engines.recorder import AsyncRecordingEngine, RecordingEngine
+
+if TYPE_CHECKING:
+    from dspy.clients.utils_finetune import TrainDataFormat
+
+    from fst_optimizer.policy.policy import Policy
+
+
+class PolicyLM(dspy.LM):  # type: ignore[misc]
+    """A `dspy.LM` that dspy's optimizers can train, and that leaves no trace of itself in a saved program.
+
+    dspy refuses to load custom engines from a file, and weights do not belong in a program's JSON: the program is
+    saved as if it had no LM, and the LM is attached again by `set_lm`, `dspy.configure` or `fst_optimizer.load`.
+    """
+
+    def dump_state(self) -> dict[str, Any]:
+        """Empty, which dspy reads as "no LM of its own"."""
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The end of a deep copy: it follows the policy as its original does, until a job trains that."""
+        super().__setstate__(state)
+        engine = self.engine
+        if isinstance(engine, RecordingEngine) and engine.trainable and engine.version is None:
+            engine.policy.jobs.add_copy(self)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it stays at one version."""
+        return self.engine.version is not None
+
+    @property
+    def version(self) -> int:
+        """The policy version that it serves now."""
+        return int(self.engine.version if self.pinned else self.engine.policy.version)
+
+    def at(self, version: int) -> PolicyLM:
+        """A copy, with all settings, that stays at `version`."""
+        copy = self.copy()
+        copy.stay_at(version)
+        return cast(PolicyLM, copy)
+
+    def stay_at(self, version: int) -> None:
+        """From now on serve `version` alone. Copies made before are not touched."""
+        fixed = self.engine.policy.lm_at(version)
+        self._engine_spec, self._async_engine_spec = fixed._engine_spec, fixed._async_engine_spec
+
+    def finetune(
+        self,
+        train_data: list[dict[str, Any]],
+        train_data_format: TrainDataFormat | str | None = None,
+        train_kwargs: dict[str, Any] | None = None,
+    ) -> FinetuneJob:
+        """Start supervised training from the version that this LM serves. The result is an LM at the new version.
+
+        Raises:
+            UserError: This LM cannot be trained, a setting is wrong, or the data is not chat messages.
+        """
+        job = FinetuneJob(self, train_data, train_data_format, train_kwargs or self.train_kwargs)
+        job.start()
+        return job
+
+
+def make_lm(policy: Policy, version: int | None, *, trainable: bool) -> PolicyLM:
+    """An LM on `policy`, at its current version or at a fixed one."""
+    engine = RecordingEngine(policy, version, trainable=trainable)
+    return PolicyLM(
+        f"hosted_vllm/{policy.name}",
+        engine=engine,
+        async_engine=AsyncRecordingEngine(engine),
+        cache=False,  # dspy's cache knows nothing of weights
+        num_retries=0,
+        provider=PolicyProvider(),
+    )
+
+
+def trainable_policy(lm: object) -> Policy | None:
+    """The policy that an LM trains, or None for an API model or a frozen use of a policy."""
+    engine = getattr(lm, "engine", None)
+    return engine.policy if isinstance(engine, RecordingEngine) and engine.trainable else None

@@ -1,0 +1,371 @@
+"""The policy: a local model, one trainable LoRA adapter, and its published versions.
+
+`Policy("Qwen/Qwen3-1.7B").lm` is a `dspy.LM` like any other. What is special is behind it: every version that
+training publishes can be asked for by number, version 0 being the base.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from fst_optimizer.config.run import ENGINES, LoraConfig, TrainConfig, VLLMConfig
+from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.failpoints import reach
+from fst_optimizer.model.load import (
+    QUANTIZATIONS,
+    check_model_folder,
+    check_tokenizer,
+    fingerprint,
+    load_base,
+    load_tokenizer,
+)
+from fst_optimizer.policy.sharing import Jobs
+
+if TYPE_CHECKING:
+    import dspy
+    from torch import Tensor
+
+    from fst_optimizer.engines.base import Engine
+    from fst_optimizer.engines.recorder import RecordingEngine
+    from fst_optimizer.engines.vllm.server import OnWait
+    from fst_optimizer.train.trainer import Trainer
+    from fst_optimizer.types import Call
+
+
+class Policy:
+    """A trainable local model.
+
+    Args:
+        model: A folder or a hub name of a causal LM with a chat template.
+        engine: `torch` generates in this process; `vllm` has a vLLM server do it. A callable makes another engine from
+            this policy.
+        url: With `vllm`: a server that runs already, to attach to. None: one is started, and stopped by `close`.
+        api_key: That server's key.
+        vllm: How a vLLM server is started, placed and spoken to.
+        quantization: `nf4` holds the base in 4 bits, in trainer and vLLM alike (QLoRA; needs bitsandbytes and a GPU;
+            untested). None: as it is.
+        on_wait: Told while a vLLM server starts: seconds so far, and the last line of its log.
+        lora: The adapter's shape. Ignored when `adapter` is given.
+        adapter: A folder with a LoRA adapter to start from; it becomes version 1.
+        dtype: `auto` is float32 on CPU and bfloat16 elsewhere; or a name that torch knows.
+        device: `auto` is the first GPU if there is one; or a name that torch knows.
+        seed: Decides the adapter's initial values and the seeds of calls outside of rollouts.
+        max_tokens: Most new tokens of a call that does not say.
+        temperature: Of a call outside of rollouts that does not say. 0 is greedy; 1 gives what rollouts sample.
+        chat_template_args: Passed to the chat template, e.g. `{"enable_thinking": False}`.
+        trust_remote_code: Whether code in the model's folder may run. Off unless asked for.
+        max_batch: Most requests that the in-process engine runs together.
+        max_batch_tokens: Most padded tokens that it runs together.
+        max_wait_s: How long its first request waits for others, in seconds.
+
+    Raises:
+        UserError: The model is missing, has no chat template, or does not fit its tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        engine: str | Callable[[Policy], Engine] = "torch",
+        lora: LoraConfig | None = None,
+        adapter: str | Path | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        seed: int = 0,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        chat_template_args: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
+        max_batch: int = 128,
+        max_batch_tokens: int = 262_144,
+        max_wait_s: float = 0.004,
+        url: str | None = None,
+        api_key: str | None = None,
+        vllm: VLLMConfig | None = None,
+        quantization: str | None = None,
+        on_wait: OnWait | None = None,
+    ) -> None:
+        _check_engine(engine, url, vllm, quantization)
+        check_model_folder(model)
+        self.source = str(model)
+        self.name = Path(self.source).name
+        self.lora = lora or LoraConfig()
+        self.seed = seed
+        self.max_tokens = max_tokens
+        self.temperature = temperature
+        self.chat_template_args = dict(chat_template_args or {})
+        self.lock = threading.RLock()
+        self.tokenizer = load_tokenizer(self.source, trust_remote_code)
+        base = load_base(self.source, dtype, device, trust_remote_code, quantization)
+        check_tokenizer(self.source, self.tokenizer, base)
+        self.fingerprint = fingerprint(base)
+        """Tells base models apart, whatever their folder is called."""
+        self.model = _attach(base, self.lora, adapter, seed)
+        self.fresh_tensors = _adding_nothing(self.model)
+        """The untrained adapter, which adds nothing to the base."""
+        self.trust_remote_code = trust_remote_code
+        self.quantization = quantization
+        self.vllm = vllm
+        self.url = url
+        self._pinned: WeakSet[RecordingEngine] = WeakSet()
+        self.jobs = Jobs()
+        """What dspy's own optimizers have running on this policy."""
+        self._seeds = itertools.count(seed << 32)
+        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self.version = 0
+        """The version that `lm` serves now."""
+        self._newest = 0
+        if callable(engine):
+            self.engine_name, self.engine = "custom", engine(self)
+        elif engine == "vllm":
+            from fst_optimizer.engines.vllm.engine import vllm_engine
+
+            self.engine_name, self.engine = engine, vllm_engine(self, api_key, on_wait)
+        else:
+            from fst_optimizer.engines.transformers import InProcessEngine
+
+            self.engine_name = engine
+            self.engine = InProcessEngine(
+                self.model,
+                self.tokenizer,
+                lock=self.lock,
+                max_batch=max_batch,
+                max_batch_tokens=max_batch_tokens,
+                max_wait_s=max_wait_s,
+            )
+        if adapter is not None:
+            self.publish()
+        self.lm = self._make_lm(None)
+        """The policy's current version, as an LM for any DSPy program."""
+
+    # -- as an LM ----------------------------------------------------------------------------------------------
+
+    def lm_at(self, version: int) -> dspy.LM:
+        """An LM that stays at one version. It counts as this policy when its program is compiled again."""
+        lm = self._make_lm(version)
+        self._pinned.add(lm.engine)
+        return lm
+
+    @property
+    def base_lm(self) -> dspy.LM:
+        """The base model as a frozen LM: for a judge or a reflector. Never recorded, never trained."""
+        return self._make_lm(0, trainable=False)
+
+    def _make_lm(self, version: int | None, *, trainable: bool = True) -> dspy.LM:
+        from fst_optimizer.policy.lm import make_lm
+
+        return make_lm(self, version, trainable=trainable)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Prompt token ids of a conversation, ready for the assistant's turn."""
+        ids = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_args
+        )
+        return tuple(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special tokens."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def fresh_seed(self) -> int:
+        """The sampling seed of the next call outside of any rollout."""
+        return next(self._seeds)
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    def publish(self) -> int:
+        """Freeze the trainable adapter as the next version, serve it, and return its number."""
+        from fst_optimizer.model import lora as adapters
+
+        self._newest += 1
+        with self.lock:
+            frozen = adapters.snapshot(self.model)
+        self._serve(reach("policy.publish", self._newest), frozen)
+        self.version = self._newest
+        return self.version
+
+    def restore(self, version: int, tensors: Mapping[str, Tensor] | None) -> None:
+        """Go back to a version: serve it, and train on from it. None: the base, whose adapter adds nothing.
+
+        Raises:
+            UserError: Another program stays at this number, with other weights.
+        """
+        from fst_optimizer.model import lora as adapters
+
+        if tensors is not None and version in self._tensors and not adapters.same(self._tensors[version], tensors):
+            raise UserError(
+                f"policy version {version} is in use by another program on this Policy, with other weights (a compiled "
+                "one, or policy.lm_at): make a new Policy for this run"
+            )
+        with self.lock:
+            adapters.restore(self.model, self.fresh_tensors if tensors is None else tensors)
+        if tensors is not None and version not in self._tensors:
+            self._serve(version, dict(tensors))
+        self.version = version
+        self._newest = max(self._newest, version)
+
+    def start_over(self, lora: LoraConfig | None = None, *, seed: int | None = None) -> None:
+        """Forget all training: from now on as a new policy on the same loaded base, behind the same engine.
+
+        Every version but the base is retired, also those that an `lm_at` stays at, and numbers begin at 1 again. It is
+        what a study's next trial starts from.
+
+        Args:
+            lora: The new adapter's shape. None: the old one.
+            seed: Of the new policy. None: the old one.
+
+        Raises:
+            UserError: The rank is larger than what the policy's own vLLM server was started for.
+        """
+        from fst_optimizer.model import lora as adapters
+
+        wanted = lora or self.lora
+        most = getattr(getattr(self.engine, "server", None), "max_lora_rank", None)
+        if most is not None and wanted.rank > most:
+            raise UserError(f"lora.rank is {wanted.rank}: this policy's vLLM server was started for at most {most}")
+        self.lora = wanted
+        self.seed = self.seed if seed is None else seed
+        for version in sorted(self._tensors):
+            self.engine.retire(version)
+        self._tensors.clear()
+        with self.lock:
+            adapters.replace_trained(
+                self.model,
+                rank=self.lora.rank,
+                alpha=self.lora.alpha,
+                dropout=self.lora.dropout,
+                target_modules=self.lora.target_modules,
+                seed=self.seed,
+            )
+            self.fresh_tensors = _adding_nothing(self.model)
+        self._seeds = itertools.count(self.seed << 32)
+        self.version = self._newest = 0
+
+    def continue_numbers_from(self, newest: int) -> None:
+        """Let the next published version be `newest` + 1, as when a run is resumed; above all that are served."""
+        self._newest = max([newest, *self._tensors])
+
+    def _serve(self, version: int, tensors: dict[str, Tensor]) -> None:
+        if version in self.engine.versions():  # of a publish that was interrupted
+            self.engine.retire(version)
+        self.engine.publish(version, tensors)
+        self._tensors[version] = tensors
+
+    def tensors(self, version: int) -> dict[str, Tensor]:
+        """The LoRA tensors of a version that is still served."""
+        return self._tensors[version]
+
+    def retire_all_but(self, keep: Iterable[int]) -> None:
+        """Stop serving every version but these, the base, and those that a living `lm_at` stays at."""
+        pinned = {engine.version for engine in self._pinned}
+        for version in sorted(set(self._tensors) - set(keep) - pinned):
+            self.engine.retire(version)
+            del self._tensors[version]
+
+    def save_version(self, version: int, folder: Path) -> None:
+        """Write a served version as a peft LoRA folder (safetensors), atomically."""
+        from fst_optimizer.model import lora as adapters
+
+        adapters.save_adapter(self.model, self._tensors[version], folder)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the current version as a peft LoRA folder; version 0 has none to write."""
+        if not self.version:
+            raise UserError("policy.version is 0, the base: there is no adapter to save; compile a program first")
+        self.save_version(self.version, Path(folder))
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    def trainer(self, config: TrainConfig) -> Trainer:
+        """A slow-step trainer on this policy's adapter."""
+        from fst_optimizer.train.trainer import Trainer
+
+        return Trainer(
+            self.model, self.pad_id, config, lock=self.lock, max_completion_tokens=self.max_tokens, seed=self.seed
+        )
+
+    def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
+        """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""
+        from fst_optimizer.model import lora as adapters
+        from fst_optimizer.train.trainer import kl_to_base
+
+        if not version or not calls:
+            return 0.0
+        rows = [(call.prompt_ids, call.completion_ids) for call in calls if call.completion_ids]
+        with self.lock, adapters.borrowed(self.model, self._tensors[version]) as name:
+            return kl_to_base(self.model, self.pad_id, rows, name, microbatch_tokens)
+
+    def logprobs_of(self, calls: Sequence[Call], tensors: Mapping[str, Tensor] | None) -> list[list[float]]:
+        """The trainer's log-probs of the calls' tokens under these LoRA tensors, or under the base, row by row."""
+        from fst_optimizer.model import lora as adapters
+        from fst_optimizer.train.trainer import logprobs
+
+        with self.lock, adapters.borrowed(self.model, tensors) as name, adapters.serving(self.model, name):
+            return logprobs(self.model, self.pad_id, calls)
+
+    @property
+    def rank(self) -> int:
+        """The adapter's rank."""
+        from fst_optimizer.model.lora import TRAINED
+
+        return int(self.model.peft_config[TRAINED].r)
+
+    @property
+    def pad_id(self) -> int:
+        """The padding token's id; masked wherever it appears."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
+
+    def close(self) -> None:
+        """Stop the engine. The policy cannot generate afterwards."""
+        self.engine.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Policy:
+        return self  # programs are copied, the weights behind them are shared on purpose
+
+    def __repr__(self) -> str:
+        return f"Policy({self.source!r}, engine={self.engine_name!r}, version={self.version})"
+
+
+def _check_engine(engine: object, url: str | None, vllm: VLLMConfig | None, quantization: str | None) -> None:
+    """The settings that say what generates fit each other."""
+    if isinstance(engine, str) and engine not in ENGINES:
+        raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
+    if engine != "vllm":
+        for name, value in (("url", url), ("vllm", vllm)):
+            if value is not None:
+                raise UserError(f"{name} is {value!r} and engine is {engine!r}: it is for engine='vllm' alone")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UserError(f"url is {url!r}: give one that starts with http:// or https://")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UserError(f"quantization is {quantization!r}: {did_you_mean(quantization, QUANTIZATIONS)}, or None")
+
+
+def _adding_nothing(model: Any) -> dict[str, Tensor]:
+    """The adapter's tensors as they are now, its B matrices zero: the base."""
+    from fst_optimizer.model import lora as adapters
+
+    tensors = adapters.snapshot(model)
+    return {name: tensor.zero_() if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+
+
+def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:
+    from fst_optimizer.model import lora as adapters
+
+    if adapter is None:
+        return adapters.attach(
+            base,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            seed=seed,
+        )
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise UserError(f"adapter is {str(adapter)!r}: no adapter_config.json there; give a peft LoRA folder")
+    return adapters.attach_from(base, Path(adapter))

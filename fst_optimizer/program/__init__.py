@@ -1,0 +1,1 @@
+"""What is done to a dspy program: its texts, its LMs, the checks."""

@@ -1,0 +1,78 @@
+"""The texts of a program: read from it, and written into a copy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.types import Texts
+
+if TYPE_CHECKING:
+    import dspy
+
+
+def seed_texts(program: dspy.Module) -> dict[str, str]:
+    """Component name -> instruction, for every predictor of the program."""
+    return {name: predictor.signature.instructions for name, predictor in program.named_predictors()}
+
+
+def apply_texts(program: dspy.Module, texts: Texts) -> dspy.Module:
+    """A copy of the program with these instructions; demos stay, LMs are shared, the original is not touched.
+
+    Raises UserError for a text whose component the program does not have, and for a program that cannot be copied.
+    """
+    fresh = _copy(program)
+    predictors = dict(fresh.named_predictors())
+    for name, text in texts.items():
+        if name not in predictors:
+            raise UserError(f"the program has no predictor {name!r}; {did_you_mean(name, predictors)}")
+        predictors[name].signature = predictors[name].signature.with_instructions(text)
+    return fresh
+
+
+def _copy(program: dspy.Module) -> dspy.Module:
+    """A deep copy that shares the LMs, and whatever else cannot be copied (locks, clients).
+
+    `Module.deepcopy` copies LMs, engine included, and shares a whole list of predictors when one attribute in it
+    resists: setting an instruction on the copy would then change the original.
+    """
+    from dspy import BaseLM
+
+    shared = {id(lm): lm for _, lm in program.named_sub_modules(type_=BaseLM)}
+    try:
+        return copy.deepcopy(program, dict(shared))
+    except Exception:
+        stubborn = {id(value): value for value in _leaves(program) if not _copies(value, shared)}
+    try:
+        return copy.deepcopy(program, shared | stubborn)
+    except Exception as error:
+        raise UserError(f"the student {type(program).__name__} cannot be copied: {error}") from error
+
+
+def _leaves(program: dspy.Module) -> Iterator[Any]:
+    """Every attribute of every module in the program that is neither a module nor a container."""
+    import dspy
+
+    waiting = [value for _, module in program.named_sub_modules() for value in vars(module).values()]
+    met: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dspy.Module) or id(value) in met:
+            continue
+        met.add(id(value))
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple | set):
+            waiting.extend(value)
+        else:
+            yield value
+
+
+def _copies(value: Any, shared: Mapping[int, Any]) -> bool:
+    try:
+        copy.deepcopy(value, dict(shared))
+    except Exception:
+        return False
+    return True

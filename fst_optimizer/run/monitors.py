@@ -1,0 +1,147 @@
+"""What says that a run goes wrong: pure functions over the numbers of its steps and evaluations.
+
+Each guard is off, warns, or pauses the run. What it has seen so far is a `Watch`, part of the run's state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from fst_optimizer.config.run import GuardsConfig
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the guards have seen."""
+
+    flat: int = 0
+    """Batches in a row whose groups were all flat."""
+    entropy: int = 0
+    """Steps in a row with too little entropy."""
+    format: int = 0
+    """Steps in a row with too many failed formats."""
+    rewards: tuple[float, ...] = ()
+    """Mean rewards of the steps since the last evaluation."""
+    evals: tuple[tuple[float, float], ...] = ()
+    """(mean reward before it, validation score) of the last evaluations."""
+    best: float | None = None
+    """The best validation score at the end of the last cycle."""
+    stale: int = 0
+    """Cycles in a row without a better validation score."""
+    told: tuple[str, ...] = ()
+    """Guards that see what they watch for, and have said so."""
+    alarms: tuple[str, ...] = ()
+    """All that guards have said in this run."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As written in `state.json`."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Watch:
+        """The inverse of `to_json`."""
+        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        return cls(**{**data, **lists, "evals": tuple((reward, score) for reward, score in data["evals"])})
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A guard that sees what it watches for, for the first time since it last did not."""
+
+    guard: str
+    """Its name in `guards`."""
+    text: str
+    """What it saw, and what usually helps."""
+
+
+def after_step(
+    config: GuardsConfig,
+    watch: Watch,
+    *,
+    reward_mean: float,
+    flat: bool,
+    updated: bool,
+    entropy: float,
+    failed_share: float,
+) -> tuple[Watch, tuple[Alarm, ...]]:
+    """What the guards make of one slow step.
+
+    Args:
+        config: Bounds.
+        watch: What they had seen before.
+        reward_mean: Of the step's rollouts.
+        flat: Whether every group was flat.
+        updated: Whether the weights were; else there is no entropy.
+        entropy: Nats per token, over what was trained on.
+        failed_share: Share of the rollouts that could not be parsed or were cut.
+    """
+    watch = replace(
+        watch,
+        flat=watch.flat + 1 if flat else 0,
+        # A policy that is always right has no entropy left to lose.
+        entropy=_run(watch.entropy, entropy < config.entropy_min and reward_mean < config.entropy_unless_reward)
+        if updated
+        else watch.entropy,
+        format=_run(watch.format, failed_share > config.format_max),
+        rewards=(*watch.rewards, reward_mean),
+    )
+    seen = {
+        "flat": watch.flat >= config.flat_batches
+        and f"in {watch.flat} batches in a row every group had one reward only, so that nothing was learned: raise "
+        "rollout.temperature or rollout.group_size, or give examples that are neither too easy nor too hard",
+        "entropy": watch.entropy >= config.steps
+        and f"entropy was below {config.entropy_min:g} nats a token for {watch.entropy} steps, at a reward of "
+        f"{reward_mean:.3f}: the policy says one thing only; lower train.lr, or resume from an earlier run",
+        "format": watch.format >= config.steps
+        and f"more than {config.format_max:.0%} of the rollouts could not be parsed, or were cut, in {watch.format} "
+        "steps in a row: raise policy.max_tokens, or give rollout.parse_error_reward a negative number",
+    }
+    return _told(config, watch, seen)
+
+
+def after_eval(
+    config: GuardsConfig, watch: Watch, *, score: float, best: float, best_before: float, kl_to_base: float
+) -> tuple[Watch, tuple[Alarm, ...]]:
+    """What the guards make of the evaluation at the end of a cycle.
+
+    Args:
+        config: Bounds.
+        watch: What they had seen before.
+        score: On the validation set, of the leading candidate.
+        best: The best validation score so far, whatever phase of the cycle found it.
+        best_before: That of the start.
+        kl_to_base: Nats per token.
+    """
+    evals = watch.evals
+    if watch.rewards:
+        evals = (*evals, (sum(watch.rewards) / len(watch.rewards), score))[-config.falling_evals - 1 :]
+    better = best > (best_before if watch.best is None else watch.best)
+    watch = replace(watch, rewards=(), evals=evals, best=best, stale=0 if better else watch.stale + 1)
+    pairs = list(pairwise(evals))
+    falling = len(pairs) >= config.falling_evals and all(b[0] > a[0] and b[1] < a[1] for a, b in pairs)
+    seen = {
+        "kl": kl_to_base > config.kl_max
+        and f"the policy is {kl_to_base:.3g} nats a token away from its base, more than {config.kl_max:g}: lower "
+        "train.lr, or set train.kl_coef",
+        "falling": falling
+        and f"over {config.falling_evals} evaluations in a row the validation score fell while the training reward "
+        "rose: the program learns its training examples by heart, or games the metric; give more examples",
+    }
+    return _told(config, watch, seen)
+
+
+def _run(length: int, seen: bool) -> int:
+    return length + 1 if seen else 0
+
+
+def _told(config: GuardsConfig, watch: Watch, seen: Mapping[str, str | bool]) -> tuple[Watch, tuple[Alarm, ...]]:
+    """Alarms for what is seen and was not before."""
+    on = {name: text for name, text in seen.items() if text and getattr(config, name) != "off"}
+    alarms = tuple(Alarm(name, str(text)) for name, text in on.items() if name not in watch.told)
+    others = tuple(name for name in watch.told if name not in seen)
+    said = tuple(f"{alarm.guard}: {alarm.text}" for alarm in alarms)
+    return replace(watch, told=(*others, *on), alarms=(*watch.alarms, *said)), alarms

@@ -1,0 +1,1 @@
+"""Bytes on disk, what was spent, and the numbers of a run."""

@@ -1,0 +1,261 @@
+"""Where a run's files are, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from fst_optimizer.errors import StorageError, UserError
+from fst_optimizer.failpoints import reach
+
+CHECKPOINT = re.compile(r"\d{6,}")
+JOURNAL = re.compile(r"\d{6,}\.jsonl")
+ADAPTER = re.compile(r"policy-\d{6,}")
+CYCLE = re.compile(r"cycle-\d{6,}\.jsonl?")
+"""The names that a run gives to what is in its folders. All else is the user's."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The paths in one run directory."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Everything needed to repeat the run."""
+        return self.root / "config.json"
+
+    @property
+    def state(self) -> Path:
+        """Names the last committed checkpoint; replaced last."""
+        return self.root / "state.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def program(self) -> Path:
+        """The compiled program's DSPy state, without its LM."""
+        return self.root / "program.json"
+
+    @property
+    def result(self) -> Path:
+        """The finished run in one object; its presence means finished."""
+        return self.root / "result.json"
+
+    def checkpoint(self, number: int) -> Path:
+        """The run's n-th checkpoint: its state and the optimizer's."""
+        return self.root / "checkpoint" / f"{number:06d}"
+
+    def journal(self, number: int) -> Path:
+        """What was paid for after the n-th checkpoint."""
+        return self.root / "journal" / f"{number:06d}.jsonl"
+
+    def policy(self, version: int) -> Path:
+        """The LoRA adapter of a policy version."""
+        return self.root / "policy" / f"policy-{version:06d}"
+
+    def adapter(self, version: object) -> Path:
+        """The LoRA adapter of a policy version, to read.
+
+        Raises:
+            UserError: the version is no number, or its files lie outside of the run directory.
+        """
+        if not isinstance(version, int) or isinstance(version, bool):
+            raise UserError(f"{self.root}: policy_version is {version!r}, which is no number; is this a run directory?")
+        folder = self.policy(version)
+        for path in (folder, *folder.glob("*")):
+            if not self.holds(path):
+                raise UserError(
+                    f"{path} leads out of the run directory, to {path.resolve()}: copy the files themselves"
+                )
+        return folder
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path stays in the run directory, links followed."""
+        return path.resolve().is_relative_to(self.root.resolve())
+
+    def drop_journals(self) -> None:
+        """Remove all journals; whatever else lies in their folder is the user's."""
+        for path in self.journal(0).parent.glob("*.jsonl"):
+            if JOURNAL.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+    def manifests(self) -> list[Path]:
+        """The states beside the checkpoints, newest first."""
+        folders = [path for path in (self.root / "checkpoint").glob("*") if CHECKPOINT.fullmatch(path.name)]
+        return [folder / "state.json" for folder in sorted(folders, reverse=True) if (folder / "state.json").exists()]
+
+    def population(self, cycle: int) -> Path:
+        """Candidates, scores and lineage after a fast round."""
+        return self.root / "population" / f"cycle-{cycle:06d}.json"
+
+    def rollouts(self, cycle: int) -> Path:
+        """A bounded sample of a cycle's rollouts, to read."""
+        return self.root / "rollouts" / f"cycle-{cycle:06d}.jsonl"
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Only one process at a time writes a run directory. The lock goes with the process, however it ends.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
+    try:
+        reach("files.write", root)
+        root.mkdir(parents=True, exist_ok=True)
+        handle = (root / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"run_dir {str(root)!r} cannot be written ({error}): give another directory") from error
+    with handle:
+        try:
+            _lock(handle)
+        except OSError as error:
+            raise UserError(
+                f"run_dir {str(root)!r} is being written by another process: wait for it, or give another directory"
+            ) from error
+        yield
+
+
+def _lock(handle: IO[str]) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: two writers are not told apart there
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
+    """The run's files, and whether there is a state to resume.
+
+    Raises:
+        UserError: the directory holds a finished run, or an unfinished one and `resume` is off.
+    """
+    files = RunFiles(root)
+    for path in root.rglob("*"):
+        if path.is_symlink() and not files.holds(path):
+            raise UserError(
+                f"{path} leads out of the run directory, to {path.resolve()}: remove it, or copy what it names"
+            )
+    if files.result.exists():
+        raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
+    # The first checkpoint is written before anything is paid for; later ones without state.json are a run that lost it.
+    if files.state.exists() or any(int(path.parent.name) > 1 for path in files.manifests()):
+        if not resume:
+            raise UserError(
+                f"run_dir {str(root)!r} holds an unfinished run: resume it (--resume, or resume=True), "
+                "or give another directory"
+            )
+        return files, True
+    root.mkdir(parents=True, exist_ok=True)
+    _clear(files)
+    return files, False
+
+
+def _clear(files: RunFiles) -> None:
+    """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched.
+
+    Raises:
+        UserError: there is something of a run's names, and it was no run of ours.
+    """
+    folders = {"checkpoint": CHECKPOINT, "journal": JOURNAL, "policy": ADAPTER, "population": CYCLE, "rollouts": CYCLE}
+    found = [
+        path
+        for name, pattern in folders.items()
+        for path in (files.root / name).glob("*")
+        if pattern.fullmatch(path.name)
+    ]
+    found += [files.metrics] if files.metrics.exists() else []
+    if found and not _is_runs(files.config):
+        raise UserError(f"run_dir {str(files.root)!r} holds {found[0]}, which is of no run: give another directory")
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_runs(config: Path) -> bool:
+    try:
+        return {"config", "policy", "data"} <= read_json(config).keys()
+    except UserError:
+        return False
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes `path`.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    try:
+        reach("files.write", path)
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written ({error.strerror or error}): make room or give access, then resume; "
+            "the run's last checkpoint stands"
+        ) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replace `path` atomically: a crash leaves the old file or the new one.
+
+    Raises:
+        StorageError: It could not be written; the old file stands.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        # A text that is no Unicode (a file's name in an error) is spelled out: as an escape, it is JSON still.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
+            json.dump(data, handle, indent=2, ensure_ascii=False, allow_nan=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file is missing or is no JSON object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; is this a run directory?") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, not an object")
+    return data
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or a rename in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

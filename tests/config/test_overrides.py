@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+from fst_optimizer.config.overrides import assignments, base_config, read_settings, settled
+from fst_optimizer.config.run import FSTConfig, LoraConfig, preset
+from fst_optimizer.errors import UserError
+
+
+def test_later_layers_win():
+    settings = settled(FSTConfig(), {"seed": 1, "train.lr": 1e-2}, {"seed": 2}, {"train.lr": 5e-4})
+    assert (settings.config.seed, settings.config.train.lr) == (2, 5e-4)
+
+
+def test_layers_are_checked_together_and_not_one_by_one():
+    # The method needs the cap that only the next layer brings.
+    settings = settled(FSTConfig(), {"method": "sequential"}, {"budget.max_rollouts": 100})
+    assert settings.config.method == "sequential"
+
+
+def test_values_are_json_where_they_parse_and_strings_elsewhere():
+    pairs = ["train.lr=1e-3", "train.betas=[0.8, 0.9]", "train.loss=grpo", "fast.reflection_calls=null"]
+    found = assignments(pairs)
+    assert found == {"train.lr": 1e-3, "train.betas": [0.8, 0.9], "train.loss": "grpo", "fast.reflection_calls": None}
+    assert settled(FSTConfig(), found).config.train.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("train.lr", "--set is 'train.lr': give NAME=VALUE"),
+        ("=3", "give NAME=VALUE"),
+        ("train.lrr=1", "unknown setting 'train.lrr'; did you mean 'train.lr'?"),
+        ("lr=1", "unknown setting 'lr'; did you mean 'train.lr'?"),
+        ("train=1", "setting 'train' is a section: set one of train.steps_per_cycle"),
+        ("lora.rank=0", "lora.rank is 0"),
+        ("policy.max_tokens=none", "policy.max_tokens is 'none'"),
+    ],
+)
+def test_a_wrong_setting_names_itself_and_the_remedy(pair, message):
+    with pytest.raises(UserError) as raised:
+        settled(FSTConfig(), assignments([pair]))
+    assert message in str(raised.value)
+
+
+def test_the_adapters_shape_is_a_setting_too():
+    settings = settled(FSTConfig(), {"lora.rank": 4, "policy.max_tokens": 48})
+    assert settings.lora == LoraConfig(rank=4)
+    assert settings.policy.max_tokens == 48
+
+
+def test_a_tasks_own_settings_stand_over_the_preset():
+    own = FSTConfig().with_values({"train.lr": 5e-4, "budget.max_cycles": 3})
+    assert base_config(own, None) == own
+    heavy = base_config(own, "heavy")
+    assert (heavy.train.lr, heavy.budget.max_cycles) == (5e-4, 3)
+    assert heavy.fast.anchor_size == preset("heavy").fast.anchor_size
+
+
+def test_without_anything_the_light_preset_is_taken():
+    assert base_config(None, None) == preset("light")
+
+
+def test_a_runs_config_json_gives_that_runs_settings(tmp_path):
+    path = tmp_path / "config.json"
+    config = FSTConfig().with_values({"train.lr": 7e-4}).to_dict()
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "target_modules": None}
+    path.write_text(
+        json.dumps({"task": "t", "config": config, "policy": {"lora": lora, "max_tokens": 9, "model": "m"}})
+    )
+    settings = settled(FSTConfig(), read_settings(path))
+    assert (settings.config.train.lr, settings.lora.rank, settings.policy.max_tokens) == (7e-4, 4, 9)

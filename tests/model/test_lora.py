@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import Qwen3ForCausalLM
+
+from fst_optimizer.errors import UserError
+from fst_optimizer.model import lora as adapters
+
+IDS_BT = torch.tensor([[1, 2, 3, 4, 5, 6]])
+MakeModel = Callable[[], PeftModel]
+MakeBase = Callable[[], Qwen3ForCausalLM]
+Moved = Callable[[PeftModel], PeftModel]
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(input_ids=IDS_BT).logits  # type: ignore[no-any-return]
+
+
+def is_training(model: PeftModel) -> bool:
+    """`default` is active, enabled, and alone in requiring gradients."""
+    wanted = {name for name, p in model.named_parameters() if ".default." in name and "lora_" in name}
+    required = {name for name, p in model.named_parameters() if p.requires_grad}
+    return required == wanted and model.active_adapters == ["default"] and model.get_model_status().enabled is True
+
+
+def test_a_fresh_adapter_is_the_base(make_base: MakeBase, model: PeftModel) -> None:
+    assert torch.equal(logits(model), logits(make_base()))
+    assert is_training(model)
+    assert not model.training
+
+
+def test_every_linear_layer_but_the_head_is_adapted(model: PeftModel) -> None:
+    names = adapters.snapshot(model)
+    # 2 layers x (q, k, v, o, gate, up, down) x (A, B).
+    assert len(names) == 28
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+    assert not any("lm_head" in name or "embed" in name for name in names)
+
+
+def test_the_seed_decides_the_matrices_and_spares_the_global_rng(make_base: MakeBase) -> None:
+    base = [make_base() for _ in range(3)]
+    before = torch.random.get_rng_state()
+    first, again, other = (adapters.snapshot(adapters.attach(b, seed=s)) for b, s in zip(base, (1, 1, 2), strict=True))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_target_modules_can_be_chosen(make_base: MakeBase) -> None:
+    names = adapters.snapshot(adapters.attach(make_base(), target_modules=["q_proj", "v_proj"]))
+    assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
+
+
+def test_a_saved_adapter_loads_in_plain_peft(
+    make_base: MakeBase, model: PeftModel, moved: Moved, tmp_path: Path
+) -> None:
+    moved(model)
+    adapters.save_adapter(model, adapters.snapshot(model), tmp_path / "policy-000001")
+    assert {path.name for path in (tmp_path / "policy-000001").iterdir()} >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["policy-000001"]
+    loaded = PeftModel.from_pretrained(make_base(), tmp_path / "policy-000001")
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_the_saved_config_is_one_that_servers_read(model: PeftModel, tmp_path: Path) -> None:
+    adapters.save_adapter(model, adapters.snapshot(model), tmp_path / "policy")
+    config = json.loads((tmp_path / "policy" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
+    assert sorted(config["target_modules"]) == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
+    assert config["inference_mode"] is True
+    assert model.peft_config["default"].inference_mode is False
+
+
+def test_tensors_survive_the_disk_to_the_bit(model: PeftModel, moved: Moved, tmp_path: Path) -> None:
+    tensors = adapters.snapshot(moved(model))
+    config = model.peft_config["default"]
+    assert isinstance(config, LoraConfig)
+    adapters.save_adapter(config, tensors, tmp_path / "policy")
+    loaded = adapters.load_adapter_tensors(tmp_path / "policy")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_saving_replaces_an_older_adapter(model: PeftModel, moved: Moved, tmp_path: Path) -> None:
+    adapters.save_adapter(model, adapters.snapshot(model), tmp_path / "policy")
+    tensors = adapters.snapshot(moved(model))
+    adapters.save_adapter(model, tensors, tmp_path / "policy")
+    loaded = adapters.load_adapter_tensors(tmp_path / "policy")
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_failed_save_leaves_the_older_adapter(
+    model: PeftModel, moved: Moved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = adapters.snapshot(model)
+    adapters.save_adapter(model, old, tmp_path / "policy")
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(adapters, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        adapters.save_adapter(model, adapters.snapshot(moved(model)), tmp_path / "policy")
+    loaded = adapters.load_adapter_tensors(tmp_path / "policy")
+    assert all(torch.equal(loaded[name], old[name]) for name in old)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+
+
+def test_training_can_start_from_a_saved_adapter(
+    make_base: MakeBase, model: PeftModel, moved: Moved, tmp_path: Path
+) -> None:
+    adapters.save_adapter(moved(model), adapters.snapshot(model), tmp_path / "policy")
+    resumed = adapters.attach_from(make_base(), tmp_path / "policy")
+    assert is_training(resumed)
+    assert not resumed.training
+    assert torch.equal(logits(resumed), logits(model))
+    with adapters.serving(resumed, None):
+        assert torch.equal(logits(resumed), logits(make_base()))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias=all"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"target_modules": ["lm_head"]}, "target lm_head"),
+        ({"peft_type": "IA3"}, "IA3"),
+    ],
+)
+def test_adapters_that_are_not_plain_lora_are_refused(
+    make_base: MakeBase, model: PeftModel, tmp_path: Path, change: dict[str, object], said: str
+) -> None:
+    adapters.save_adapter(model, adapters.snapshot(model), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=said):
+        adapters.attach_from(make_base(), tmp_path)
+
+
+def test_a_folder_without_an_adapter_is_refused(make_base: MakeBase, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        adapters.attach_from(make_base(), tmp_path)
+
+
+def test_a_version_does_not_change_while_default_trains(model: PeftModel, moved: Moved) -> None:
+    published = logits(moved(model))
+    tensors = adapters.snapshot(model)
+    adapters.add_version(model, "policy-000001", tensors)
+    with torch.no_grad():
+        for tensor in (*adapters.trained_parameters(model).values(), *tensors.values()):
+            tensor.add_(1)
+    with adapters.serving(model, "policy-000001"):
+        assert torch.equal(logits(model), published)
+    assert not torch.equal(logits(model), published)
+
+
+def test_adding_a_version_spares_the_rng_and_the_trained_adapter(model: PeftModel) -> None:
+    before, parameters = torch.random.get_rng_state(), adapters.trained_parameters(model)
+    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert is_training(model)
+    assert all(parameters[name] is p for name, p in adapters.trained_parameters(model).items())
+
+
+def test_serving_switches_and_restores(make_base: MakeBase, model: PeftModel, moved: Moved) -> None:
+    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    trained = logits(moved(model))
+    for name in ("policy-000001", None):
+        with adapters.serving(model, name):
+            # Version 1 was published before the adapter moved, so it is the base as well.
+            assert torch.equal(logits(model), logits(make_base()))
+            assert not any(p.requires_grad for p in model.parameters())
+        assert is_training(model)
+        assert torch.equal(logits(model), trained)
+
+
+def test_serving_restores_after_an_error(model: PeftModel) -> None:
+    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    for name in ("policy-000001", None, "policy-000009"):
+        with pytest.raises(ValueError, match=r"broken|not found"), adapters.serving(model, name):
+            raise ValueError("broken")
+        assert is_training(model)
+
+
+def test_serving_leaves_accumulated_gradients(model: PeftModel) -> None:
+    model(input_ids=IDS_BT, labels=IDS_BT).loss.backward()
+    gradients = {name: p.grad for name, p in adapters.trained_parameters(model).items()}
+    with adapters.serving(model, None):
+        logits(model)
+    assert all(p.grad is gradients[name] for name, p in adapters.trained_parameters(model).items())
+
+
+def test_a_dropped_version_is_gone(model: PeftModel) -> None:
+    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    adapters.drop_version(model, "policy-000001")
+    assert is_training(model)
+    assert not any("policy-000001" in name for name, _ in model.named_parameters())
+    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+
+
+def test_restore_writes_in_place(model: PeftModel, moved: Moved) -> None:
+    fresh, parameters = adapters.snapshot(model), adapters.trained_parameters(model)
+    adapters.restore(moved(model), fresh)
+    assert all(torch.equal(p, fresh[name]) for name, p in parameters.items())
+    with pytest.raises(UserError, match="27 missing, 0 unknown"):
+        adapters.restore(model, dict([next(iter(fresh.items()))]))
+
+
+def test_distance_by_hand() -> None:
+    # B A = [[1], [2]] [[3, 4]] = [[3, 4], [6, 8]]: norm sqrt(9 + 16 + 36 + 64) = sqrt(125). Second layer: [[2]].
+    tensors = {
+        "x.lora_A.weight": torch.tensor([[3.0, 4.0]]),
+        "x.lora_B.weight": torch.tensor([[1.0], [2.0]]),
+        "y.lora_A.weight": torch.tensor([[1.0]]),
+        "y.lora_B.weight": torch.tensor([[2.0]]),
+    }
+    assert adapters.adapter_distance(tensors, scaling=0.5) == pytest.approx(0.5 * math.sqrt(129))
+
+
+def test_a_fresh_adapter_is_at_distance_zero(model: PeftModel, moved: Moved) -> None:
+    assert adapters.scaling(model) == 2.0
+    assert adapters.adapter_distance(adapters.snapshot(model), 2.0) == 0
+    assert adapters.adapter_distance(adapters.snapshot(moved(model)), 2.0) > 0

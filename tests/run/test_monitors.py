@@ -1,0 +1,88 @@
+"""Guards: what each sees, when it speaks, and when it does so again."""
+
+import pytest
+
+from fst_optimizer.config.run import GuardsConfig
+from fst_optimizer.run.monitors import Watch, after_eval, after_step
+
+CONFIG = GuardsConfig(steps=2, flat_batches=3, falling_evals=2, kl_max=0.5)
+FINE = {"reward_mean": 0.5, "flat": False, "updated": True, "entropy": 0.3, "failed_share": 0.0}
+
+
+def steps(*changes, config=CONFIG, watch=None):
+    """The guards that spoke at each step."""
+    watch, spoke = watch or Watch(), []
+    for change in changes:
+        watch, alarms = after_step(config, watch, **FINE | change)
+        spoke.append([alarm.guard for alarm in alarms])
+    return watch, spoke
+
+
+def evals(*rounds, config=CONFIG):
+    """The guards that spoke at each evaluation; a round is (reward before it, score, KL)."""
+    watch, spoke = Watch(), []
+    for reward, score, kl in rounds:
+        watch, _ = after_step(config, watch, **FINE | {"reward_mean": reward})
+        watch, alarms = after_eval(config, watch, score=score, best=1.0, best_before=0.5, kl_to_base=kl)
+        spoke.append([alarm.guard for alarm in alarms])
+    return watch, spoke
+
+
+@pytest.mark.parametrize(
+    ("guard", "bad", "needed"),
+    [
+        ("flat", {"flat": True, "updated": False}, 3),
+        ("entropy", {"entropy": 0.001}, 2),
+        ("format", {"failed_share": 0.6}, 2),
+    ],
+)
+def test_a_step_guard_speaks_once_when_it_has_seen_enough_in_a_row(guard, bad, needed):
+    assert steps(*[bad] * (needed + 2))[1] == [*[[]] * (needed - 1), [guard], [], []]
+    interrupted = [bad] * (needed - 1) + [{}] + [bad] * (needed - 1)
+    assert not any(steps(*interrupted)[1])
+
+
+def test_a_guard_speaks_again_after_all_was_well():
+    bad = {"failed_share": 0.6}
+    assert steps(bad, bad, {}, bad, bad)[1] == [[], ["format"], [], [], ["format"]]
+
+
+def test_little_entropy_is_no_fault_in_a_policy_that_is_right():
+    assert not any(steps(*[{"entropy": 0.001, "reward_mean": 0.95}] * 4)[1])
+
+
+def test_a_step_without_an_update_says_nothing_of_entropy():
+    low, flat = {"entropy": 0.001}, {"updated": False, "entropy": 0.0}
+    assert steps(low, flat, low)[1] == [[], [], ["entropy"]]
+
+
+def test_a_guard_that_is_off_sees_nothing_and_can_be_turned_on():
+    off = GuardsConfig(steps=2, format="off")
+    bad = {"failed_share": 0.6}
+    watch, spoke = steps(bad, bad, bad, config=off)
+    assert not any(spoke)
+    assert steps(bad, watch=watch)[1] == [["format"]]
+
+
+def test_the_policy_may_not_be_far_from_its_base():
+    assert evals((0.1, 0.5, 0.4), (0.1, 0.5, 0.6), (0.1, 0.5, 0.7))[1] == [[], ["kl"], []]
+
+
+def test_a_validation_score_that_falls_while_the_reward_rises_is_told():
+    assert evals((0.1, 0.5, 0), (0.2, 0.4, 0), (0.3, 0.3, 0))[1] == [[], [], ["falling"]]
+    assert not any(evals((0.1, 0.5, 0), (0.2, 0.4, 0), (0.3, 0.4, 0))[1])  # it stayed
+    assert not any(evals((0.1, 0.5, 0), (0.2, 0.4, 0), (0.1, 0.3, 0))[1])  # so did the reward
+
+
+def test_cycles_without_a_better_score_are_counted_whatever_phase_found_it():
+    watch, stale = Watch(), []
+    for best in (0.5, 0.5, 0.7, 0.7, 0.7):
+        watch, _ = after_eval(CONFIG, watch, score=0.1, best=best, best_before=0.5, kl_to_base=0)
+        stale.append(watch.stale)
+    assert stale == [1, 2, 0, 1, 2]
+
+
+def test_all_that_was_said_is_kept():
+    watch, _ = steps(*[{"failed_share": 0.6}] * 2)
+    assert watch.alarms[0].startswith("format: more than 50% of the rollouts could not be parsed")
+    assert Watch.from_json(watch.to_json()) == watch

@@ -1,0 +1,190 @@
+"""Caps: what ends a run, how far past it a run goes, and what is left when it ends."""
+
+import time
+
+import pytest
+from test_compound import answer, examples, frozen, metric, student_of
+
+from fst_optimizer import FST, FSTConfig, UserError
+from fst_optimizer.config.run import BudgetConfig
+from fst_optimizer.rollout.pool import run_jobs
+from fst_optimizer.store.files import read_json
+from fst_optimizer.store.meter import Meter
+from fst_optimizer.types import Call, Outcome, Rollout, Usage
+
+TRAIN, VAL, TEST = examples(6), examples(4, start=100), examples(3, start=200)
+IN_FLIGHT = 3
+SETTINGS = {
+    "fast": {"population": 2, "anchor_size": 2, "max_rollouts": 12, "max_proposals": 2, "minibatch": 2},
+    "rollout": {"group_size": 4, "batch_size": 2, "num_threads": IN_FLIGHT},
+    "train": {"steps_per_cycle": 2, "lr": 0.01, "warmup_steps": 0},
+    "eval": {"kl_examples": 2},
+    "budget": {"max_cycles": 100},
+}
+
+
+def compiled(student, run_dir, **values):
+    config = FSTConfig.from_dict(SETTINGS).with_values(values)
+    fst = FST(metric, config=config, run_dir=run_dir, testset=TEST)
+    return fst.compile(student, trainset=TRAIN, valset=VAL)
+
+
+def rollout(tokens, **usage):
+    call = Call("first", (1,), (5,) * tokens, (-1.0,) * tokens, 1.0, 0, "stop")
+    return Rollout("c", "train-0", 0, 0, Outcome.OK, 1.0, (call,), usage=usage)
+
+
+@pytest.fixture
+def policy(scripted):
+    return scripted(answer)
+
+
+@pytest.mark.parametrize(
+    ("cap", "added", "reached"),
+    [
+        ({"max_tokens": 10}, [4, 5], ""),
+        ({"max_tokens": 10}, [4, 6], "max_tokens"),
+        ({}, [10**6], ""),
+    ],
+)
+def test_tokens_add_up_to_their_cap(cap, added, reached):
+    meter = Meter(BudgetConfig(**cap))
+    for tokens in added:
+        meter.add(rollout(tokens))
+    assert meter.reached() == reached
+    assert meter.spent()["tokens"] == sum(added)
+    with meter.free():
+        assert meter.reached() == ""
+
+
+def test_dollars_of_rollouts_and_of_reflection_add_up_to_their_cap():
+    reflected = 0.0
+    prices = {"a/b": (1.0, 2.0)}
+    meter = Meter(BudgetConfig(max_cost_usd=5.0, prices=prices), lambda: reflected)
+    meter.add(rollout(1, **{"a/b": Usage(1, 10**6, 0, 10**6)}))  # 1 + 2 dollars
+    assert meter.reached() == ""
+    reflected = 2.0
+    assert meter.reached() == "max_cost_usd"
+
+
+def test_a_price_that_is_unknown_is_an_error_only_where_dollars_are_capped():
+    used = rollout(1, **{"nobody/knows": Usage(1, 5, 0, 5)})
+    capped, free = Meter(BudgetConfig(max_cost_usd=1.0)), Meter(BudgetConfig())
+    for meter in (capped, free):
+        meter.add(used)
+    assert free.reached() == ""
+    with pytest.raises(UserError, match=r"max_cost_usd is 1\.0, and what nobody/knows costs is unknown"):
+        capped.reached()
+
+
+def test_a_resumed_meter_goes_on():
+    meter = Meter(BudgetConfig(max_time_s=100.0, max_tokens=50))
+    meter.resume(tokens=40, usage={"a/b": Usage(1, 1, 0, 1)}, reflection_cost_usd=0.0, elapsed_s=99.0)
+    assert meter.reached() == ""
+    meter.add(rollout(9))
+    assert meter.reached() == ""
+    meter.add(rollout(1))
+    assert meter.reached() == "max_tokens"
+    late = Meter(BudgetConfig(max_time_s=100.0))
+    late.resume(tokens=0, usage={}, reflection_cost_usd=0.0, elapsed_s=100.5)
+    assert late.reached() == "max_time_s"
+
+
+class Doing:
+    def __init__(self, number, done):
+        self.number, self.done = number, done
+
+    def run(self):
+        self.done.append(self.number)
+        return self.number
+
+    def stop(self):
+        pass
+
+
+def test_a_halted_batch_ends_with_the_jobs_that_had_started():
+    done = []
+    jobs = [Doing(number, done) for number in range(20)]
+    found = list(run_jobs(jobs, num_threads=2, timeout_s=60, late=lambda job, s: None, halted=lambda: len(done) >= 5))
+    assert sorted(index for index, _ in found) == sorted(done)
+    assert 5 <= len(done) <= 5 + 1
+
+
+def test_what_the_cap_cannot_decide_stops_the_batch():
+    def halted():
+        raise UserError("unknown price")
+
+    with pytest.raises(UserError, match="unknown price"):
+        list(run_jobs([Doing(0, [])], num_threads=1, timeout_s=60, late=lambda job, s: None, halted=halted))
+
+
+def test_no_more_steps_are_taken_than_allowed(policy, tmp_path):
+    result = compiled(student_of(policy), tmp_path / "run", **{"budget.max_steps": 3}).detailed_results.result
+    assert (result["steps"], result["ended"], result["cap"]) == (3, "budget", "max_steps")
+    assert result["rollouts"]["slow"] == 3 * 8
+
+
+def test_no_fast_round_is_paid_for_steps_that_will_not_be_taken(policy, tmp_path):
+    result = compiled(student_of(policy), tmp_path / "run", **{"budget.max_steps": 2}).detailed_results.result
+    assert (result["cycles"], result["steps"], result["cap"]) == (1, 2, "max_steps")
+
+
+def tokens_of(policy):
+    return sum(len(generated(policy, request)) for request in policy.engine.requests)
+
+
+def generated(policy, request):
+    text = answer(policy.engine.prompt_text(request), request)
+    return policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [0]
+
+
+@pytest.mark.parametrize("method", ["fst", "rl", "gepa"])
+def test_the_cap_of_tokens_is_passed_by_no_more_than_what_was_in_flight(policy, tmp_path, method):
+    cap = 4000
+    values = {"budget.max_tokens": cap, "method": method}
+    better = compiled(student_of(policy), tmp_path / "run", **values)
+    result = better.detailed_results.result
+    assert (result["ended"], result["cap"]) == ("budget", "max_tokens")
+    longest = max(len(generated(policy, request)) for request in policy.engine.requests)
+    tested = 2 * len(TEST) * 2 * longest  # before and after, two calls each: not capped
+    assert cap <= result["tokens"] <= cap + IN_FLIGHT * 2 * longest + tested
+    # Every token that was sampled is counted.
+    assert result["tokens"] == tokens_of(policy)
+    assert sum(result["rollouts"][kind] for kind in ("fast", "slow", "eval")) * 2 == len(policy.engine.requests)
+    assert better(question="q1").answer
+
+
+def test_the_cap_of_dollars_counts_frozen_lms(policy, tmp_path):
+    lm, engine = frozen()
+    price = (100 * 0.15 + 10 * 0.60) / 1e6
+    values = {"budget.max_cost_usd": 30 * price}
+    result = compiled(student_of(policy, first=lm), tmp_path / "run", **values).detailed_results.result
+    assert (result["ended"], result["cap"]) == ("budget", "max_cost_usd")
+    assert 30 <= engine.calls <= 30 + IN_FLIGHT + len(TEST)
+    assert result["cost_usd"] == pytest.approx(engine.calls * price)
+
+
+def test_an_unknown_price_stops_a_run_whose_dollars_are_capped(policy, tmp_path):
+    lm, engine = frozen("openai/nobody-knows")
+    with pytest.raises(UserError, match=r"what openai/nobody-knows costs is unknown: give budget\.prices"):
+        compiled(student_of(policy, first=lm), tmp_path / "run", **{"budget.max_cost_usd": 1.0})
+    assert engine.calls <= len(VAL) + len(TEST) + IN_FLIGHT
+
+
+def test_a_run_that_has_no_time_left_returns_what_it_has(policy, tmp_path):
+    started = time.monotonic()
+    result = compiled(student_of(policy), tmp_path / "run", **{"budget.max_time_s": 0.001}).detailed_results.result
+    assert (result["ended"], result["cap"]) == ("budget", "max_time_s")
+    assert result["rollouts"]["fast"] + result["rollouts"]["slow"] <= IN_FLIGHT
+    assert result["candidate"] == {"first": "Answer.", "second": "Answer."}
+    assert result["test_score_after"] is not None
+    assert result["wall_s"] <= time.monotonic() - started
+    assert read_json(tmp_path / "run" / "state.json")["state"]["cap"] == "max_time_s"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_steps", 0), ("max_tokens", 1.5), ("max_time_s", 0), ("max_cost_usd", -1)]
+)
+def test_caps_that_allow_nothing_are_refused(name, value):
+    with pytest.raises(UserError, match=f"budget.{name} is {value}"):
+        BudgetConfig(**{name: value})
