@@ -25,7 +25,7 @@ from functools import partial
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import batch_at
 from fst_optimizer.errors import Paused
-from fst_optimizer.evolve.population import spread
+from fst_optimizer.evolve.population import allocate_rollouts
 from fst_optimizer.evolve.reflect import Reflector
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.policy.policy import Policy
@@ -83,7 +83,7 @@ def run_cycle(parts: Parts, state: State) -> State:
     Goes on behind the phases that `state` has done already.
 
     Raises:
-        Paused: a guard says so; the checkpoint is written.
+        Paused: a monitor says so; the checkpoint is written.
     """
     for number, phase in enumerate(phases(parts, state), start=1):
         if number > state.phase:
@@ -98,7 +98,7 @@ def phases(parts: Parts, state: State) -> list[Phase]:
         partial(paid, parts, "fast", partial(fast_round, parts, batches=batches)),
         partial(paid, parts, "eval", partial(validated, parts, only_new=True)),
         *(partial(paid, parts, "slow", partial(slow_step, parts, batch=batch)) for batch in batches),
-        partial(last_look, parts),
+        partial(end_of_cycle, parts),
     ]
 
 
@@ -125,14 +125,14 @@ def next_cycle(config: FSTConfig, state: State) -> State:
 
 
 def committed(parts: Parts, state: State) -> State:
-    """The state, written down. What the guards saw is said, and pauses the run where it should."""
+    """The state, written down. What the monitors saw is said, and pauses the run where it should."""
     parts.saver.commit(state)
     for alarm in state.alarms:
-        logger.warning("guard %s: %s", alarm.guard, alarm.text)
-    pausing = [alarm for alarm in state.alarms if getattr(parts.config.guards, alarm.guard) == "pause"]
+        logger.warning("monitor %s: %s", alarm.monitor, alarm.text)
+    pausing = [alarm for alarm in state.alarms if getattr(parts.config.monitors, alarm.monitor) == "pause"]
     if pausing:
         raise Paused(
-            "; ".join(f"guard {alarm.guard}: {alarm.text}" for alarm in pausing)
+            "; ".join(f"monitor {alarm.monitor}: {alarm.text}" for alarm in pausing)
             + f". Resume to go on all the same (--resume, or resume=True, with {str(parts.files.root)!r})"
         )
     return replace(state, alarms=())
@@ -272,7 +272,7 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
     if state.phase == FIRST_STEP:
         keep_rollouts(parts.files, state.cycle, rollouts)
     watch, alarms = after_step(
-        config.guards,
+        config.monitors,
         state.watch,
         reward_mean=credited.reward_mean,
         flat=credited.flat_groups == credited.groups,
@@ -305,15 +305,15 @@ def slow_step(parts: Parts, state: State, batch: Sequence[Item]) -> State:
     return replace(state, watch=watch, alarms=alarms)
 
 
-def last_look(parts: Parts, state: State) -> State:
-    """The evaluation that ends a cycle, and what the guards make of it."""
+def end_of_cycle(parts: Parts, state: State) -> State:
+    """The evaluation that ends a cycle, and what the monitors make of it."""
     if not state.ended or state.cap in ("max_rollouts", "max_steps"):  # these leave room to look at what was learned
         state = asked_to_stop(parts, within_caps(parts, "eval", partial(validated, parts), state))
     seen = state.validated.get(leading(state.population, 1)[0].id)
     if seen is None or seen.policy_version != state.policy_version:  # a cap was in the way
         return next_cycle(parts.config, state)
     watch, alarms = after_eval(
-        parts.config.guards,
+        parts.config.monitors,
         state.watch,
         score=seen.score,
         best=state.best.score,
@@ -436,7 +436,7 @@ def group_requests(
     population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = ()
 ) -> list[Request]:
     """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers."""
-    shares = spread(config.rollout.group_size, len(population.candidates))
+    shares = allocate_rollouts(config.rollout.group_size, len(population.candidates))
     members: list[tuple[Candidate, int | None]] = [
         (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
     ]

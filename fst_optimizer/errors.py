@@ -54,7 +54,7 @@ class StorageError(FSTError):
 
 
 class Paused(FSTError):
-    """A guard with `pause` saw what it watches for; the checkpoint is written, and a resume goes on from it."""
+    """A monitor with `pause` saw what it watches for; the checkpoint is written, and a resume goes on from it."""
 
 
 class StopRun(Exception):

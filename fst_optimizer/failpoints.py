@@ -2,8 +2,8 @@
 
 Code that touches the world outside passes such a place, with what it is about to return:
 
-    reach("files.write", path)
-    answer = reach("reflection.answer", answer)
+    failpoint("files.write", path)
+    answer = failpoint("reflection.answer", answer)
 
 Nothing happens there unless a test says so:
 
@@ -51,7 +51,7 @@ _faults: dict[str, list[_Fault]] = {}
 _lock = threading.Lock()
 
 
-def reach(place: str, value: T) -> T:
+def failpoint(place: str, value: T) -> T:
     """What passes this place: `value`, unless a test has let a fault in."""
     if not _faults:
         return value

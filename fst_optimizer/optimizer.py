@@ -150,7 +150,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         Raises:
             UserError: something about the student, the data or the run directory is wrong; nothing was spent.
             MetricError, EngineError, TrainingError, StorageError: a part broke; the last checkpoint stands.
-            Paused: a guard with `pause` saw what it watches for.
+            Paused: a monitor with `pause` saw what it watches for.
         """
         policy, start_version = checked_student(student)
         check_roles(seed_texts(student), self.config)

@@ -27,7 +27,7 @@ class Stopped(Exception):
     """The helper was ended in the middle of a call: out of processor time, or of memory."""
 
 
-class Guard:
+class Sandbox:
     """One helper process, started by the first call and again after it was stopped. Threads take turns.
 
     Args:
@@ -135,7 +135,7 @@ def _serve(script: str) -> None:
 
 
 def _load(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("guarded", script)
+    spec = importlib.util.spec_from_file_location("sandboxed", script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

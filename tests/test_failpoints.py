@@ -14,7 +14,7 @@ from test_optimizer import RULE, TRAIN, VAL, answer, optimizer, student_of
 from fst_optimizer import Policy, UserError
 from fst_optimizer.engines.base import Generation
 from fst_optimizer.errors import EngineDied, EngineError, MetricError, StorageError
-from fst_optimizer.failpoints import PLACES, inject, raising, reach
+from fst_optimizer.failpoints import PLACES, failpoint, inject, raising
 from fst_optimizer.store.files import RunFiles, locked, read_json
 from fst_optimizer.store.metrics import read_metrics
 from fst_optimizer.tasks import load_task
@@ -269,15 +269,15 @@ def test_no_reflection_that_was_answered_is_paid_for_twice(scripted, tmp_path):
     assert (one.calls, two.calls) == (2, reference.calls)
 
 
-# -- guards and early stop --------------------------------------------------------------------------------------------
+# -- monitors and early stop -----------------------------------------------------------------------------------------
 
 
 def test_a_guard_that_pauses_leaves_a_checkpoint_and_a_resume_goes_on(whole, scripted, tmp_path):
     from fst_optimizer.errors import Paused
 
-    loud = {"guards.kl_max": 0.0, "guards.kl": "pause"}
+    loud = {"monitors.kl_max": 0.0, "monitors.kl": "pause"}
     reference = whole()
-    with pytest.raises(Paused, match=r"guard kl: the policy is .* nats a token away.*Resume to go on"):
+    with pytest.raises(Paused, match=r"monitor kl: the policy is .* nats a token away.*Resume to go on"):
         compiled(tmp_path / "run", scripted(answer), values=loud)
     assert not (tmp_path / "run" / "result.json").exists()
     result = compiled(tmp_path / "run", scripted(answer), values=loud, resume=True)
@@ -286,8 +286,8 @@ def test_a_guard_that_pauses_leaves_a_checkpoint_and_a_resume_goes_on(whole, scr
 
 
 def test_a_guard_that_warns_says_so_and_the_run_goes_on(scripted, tmp_path, caplog):
-    result = compiled(tmp_path / "run", scripted(answer), values={"guards.kl_max": 0.0})
-    assert "guard kl: the policy is" in caplog.text
+    result = compiled(tmp_path / "run", scripted(answer), values={"monitors.kl_max": 0.0})
+    assert "monitor kl: the policy is" in caplog.text
     assert (result["ended"], len(result["alarms"])) == ("done", 1)
 
 
@@ -305,11 +305,11 @@ def test_a_run_without_progress_stops_early(scripted, tmp_path):
 
 def test_nothing_happens_at_a_place_unless_a_fault_is_let_in():
     value = object()
-    assert reach("files.write", value) is value
+    assert failpoint("files.write", value) is value
     with inject("files.write", lambda one: one + 1, after=1, times=2):
-        assert [reach("files.write", 0) for _ in range(5)] == [0, 1, 1, 0, 0]
-        assert reach("metric.answer", 0) == 0
-    assert reach("files.write", 0) == 0
+        assert [failpoint("files.write", 0) for _ in range(5)] == [0, 1, 1, 0, 0]
+        assert failpoint("metric.answer", 0) == 0
+    assert failpoint("files.write", 0) == 0
 
 
 def test_every_place_is_passed_by_a_run(scripted, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fst_optimizer import sandbox as guard
+from fst_optimizer import sandbox
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def helper(tmp_path):
         "def seed(): return os.environ['PYTHONHASHSEED']\n"
         "def leave(): os._exit(3)\n"
     )
-    made = guard.Guard(script)
+    made = sandbox.Sandbox(script)
     yield made
     made.close()
 
@@ -40,7 +40,7 @@ def test_a_mistake_is_a_value_error_and_a_fault_a_runtime_error(helper):
 
 @pytest.mark.parametrize("function", ["spin", "leave"])
 def test_a_helper_that_is_ended_is_started_again(helper, function):
-    with pytest.raises(guard.Stopped, match=function):
+    with pytest.raises(sandbox.Stopped, match=function):
         helper.call(function, cpu_s=0.2)
     assert helper.call("echo", cpu_s=5, value=1) == 1
 
@@ -49,4 +49,4 @@ def test_a_script_that_cannot_be_loaded_is_named(tmp_path):
     script = tmp_path / "broken.py"
     script.write_text("import no_such_module_at_all")
     with pytest.raises(RuntimeError, match=r"broken\.py did not start[\s\S]*no_such_module_at_all"):
-        guard.Guard(script).call("echo", cpu_s=5)
+        sandbox.Sandbox(script).call("echo", cpu_s=5)

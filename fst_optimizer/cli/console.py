@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def told_plainly(after_interrupt: str) -> Iterator[None]:
+def user_errors(after_interrupt: str) -> Iterator[None]:
     """Mistakes and failures as one line on stderr.
 
     The exit code is 2 for the user's mistake, 1 for a broken part, 3 for a pause, 130 for Ctrl-C.

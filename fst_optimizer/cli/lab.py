@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, told_plainly
+from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
 from fst_optimizer.task_run import Sizes
 
 lab = typer.Typer(
@@ -70,7 +70,7 @@ def compare_command(
     Example:
         fst lab compare programs/letters --methods fst,rl,gepa --seeds 0,1,2 --out runs/compare
     """
-    with told_plainly(AGAIN):
+    with user_errors(AGAIN):
         from fst_optimizer.lab import compare, figures, launch, plan
         from fst_optimizer.lab import sweep as sweeping
 
@@ -122,7 +122,7 @@ def sweep_command(
 
         fst lab compare programs/letters --methods fst,rl --sweep runs/sweep/sweep.json --out runs/compare
     """
-    with told_plainly(AGAIN):
+    with user_errors(AGAIN):
         from fst_optimizer.lab import launch, plan, sweep
 
         console, progress = consoles()
@@ -163,7 +163,7 @@ def bench_command(
 
         fst lab bench programs/letters --engine vllm --tokens 64 --in-flight 32 --out runs/serving.json
     """
-    with told_plainly("run it again"):
+    with user_errors("run it again"):
         from fst_optimizer.lab.bench import bench
         from fst_optimizer.lab.compare import shown_model
         from fst_optimizer.lab.serving_bench import endless_copy, serving_bench
@@ -202,7 +202,7 @@ def report_command(
     Example:
         fst lab report runs/compare --out docs/results.md
     """
-    with told_plainly("run it again"):
+    with user_errors("run it again"):
         from fst_optimizer.lab.report import write_report
 
         write_report(folders, out)
@@ -225,9 +225,9 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
     from fst_optimizer.lab import tables
 
     title = f"{data['task']}: means over seeds ± 95% interval, at most {data['max_rollouts']} training rollouts"
-    console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data, tables.short_spread)))
+    console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data, tables.format_ci_short)))
     if data["against_rl"]:
-        rows = tables.against_rows(data["against_rl_at_cycle_ends"], tables.short_spread)
+        rows = tables.against_rows(data["against_rl_at_cycle_ends"], tables.format_ci_short)
         console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", tables.AGAINST_HEAD, rows))
     for path in paths:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fst_optimizer.cli.console import consoles, counted, quiet_libraries, shown, starting, this_command, told_plainly
+from fst_optimizer.cli.console import consoles, counted, quiet_libraries, shown, starting, this_command, user_errors
 from fst_optimizer.cli.lab import lab
 from fst_optimizer.cli.tables import closing, evaluation, served, show
 from fst_optimizer.engines.vllm.server import SERVED_NAME
@@ -127,7 +127,7 @@ def compile_command(
         resume=resume,
         allow_changes=allow_changes,
     )
-    with told_plainly(f"go on with: fst compile {task} --run-dir {run_dir} --resume"):
+    with user_errors(f"go on with: fst compile {task} --run-dir {run_dir} --resume"):
         out, progress = consoles()
         plan = plan_run(choices)
         with quiet_libraries(progress), shown(progress, plan.settings.config) as callback:
@@ -203,7 +203,7 @@ def tune_command(
 
         fst compile programs/letters --config runs/tune-letters-0/best.json --run-dir runs/best
     """
-    with told_plainly("the same command goes on where this stopped"):
+    with user_errors("the same command goes on where this stopped"):
         from fst_optimizer.tuning import ask as asking
         from fst_optimizer.tuning import command
         from fst_optimizer.tuning import workers as processes
@@ -269,7 +269,7 @@ def eval_command(
     Example:
         fst eval programs/letters --run-dir runs/first
     """
-    with told_plainly("start it again to score from the beginning"):
+    with user_errors("start it again to score from the beginning"):
         out, progress = consoles()
         with quiet_libraries(progress), counted(progress) as callback:
             score = eval_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=callback)
@@ -296,7 +296,7 @@ def serve_command(
 
         fst serve runs/first --port 8001 --set vllm.max_model_len=4096
     """
-    with told_plainly("the server is stopped"):
+    with user_errors("the server is stopped"):
         from fst_optimizer.finished.serve import policy_server, server_settings
 
         out, progress = consoles()
@@ -331,7 +331,7 @@ def export_command(
 
         fst export runs/first --out merged --merge
     """
-    with told_plainly("nothing was written; run it again"):
+    with user_errors("nothing was written; run it again"):
         from fst_optimizer.finished.export import export_run
 
         console, progress = consoles()

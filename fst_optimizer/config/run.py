@@ -20,7 +20,7 @@ ENGINES = ("torch", "vllm")
 LOSS_NAMES = ("cispo", "grpo", "dr_grpo")
 ROLES = ("both", "evolve", "train", "neither")
 CREDITS = ("rollout", "predictor")
-GUARD_ACTIONS = ("off", "warn", "pause")
+MONITOR_ACTIONS = ("off", "warn", "pause")
 OPEN = ("predictors", "budget.prices")
 """Settings that are objects with names of the user's own, which may have dots in them."""
 
@@ -333,7 +333,7 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
-class GuardsConfig:
+class MonitorsConfig:
     """What is watched while a run goes on. `warn` says so once; `pause` also ends the process, with a checkpoint."""
 
     kl: str = "warn"
@@ -364,11 +364,11 @@ class GuardsConfig:
     def __post_init__(self) -> None:
         for name in ("kl", "entropy", "format", "flat", "falling"):
             action = getattr(self, name)
-            _require(action in GUARD_ACTIONS, f"guards.{name}", action, did_you_mean(str(action), GUARD_ACTIONS))
+            _require(action in MONITOR_ACTIONS, f"monitors.{name}", action, did_you_mean(str(action), MONITOR_ACTIONS))
         for name in ("kl_max", "entropy_min", "entropy_unless_reward", "format_max"):
-            _number(f"guards.{name}", getattr(self, name), 0)
+            _number(f"monitors.{name}", getattr(self, name), 0)
         for name in ("steps", "flat_batches", "falling_evals"):
-            _positive_int(f"guards.{name}", getattr(self, name))
+            _positive_int(f"monitors.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ class FSTConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    monitors: MonitorsConfig = field(default_factory=MonitorsConfig)
     run: RunConfig = field(default_factory=RunConfig)
     predictors: Mapping[str, str] = field(default_factory=dict)
     """Predictor name -> what may change: `both` its instruction and the weights by its calls, `evolve` the

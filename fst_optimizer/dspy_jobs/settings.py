@@ -39,7 +39,7 @@ ONLY: Mapping[str, tuple[tuple[object, ...], str]] = {
     "max_seq_length": ((None,), "rows are never cut; leave long ones out"),
     "max_length": ((None,), "rows are never cut; leave long ones out"),
     "num_iterations": ((1,), "one batch is one update"),
-    "scale_rewards": ((True, "group"), "rewards are divided by their group's spread"),
+    "scale_rewards": ((True, "group"), "rewards are divided by their group's standard deviation"),
 }
 """Name -> values that ask for nothing else than what is done, and what that is."""
 WITHOUT_EFFECT = {

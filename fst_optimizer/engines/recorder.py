@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
 from fst_optimizer.types import Call, Outcome
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class RecordingEngine:
         """Sample one completion (dspy's custom engine contract)."""
         pending = self._submit(request)
         try:
-            generation = reach("engine.answer", pending.future.result())
+            generation = failpoint("engine.answer", pending.future.result())
         except BaseException as error:
             raise self._failed(pending, error) from error
         return self._finish(pending, generation)
@@ -140,7 +140,7 @@ class RecordingEngine:
         """`complete` for a running event loop."""
         pending = self._submit(request)
         try:
-            generation = reach("engine.answer", await asyncio.wrap_future(pending.future))
+            generation = failpoint("engine.answer", await asyncio.wrap_future(pending.future))
         except asyncio.CancelledError:
             pending.future.cancel()
             raise

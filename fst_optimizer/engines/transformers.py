@@ -24,7 +24,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids
 from fst_optimizer.errors import EngineError, RetiredVersion
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -94,7 +94,7 @@ class InProcessEngine:
     def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine.publish`."""
         with self.lock:
-            adapters.add_version(self.model, str(adapter_name(version)), dict(tensors))
+            lora.add_version(self.model, str(adapter_name(version)), dict(tensors))
         self._versions.add(version)
 
     def retire(self, version: int) -> None:
@@ -102,7 +102,7 @@ class InProcessEngine:
         if version in self._versions and version:
             self._versions.discard(version)
             with self.lock:
-                adapters.drop_version(self.model, str(adapter_name(version)))
+                lora.drop_version(self.model, str(adapter_name(version)))
 
     def versions(self) -> frozenset[int]:
         """See `Engine.versions`."""
@@ -170,7 +170,7 @@ class InProcessEngine:
         criteria: list[StoppingCriteria] = [_RowLimits(sampler)]
         if any(request.stop for request in requests):
             criteria.append(_StopStrings(requests, self.tokenizer, sampler))
-        with self.lock, torch.no_grad(), adapters.serving(self.model, adapter_name(version)):
+        with self.lock, torch.no_grad(), lora.active_adapter(self.model, adapter_name(version)):
             self.model.eval()
             prompts = _left_pad([request.prompt_ids for request in requests], self.pad_id).to(self.model.device)
             widest = prompts.shape[1]

@@ -17,7 +17,7 @@ class Score(Protocol):
         ...
 
 
-class Ledger:
+class RolloutBudget:
     """Every rollout of the round, paid once: with greedy decoding a second run would only repeat the first."""
 
     def __init__(self, score: Score, limit: int, *, reuse: bool) -> None:

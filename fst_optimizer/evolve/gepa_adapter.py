@@ -21,14 +21,14 @@ extractive reflector reads them."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class Trajectory:
     """A rollout with the example it ran on: what GEPA calls a trajectory."""
 
     item: Item
     rollout: Rollout
 
 
-class Bridge:
+class GepaAdapter:
     """The adapter object that GEPA asks: `run(texts, items)` executes rollouts, or finds them among those that ran."""
 
     propose_new_texts = None
@@ -42,17 +42,20 @@ class Bridge:
 
     def evaluate(
         self, batch: list[Item], candidate: dict[str, str], capture_traces: bool = False
-    ) -> EvaluationBatch[Seen, Rollout]:
+    ) -> EvaluationBatch[Trajectory, Rollout]:
         """Scores and trajectories of one candidate on some items."""
         rollouts = list(self._run(candidate, batch))
         return EvaluationBatch(
             outputs=rollouts,
             scores=[rollout.score for rollout in rollouts],
-            trajectories=[Seen(item, rollout) for item, rollout in zip(batch, rollouts, strict=True)],
+            trajectories=[Trajectory(item, rollout) for item, rollout in zip(batch, rollouts, strict=True)],
         )
 
     def make_reflective_dataset(
-        self, candidate: dict[str, str], eval_batch: EvaluationBatch[Seen, Rollout], components_to_update: list[str]
+        self,
+        candidate: dict[str, str],
+        eval_batch: EvaluationBatch[Trajectory, Rollout],
+        components_to_update: list[str],
     ) -> dict[str, list[Entry]]:
         """Per component, one entry for each rollout that reached it."""
         try:
@@ -63,13 +66,13 @@ class Bridge:
             raise
 
 
-def reflective_entries(component: str, seen: Sequence[Seen]) -> list[Entry]:
+def reflective_entries(component: str, seen: Sequence[Trajectory]) -> list[Entry]:
     """What the reflector reads about one component. An example that came twice is told once."""
     unique = {one.item.id: one for one in seen}.values()
     return [entry for one in unique if (entry := _entry(component, one)) is not None]
 
 
-def _entry(component: str, seen: Seen) -> Entry | None:
+def _entry(component: str, seen: Trajectory) -> Entry | None:
     rollout = seen.rollout
     step = _telling_step(component, rollout.trace)
     if step is None:

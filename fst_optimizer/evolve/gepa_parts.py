@@ -16,7 +16,7 @@ from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
 from gepa.strategies.candidate_selector import ParetoCandidateSelector
 from gepa.strategies.component_selector import AllReflectionComponentSelector, RoundRobinReflectionComponentSelector
 
-from fst_optimizer.evolve.gepa_adapter import Bridge
+from fst_optimizer.evolve.gepa_adapter import GepaAdapter
 from fst_optimizer.evolve.reflect import PERFECT
 from fst_optimizer.types import Candidate, Item
 
@@ -66,13 +66,18 @@ def evaluation(row: Mapping[str, float]) -> ValsetEvaluation[Any, Any]:
 
 
 def proposer(
-    bridge: Bridge, author: Callable[..., dict[str, str]], items: Sequence[Item], minibatch: int, which: str, seed: str
+    gepa_adapter: GepaAdapter,
+    author: Callable[..., dict[str, str]],
+    items: Sequence[Item],
+    minibatch: int,
+    which: str,
+    seed: str,
 ) -> ReflectiveMutationProposer:
     """GEPA's reflective proposer: Pareto parents, shuffled minibatches, `round_robin` or `all` components."""
     return ReflectiveMutationProposer(
         logger=_DebugLog(),
         trainset=list(items),
-        adapter=bridge,  # type: ignore[arg-type]  # GEPA allows None for propose_new_texts, its protocol does not say so
+        adapter=gepa_adapter,  # type: ignore[arg-type]  # GEPA allows None for propose_new_texts, its protocol does not say so
         candidate_selector=ParetoCandidateSelector(random.Random(f"parents/{seed}")),
         module_selector=AllReflectionComponentSelector() if which == "all" else RoundRobinReflectionComponentSelector(),
         batch_sampler=EpochShuffledBatchSampler(minibatch, random.Random(f"minibatches/{seed}")),

@@ -48,13 +48,13 @@ def select(population: Population, k: int) -> Population:
     )
 
 
-def spread(group_size: int, candidates: int) -> tuple[int, ...]:
+def allocate_rollouts(group_size: int, candidates: int) -> tuple[int, ...]:
     """How many of a group's rollouts each candidate gets: as even as possible, the better ones take the remainder.
 
-    `spread(8, 3)` is `(3, 3, 2)`. It sums to `group_size`; candidates beyond `group_size` get none.
+    `allocate_rollouts(8, 3)` is `(3, 3, 2)`. It sums to `group_size`; candidates beyond `group_size` get none.
     """
     if candidates < 1 or group_size < 0:
-        raise ValueError(f"cannot spread {group_size} rollouts over {candidates} candidates")
+        raise ValueError(f"cannot allocate {group_size} rollouts over {candidates} candidates")
     each, over = divmod(group_size, candidates)
     return tuple(each + (index < over) for index in range(candidates))
 

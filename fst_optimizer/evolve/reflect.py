@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fst_optimizer.errors import StorageError
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.text import without_secrets
 
@@ -95,7 +95,7 @@ class LMReflector:
         found = self.journal.reflection(prompt)
         if found is None:
             before = self.cost_usd
-            text = str(reach("reflection.answer", self._answer(prompt)))
+            text = str(failpoint("reflection.answer", self._answer(prompt)))
             cost = None if before is None or self.cost_usd is None else self.cost_usd - before
             self.journal.add_reflection(prompt, text, cost)
             return text

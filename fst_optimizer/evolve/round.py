@@ -14,8 +14,8 @@ from typing import Any
 from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import FSTError
 from fst_optimizer.evolve import gepa_parts as parts
-from fst_optimizer.evolve.budget import Ledger, Score
-from fst_optimizer.evolve.gepa_adapter import Bridge
+from fst_optimizer.evolve.budget import RolloutBudget, Score
+from fst_optimizer.evolve.gepa_adapter import GepaAdapter
 from fst_optimizer.evolve.population import frontier, select
 from fst_optimizer.evolve.proposer import Author, text_key
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
@@ -99,7 +99,7 @@ def evolve(
     if len(items) > limit:
         notes.append(f"anchor cut from {len(items)} to {limit} examples, all that the budget pays")
         items = items[:limit]
-    ledger = Ledger(score, limit, reuse=config.temperature == 0)
+    ledger = RolloutBudget(score, limit, reuse=config.temperature == 0)
     tell = on_event or _silent
     rescored = _affordable(population, ledger.left // len(items), notes)
     scores = _rescore(rescored, ledger, items, tell)
@@ -130,7 +130,7 @@ def _affordable(population: Population, most: int, notes: list[str]) -> list[Can
 
 
 def _rescore(
-    candidates: Sequence[Candidate], ledger: Ledger, items: Sequence[Item], tell: OnEvent
+    candidates: Sequence[Candidate], ledger: RolloutBudget, items: Sequence[Item], tell: OnEvent
 ) -> dict[str, dict[str, float]]:
     scores = {}
     for candidate in candidates:
@@ -146,7 +146,7 @@ class Search:
         self,
         candidates: list[Candidate],
         scores: dict[str, dict[str, float]],
-        ledger: Ledger,
+        ledger: RolloutBudget,
         items: Sequence[Item],
         author: Author,
         config: FastConfig,
@@ -172,7 +172,7 @@ class Search:
         """Propose until a limit is met; says which. `turn` is the component that round robin starts with."""
         if not self._author.components:
             return "no component may change"
-        bridge = Bridge(lambda texts, batch: self._ledger.run(self._author.candidate(texts), batch, capture=True))
+        bridge = GepaAdapter(lambda texts, batch: self._ledger.run(self._author.candidate(texts), batch, capture=True))
         state = parts.state_of(self.candidates, self.scores, self._author.components, turn)
         proposer = parts.proposer(bridge, self._author, self._items, self._minibatch, self._config.components, seed)
         while (why := self._why_ended()) is None:
@@ -244,7 +244,7 @@ class Search:
         self._tell("accepted", candidate=candidate.id, parents=candidate.parents, score=_mean(row))
 
 
-def _score_row(ledger: Ledger, candidate: Candidate, items: Sequence[Item]) -> dict[str, float]:
+def _score_row(ledger: RolloutBudget, candidate: Candidate, items: Sequence[Item]) -> dict[str, float]:
     return {rollout.example_id: rollout.score for rollout in ledger.run(candidate, items, capture=False)}
 
 

@@ -112,8 +112,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         return Interval(mean, None, None, 1)
     from scipy.stats import t
 
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * spread / math.sqrt(n)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
     return Interval(mean, mean - half, mean + half, n)
 
 

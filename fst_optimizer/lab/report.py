@@ -186,7 +186,7 @@ def _against(data: Mapping[str, Any]) -> str:
 
 def _differences(data: Mapping[str, Any]) -> str:
     rows = [
-        [name, tables.spread(found["val_score_after"]), tables.spread(found["test_score_after"])]
+        [name, tables.format_ci(found["val_score_after"]), tables.format_ci(found["test_score_after"])]
         for name, found in data["differences"].items()
     ]
     if not rows:
@@ -268,7 +268,7 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
         met = "met" if found["mean"] >= LEAST_GAIN else "missed"
         lines.append(
             f"aim {met}: FST ends {100 * found['mean']:.1f} points above GEPA alone on {split} "
-            f"({tables.spread(found)}, n = {found['n']}); the aim is at least {100 * LEAST_GAIN:.0f} points."
+            f"({tables.format_ci(found)}, n = {found['n']}); the aim is at least {100 * LEAST_GAIN:.0f} points."
         )
     return lines
 
@@ -284,7 +284,7 @@ def _reaching(what: str, found: Mapping[str, Any], name: str, most: float) -> st
     met = "met" if share["mean"] <= most and everywhere else "missed"
     seeds = "every seed" if everywhere else f"only {found['reached']} of {found['of']} seeds"
     return (
-        f"aim {met}: FST reached RL's best on {seeds}, with {tables.spread(share, 2)} of RL's {what} there "
+        f"aim {met}: FST reached RL's best on {seeds}, with {tables.format_ci(share, 2)} of RL's {what} there "
         f"(n = {share['n']}); {aim}."
     )
 

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = list[list[str]]
-Spread = Callable[..., str]
+FormatCI = Callable[..., str]
 """How a mean with its interval is written."""
 
 
-def spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+def format_ci(found: Mapping[str, Any] | None, digits: int = 3) -> str:
     """`0.512 [0.480, 0.544]`; without bounds for one seed, `-` for nothing."""
     if found is None:
         return "-"
@@ -21,10 +21,10 @@ def spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
     return mean if found["low"] is None else f"{mean} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
-def short_spread(found: Mapping[str, Any] | None, digits: int = 3) -> str:
+def format_ci_short(found: Mapping[str, Any] | None, digits: int = 3) -> str:
     """`0.512 ±0.032`, the same interval in less room."""
     if found is None or found["low"] is None:
-        return spread(found, digits)
+        return format_ci(found, digits)
     return f"{found['mean']:.{digits}f} ±{found['high'] - found['mean']:.{digits}f}"
 
 
@@ -46,16 +46,16 @@ METHOD_HEAD = (
 )
 
 
-def method_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
+def method_rows(data: Mapping[str, Any], format_ci: FormatCI = format_ci) -> Rows:
     """One row a method: means over seeds with 95% intervals."""
     return [
         [
             method,
             str(len(found["seeds"])),
-            *(spread(found[name]) for name in ("val_score_before", "val_score_after")),
-            *(spread(found[name]) for name in ("test_score_before", "test_score_after", "kl_to_base")),
-            spread(found["training_rollouts"], 0),
-            spread(found["wall_s"], 0),
+            *(format_ci(found[name]) for name in ("val_score_before", "val_score_after")),
+            *(format_ci(found[name]) for name in ("test_score_before", "test_score_after", "kl_to_base")),
+            format_ci(found["training_rollouts"], 0),
+            format_ci(found["wall_s"], 0),
         ]
         for method, found in data["methods"].items()
     ]
@@ -64,16 +64,16 @@ def method_rows(data: Mapping[str, Any], spread: Spread = spread) -> Rows:
 AGAINST_HEAD = ("method", "reached", "rollouts", "of RL's", "KL there", "of RL's KL")
 
 
-def against_rows(against: Mapping[str, Any], spread: Spread = spread) -> Rows:
+def against_rows(against: Mapping[str, Any], format_ci: FormatCI = format_ci) -> Rows:
     """One row a method: what it took to reach RL's best."""
     return [
         [
             method,
             f"{found['reached']} of {found['of']}",
-            spread(found["rollouts"], 0),
-            spread(found["ratio"], 2),
-            spread(found["kl"], 4),
-            spread(found["kl_ratio"], 2),
+            format_ci(found["rollouts"], 0),
+            format_ci(found["ratio"], 2),
+            format_ci(found["kl"], 4),
+            format_ci(found["kl_ratio"], 2),
         ]
         for method, found in against.items()
     ]
@@ -108,7 +108,7 @@ def signal_rows(data: Mapping[str, Any]) -> Rows:
     """One row a method that trains: how much its rollouts still differed."""
     names = ("entropy_start", "entropy_end", "flat_start", "flat_end")
     return [
-        [method, *(spread(found["signal"][name], 2) for name in names)]
+        [method, *(format_ci(found["signal"][name], 2) for name in names)]
         for method, found in data["methods"].items()
         if found["signal"]
     ]

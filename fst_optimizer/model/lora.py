@@ -28,7 +28,7 @@ from fst_optimizer.errors import UserError
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
-BORROWED = "borrowed"
+TEMPORARY = "temporary"
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -174,7 +174,7 @@ def drop_version(model: PeftModel, name: str) -> None:
 
 
 @contextmanager
-def borrowed(model: PeftModel, tensors: Mapping[str, Tensor] | None) -> Iterator[str | None]:
+def temporary_adapter(model: PeftModel, tensors: Mapping[str, Tensor] | None) -> Iterator[str | None]:
     """These tensors as a version of the model for as long as this lasts: its name, or None for the base.
 
     Not thread-safe: hold the model's lock.
@@ -182,15 +182,15 @@ def borrowed(model: PeftModel, tensors: Mapping[str, Tensor] | None) -> Iterator
     if tensors is None:
         yield None
         return
-    add_version(model, BORROWED, tensors)
+    add_version(model, TEMPORARY, tensors)
     try:
-        yield BORROWED
+        yield TEMPORARY
     finally:
-        drop_version(model, BORROWED)
+        drop_version(model, TEMPORARY)
 
 
 @contextmanager
-def serving(model: PeftModel, name: str | None) -> Iterator[PeftModel]:
+def active_adapter(model: PeftModel, name: str | None) -> Iterator[PeftModel]:
     """The model as policy version `name`, or as the base when None; afterwards the trained adapter is active again.
 
     For inference: inside, nothing requires a gradient. Not thread-safe: hold the model's lock.

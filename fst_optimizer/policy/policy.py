@@ -15,7 +15,8 @@ from weakref import WeakSet
 
 from fst_optimizer.config.run import ENGINES, LoraConfig, TrainConfig, VLLMConfig
 from fst_optimizer.errors import UserError, did_you_mean
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
+from fst_optimizer.model import lora as adapters
 from fst_optimizer.model.load import (
     QUANTIZATIONS,
     check_model_folder,
@@ -106,7 +107,7 @@ class Policy:
         self.fingerprint = fingerprint(base)
         """Tells base models apart, whatever their folder is called."""
         self.model = _attach(base, self.lora, adapter, seed)
-        self.fresh_tensors = _adding_nothing(self.model)
+        self.zero_adapter = _zero_adapter(self.model)
         """The untrained adapter, which adds nothing to the base."""
         self.trust_remote_code = trust_remote_code
         self.quantization = quantization
@@ -180,12 +181,10 @@ class Policy:
 
     def publish(self) -> int:
         """Freeze the trainable adapter as the next version, serve it, and return its number."""
-        from fst_optimizer.model import lora as adapters
-
         self._newest += 1
         with self.lock:
             frozen = adapters.snapshot(self.model)
-        self._serve(reach("policy.publish", self._newest), frozen)
+        self._serve(failpoint("policy.publish", self._newest), frozen)
         self.version = self._newest
         return self.version
 
@@ -195,15 +194,13 @@ class Policy:
         Raises:
             UserError: Another program stays at this number, with other weights.
         """
-        from fst_optimizer.model import lora as adapters
-
         if tensors is not None and version in self._tensors and not adapters.same(self._tensors[version], tensors):
             raise UserError(
                 f"policy version {version} is in use by another program on this Policy, with other weights (a compiled "
                 "one, or policy.lm_at): make a new Policy for this run"
             )
         with self.lock:
-            adapters.restore(self.model, self.fresh_tensors if tensors is None else tensors)
+            adapters.restore(self.model, self.zero_adapter if tensors is None else tensors)
         if tensors is not None and version not in self._tensors:
             self._serve(version, dict(tensors))
         self.version = version
@@ -222,8 +219,6 @@ class Policy:
         Raises:
             UserError: The rank is larger than what the policy's own vLLM server was started for.
         """
-        from fst_optimizer.model import lora as adapters
-
         wanted = lora or self.lora
         most = getattr(getattr(self.engine, "server", None), "max_lora_rank", None)
         if most is not None and wanted.rank > most:
@@ -242,7 +237,7 @@ class Policy:
                 target_modules=self.lora.target_modules,
                 seed=self.seed,
             )
-            self.fresh_tensors = _adding_nothing(self.model)
+            self.zero_adapter = _zero_adapter(self.model)
         self._seeds = itertools.count(self.seed << 32)
         self.version = self._newest = 0
 
@@ -269,8 +264,6 @@ class Policy:
 
     def save_version(self, version: int, folder: Path) -> None:
         """Write a served version as a peft LoRA folder (safetensors), atomically."""
-        from fst_optimizer.model import lora as adapters
-
         adapters.save_adapter(self.model, self._tensors[version], folder)
 
     def save(self, folder: str | Path) -> None:
@@ -291,21 +284,23 @@ class Policy:
 
     def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
         """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""
-        from fst_optimizer.model import lora as adapters
         from fst_optimizer.train.trainer import kl_to_base
 
         if not version or not calls:
             return 0.0
         rows = [(call.prompt_ids, call.completion_ids) for call in calls if call.completion_ids]
-        with self.lock, adapters.borrowed(self.model, self._tensors[version]) as name:
+        with self.lock, adapters.temporary_adapter(self.model, self._tensors[version]) as name:
             return kl_to_base(self.model, self.pad_id, rows, name, microbatch_tokens)
 
     def logprobs_of(self, calls: Sequence[Call], tensors: Mapping[str, Tensor] | None) -> list[list[float]]:
         """The trainer's log-probs of the calls' tokens under these LoRA tensors, or under the base, row by row."""
-        from fst_optimizer.model import lora as adapters
         from fst_optimizer.train.trainer import logprobs
 
-        with self.lock, adapters.borrowed(self.model, tensors) as name, adapters.serving(self.model, name):
+        with (
+            self.lock,
+            adapters.temporary_adapter(self.model, tensors) as name,
+            adapters.active_adapter(self.model, name),
+        ):
             return logprobs(self.model, self.pad_id, calls)
 
     @property
@@ -346,16 +341,13 @@ def _check_engine(engine: object, url: str | None, vllm: VLLMConfig | None, quan
         raise UserError(f"quantization is {quantization!r}: {did_you_mean(quantization, QUANTIZATIONS)}, or None")
 
 
-def _adding_nothing(model: Any) -> dict[str, Tensor]:
+def _zero_adapter(model: Any) -> dict[str, Tensor]:
     """The adapter's tensors as they are now, its B matrices zero: the base."""
-    from fst_optimizer.model import lora as adapters
-
     tensors = adapters.snapshot(model)
     return {name: tensor.zero_() if ".lora_B." in name else tensor for name, tensor in tensors.items()}
 
 
 def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:
-    from fst_optimizer.model import lora as adapters
 
     if adapter is None:
         return adapters.attach(

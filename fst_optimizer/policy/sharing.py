@@ -83,7 +83,7 @@ def tensors_at(policy: Policy, version: int) -> dict[str, Tensor]:
         UserError: The version was retired.
     """
     if not version:
-        return policy.fresh_tensors
+        return policy.zero_adapter
     if version not in policy.engine.versions():
         raise UserError(
             f"the LM is at policy version {version}, which {policy!r} does not serve any more: "
@@ -94,10 +94,10 @@ def tensors_at(policy: Policy, version: int) -> dict[str, Tensor]:
 
 def load(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` into the trainable adapter; what is served does not change."""
-    from fst_optimizer.model import lora as adapters
+    from fst_optimizer.model import lora
 
     with policy.lock:
-        adapters.restore(policy.model, tensors)
+        lora.restore(policy.model, tensors)
 
 
 def publish_next(policy: Policy) -> int:

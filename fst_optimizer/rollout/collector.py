@@ -19,7 +19,7 @@ from dspy.utils.usage_tracker import UsageTracker
 from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder, name_components
 from fst_optimizer.errors import EngineError
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
@@ -264,7 +264,7 @@ class _Job:
         with self._lock:
             if self._settled is not None or self._dropped:
                 return self._settled or rollout
-            self._settled = rollout = reach("rollout.end", rollout)
+            self._settled = rollout = failpoint("rollout.end", rollout)
         self.collector.meter.add(rollout)
         if rollout.outcome is not Outcome.ENGINE_ERROR:  # else a run that died of its engine would die of it again
             self.collector.journal.add_rollout(self.key, rollout)

@@ -45,8 +45,8 @@ def advantages(rewards: Sequence[float], eps: float = 1e-4) -> tuple[float, ...]
     if not rewards or max(rewards) == min(rewards):
         return (0.0,) * len(rewards)
     mean = math.fsum(rewards) / len(rewards)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in rewards) / len(rewards))
-    return tuple((value - mean) / (spread + eps) for value in rewards)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in rewards) / len(rewards))
+    return tuple((value - mean) / (std + eps) for value in rewards)
 
 
 def credit(
@@ -59,8 +59,8 @@ def credit(
 ) -> Credit:
     """Give every call of every rollout its advantage, once.
 
-    The mean and the spread are over rollouts, not calls: a rollout with many calls counts once. Rollouts that the
-    engine failed are nobody's fault; they are left out of their group.
+    The mean and the standard deviation are over rollouts, not calls: a rollout with many calls counts once. Rollouts
+    that the engine failed say nothing about the policy; they are left out of their group.
 
     Args:
         groups: Rollouts that share a baseline.

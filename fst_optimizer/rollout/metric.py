@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fst_optimizer.errors import MetricError, UserError
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
 from fst_optimizer.text import unicode_only
 
 
@@ -65,7 +65,7 @@ class Metric:
         """
         arguments = (trace, pred_name, pred_trace) if self.per_predictor else ()
         try:
-            answer = reach("metric.answer", self.function(example, prediction, *arguments))
+            answer = failpoint("metric.answer", self.function(example, prediction, *arguments))
         except Exception as error:
             raise MetricError(f"metric {_name(self.function)} raised on example {where}: {error!r}") from error
         return Judgement(_score(answer, self.function, where), _feedback(answer))

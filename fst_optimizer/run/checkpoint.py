@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import (
     ADAPTER,
@@ -115,7 +115,7 @@ def commit(
     }
     content["sha256"] = _digest(content)
     write_json(folder / "state.json", content)
-    reach("files.commit", files.state)
+    failpoint("files.commit", files.state)
     write_json(files.state, content)
     with writing(files.root):
         _drop_old(files, number, keep)

@@ -1,6 +1,6 @@
 """What says that a run goes wrong: pure functions over the numbers of its steps and evaluations.
 
-Each guard is off, warns, or pauses the run. What it has seen so far is a `Watch`, part of the run's state.
+Each monitor is off, warns, or pauses the run. What it has seen so far is a `Watch`, part of the run's state.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fst_optimizer.config.run import GuardsConfig
+from fst_optimizer.config.run import MonitorsConfig
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What the guards have seen."""
+    """What the monitors have seen."""
 
     flat: int = 0
     """Batches in a row whose groups were all flat."""
@@ -33,9 +33,9 @@ class Watch:
     stale: int = 0
     """Cycles in a row without a better validation score."""
     told: tuple[str, ...] = ()
-    """Guards that see what they watch for, and have said so."""
+    """Monitors that see what they watch for, and have said so."""
     alarms: tuple[str, ...] = ()
-    """All that guards have said in this run."""
+    """All that monitors have said in this run."""
 
     def to_json(self) -> dict[str, Any]:
         """As written in `state.json`."""
@@ -50,16 +50,16 @@ class Watch:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A guard that sees what it watches for, for the first time since it last did not."""
+    """A monitor that sees what it watches for, for the first time since it last did not."""
 
-    guard: str
-    """Its name in `guards`."""
+    monitor: str
+    """Its name in `monitors`."""
     text: str
     """What it saw, and what usually helps."""
 
 
 def after_step(
-    config: GuardsConfig,
+    config: MonitorsConfig,
     watch: Watch,
     *,
     reward_mean: float,
@@ -68,7 +68,7 @@ def after_step(
     entropy: float,
     failed_share: float,
 ) -> tuple[Watch, tuple[Alarm, ...]]:
-    """What the guards make of one slow step.
+    """What the monitors make of one slow step.
 
     Args:
         config: Bounds.
@@ -104,9 +104,9 @@ def after_step(
 
 
 def after_eval(
-    config: GuardsConfig, watch: Watch, *, score: float, best: float, best_before: float, kl_to_base: float
+    config: MonitorsConfig, watch: Watch, *, score: float, best: float, best_before: float, kl_to_base: float
 ) -> tuple[Watch, tuple[Alarm, ...]]:
-    """What the guards make of the evaluation at the end of a cycle.
+    """What the monitors make of the evaluation at the end of a cycle.
 
     Args:
         config: Bounds.
@@ -138,10 +138,10 @@ def _run(length: int, seen: bool) -> int:
     return length + 1 if seen else 0
 
 
-def _told(config: GuardsConfig, watch: Watch, seen: Mapping[str, str | bool]) -> tuple[Watch, tuple[Alarm, ...]]:
+def _told(config: MonitorsConfig, watch: Watch, seen: Mapping[str, str | bool]) -> tuple[Watch, tuple[Alarm, ...]]:
     """Alarms for what is seen and was not before."""
     on = {name: text for name, text in seen.items() if text and getattr(config, name) != "off"}
     alarms = tuple(Alarm(name, str(text)) for name, text in on.items() if name not in watch.told)
     others = tuple(name for name in watch.told if name not in seen)
-    said = tuple(f"{alarm.guard}: {alarm.text}" for alarm in alarms)
+    said = tuple(f"{alarm.monitor}: {alarm.text}" for alarm in alarms)
     return replace(watch, told=(*others, *on), alarms=(*watch.alarms, *said)), alarms

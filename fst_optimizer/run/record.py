@@ -30,7 +30,7 @@ LIBRARIES = (
 
 MAY_MOVE = (
     *("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype"),
-    *("config.run", "config.guards", "config.rollout.num_threads"),
+    *("config.run", "config.monitors", "config.rollout.num_threads"),
 )
 """What a resumed run may have otherwise: the model's folder may have moved, engines are interchangeable, and some
 settings do not change what is learned."""

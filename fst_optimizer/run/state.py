@@ -89,7 +89,7 @@ class State:
     cap: str = ""
     """With `budget`: the setting in `budget` that was reached."""
     watch: Watch = field(default_factory=Watch)
-    """What the guards have seen."""
+    """What the monitors have seen."""
     alarms: tuple[Alarm, ...] = ()
     """What they saw in the phase that just ended; not written down."""
 

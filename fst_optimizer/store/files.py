@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from fst_optimizer.errors import StorageError, UserError
-from fst_optimizer.failpoints import reach
+from fst_optimizer.failpoints import failpoint
 
 CHECKPOINT = re.compile(r"\d{6,}")
 JOURNAL = re.compile(r"\d{6,}\.jsonl")
@@ -116,7 +116,7 @@ def locked(root: Path) -> Iterator[None]:
     if root.exists() and not root.is_dir():
         raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
     try:
-        reach("files.write", root)
+        failpoint("files.write", root)
         root.mkdir(parents=True, exist_ok=True)
         handle = (root / ".lock").open("a+")
     except OSError as error:
@@ -201,7 +201,7 @@ def writing(path: Path) -> Iterator[None]:
         StorageError: It could not be written.
     """
     try:
-        reach("files.write", path)
+        failpoint("files.write", path)
         yield
     except OSError as error:
         raise StorageError(

@@ -75,7 +75,8 @@ def dr_grpo(
 
     Shapes: (B, T), (B, T), (B,) -> three of (B, T).
 
-    Source: arXiv 2503.20783. Its other change, no division by the group's spread, belongs to the advantages.
+    Source: arXiv 2503.20783. Its other change, no division by the group's standard deviation, is one to the
+    advantages.
     """
     return grpo(logprobs_BT, old_logprobs_BT, advantages_B, clip_low=clip_low, clip_high=clip_high)
 

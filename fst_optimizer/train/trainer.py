@@ -25,8 +25,8 @@ from torch import Tensor
 
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.failpoints import reach
-from fst_optimizer.model.lora import serving, trained_parameters
+from fst_optimizer.failpoints import failpoint
+from fst_optimizer.model.lora import active_adapter, trained_parameters
 from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
 from fst_optimizer.train.losses import LOSSES, Loss, full_kl, kl_estimate
 from fst_optimizer.train.scoring import check_head, completion_hidden, paired_logits, token_logprobs
@@ -87,7 +87,7 @@ class Trainer:
         """Takes the trained adapter of `model` as it stands.
 
         Args:
-            model: from `adapters.attach` or `attach_from`.
+            model: from `lora.attach` or `attach_from`.
             pad_id: any token id; padding is never read.
             config: its `train` part.
             lock: taken for each step and each `logprobs`; generation with the same model holds it too.
@@ -148,7 +148,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """`{"tensors": name -> Tensor, "numbers": name -> int}`: all that a step depends on but weights and RNG.
 
-        The tensors are copies. The weights are `adapters.snapshot`'s to save, as a policy version.
+        The tensors are copies. The weights are `lora.snapshot`'s to save, as a policy version.
         """
         tensors = {
             f"{name}.{key}": value.detach().clone()
@@ -186,7 +186,7 @@ class Trainer:
         """`_measured`, in microbatches of half the size where they do not fit into memory; the smaller size stays."""
         while True:
             try:
-                return self._measured(reach("trainer.step", rows))
+                return self._measured(failpoint("trainer.step", rows))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -238,7 +238,7 @@ class Trainer:
     def _base_logprobs(self, batch: Batch) -> Tensor | None:
         if not self._config.kl_coef:
             return None
-        with torch.no_grad(), serving(self._model, None):
+        with torch.no_grad(), active_adapter(self._model, None):
             return token_logprobs(self._model, batch)[0]
 
     def _report(self, totals: Tensor, tokens: int) -> StepReport:
@@ -337,7 +337,7 @@ def kl_to_base(
         model: holds adapter `version_name`; None means the base itself, whose KL is 0. The caller holds its lock.
         pad_id: any token id.
         rows: (prompt ids, completion ids); both policies see the same.
-        version_name: a version that `adapters.add_version` added, or "default".
+        version_name: a version that `lora.add_version` added, or "default".
         microbatch_tokens: most padded tokens in one forward pass.
 
     Raises:
@@ -361,8 +361,8 @@ def _unscored_row(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> T
 
 @torch.no_grad()
 def _summed_kl(model: PeftModel, batch: Batch, version_name: str | None) -> float:
-    with serving(model, version_name):
+    with active_adapter(model, version_name):
         hidden_NH = completion_hidden(model, batch)
-    with serving(model, None):
+    with active_adapter(model, None):
         base_hidden_NH = completion_hidden(model, batch)
     return sum(float(full_kl(p, q).sum()) for p, q in paired_logits(model, hidden_NH, base_hidden_NH))

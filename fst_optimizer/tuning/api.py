@@ -170,7 +170,7 @@ def tune(
         trainset=trainset,
         valset=valset,
         make_policy=lambda _: policy,
-        borrowed=True,
+        temporary_adapter=True,
         reflection_lm=reflection_lm,
     )
     try:

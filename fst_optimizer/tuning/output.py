@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.overrides import Settings
-from fst_optimizer.lab.tables import markdown_table, number, spread
+from fst_optimizer.lab.tables import format_ci, markdown_table, number
 from fst_optimizer.store.files import write_json
 from fst_optimizer.text import plain
 from fst_optimizer.tuning.plots import draw_plots, importances
@@ -121,7 +121,7 @@ def comparison_rows(found: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for name, values in (("best", "scores"), ("preset", "scores"), ("difference", "values")):
         one = found[name]
-        rows.append([name, spread(one), ", ".join(f"{value:.3f}" for value in one[values])])
+        rows.append([name, format_ci(one), ", ".join(f"{value:.3f}" for value in one[values])])
     return rows
 
 
@@ -148,7 +148,7 @@ def repeated_rows(summary: Mapping[str, Any]) -> list[list[str]]:
             str(one["trial"]),
             short_params(by_number[one["trial"]]["params"]),
             number(by_number[one["trial"]]["score"]),
-            spread(one),
+            format_ci(one),
             ", ".join(f"{value:.3f}" for value in one["scores"]),
         ]
         for one in summary.get("repeats", ())

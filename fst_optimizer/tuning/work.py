@@ -23,7 +23,7 @@ CAUSES: tuple[tuple[type[FSTError], str], ...] = (
     (TrainingError, "diverged"),
     (MetricError, "metric"),
     (StorageError, "disk"),
-    (Paused, "paused by a guard"),
+    (Paused, "paused by a monitor"),
     (UserError, "settings"),
 )
 MEMORY = "out of memory"
@@ -41,7 +41,7 @@ class Work:
     trainset: Sequence[dspy.Example]
     valset: Sequence[dspy.Example] | None
     make_policy: Callable[[LoraConfig], Policy]
-    borrowed: bool = False
+    temporary_adapter: bool = False
     """Whether the policy is somebody else's: it is then not closed after a failure, and not made anew."""
     reflection_lm: dspy.LM | None = None
 
@@ -113,7 +113,7 @@ class Desk:
         """Let the policy go, and the memory that it holds."""
         if self.policy is not None:
             policy, self.policy = self.policy, None
-            if not self.work.borrowed:
+            if not self.work.temporary_adapter:
                 policy.close()
 
 

@@ -191,10 +191,10 @@ def main() -> None:
     """The process's own entry."""
     import sys
 
-    from fst_optimizer.cli.console import consoles, quiet_libraries, told_plainly
+    from fst_optimizer.cli.console import consoles, quiet_libraries, user_errors
     from fst_optimizer.tuning.workers import run_worker
 
-    with told_plainly("the trial is in the queue again"):
+    with user_errors("the trial is in the queue again"):
         _, console = consoles()
         with quiet_libraries(console):
             run_worker(Path(sys.argv[1]), int(sys.argv[2]))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from fst_optimizer.sandbox import Guard, Stopped
+from fst_optimizer.sandbox import Sandbox, Stopped
 
 from .problems import FAMILIES
 
@@ -44,7 +44,7 @@ SHOWN_CHARS = 300
 SOLVE = "Solve the problem step by step."
 FINISH = "Check the result against the problem, then state the final answer alone, inside \\boxed{}."
 
-_guard = Guard(Path(__file__).parent / "checker.py")
+_sandbox = Sandbox(Path(__file__).parent / "checker.py")
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def is_alone(answer: str) -> bool:
 @lru_cache(maxsize=8192)
 def _judge(expected: str, answer: str) -> dict[str, bool]:
     try:
-        verdict: dict[str, bool] = _guard.call("judge", cpu_s=CHECK_CPU_S, expected=expected, answer=answer)
+        verdict: dict[str, bool] = _sandbox.call("judge", cpu_s=CHECK_CPU_S, expected=expected, answer=answer)
     except Stopped:
         return {"equal": False, "parsed": False, "near": False}
     return verdict

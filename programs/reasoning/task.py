@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from fst_optimizer.sandbox import Guard, Stopped
+from fst_optimizer.sandbox import Sandbox, Stopped
 
 if TYPE_CHECKING:
     from fst_optimizer import FSTConfig
@@ -47,7 +47,7 @@ ANSWER = (
     "with no words around it."
 )
 
-_guard = Guard(Path(__file__).parent / "drawer.py")
+_sandbox = Sandbox(Path(__file__).parent / "drawer.py")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def variant_named(variant: str | None) -> Variant:
     task = parse_variant(variant)
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ValueError(f"data set {task.name!r} needs the package reasoning-gym; run `pip install reasoning-gym`")
-    _guard.call("check", cpu_s=DRAW_CPU_S, name=task.name, settings=task.settings)
+    _sandbox.call("check", cpu_s=DRAW_CPU_S, name=task.name, settings=task.settings)
     return task
 
 
@@ -167,7 +167,7 @@ def _chunk(name: str, settings_json: str, seed: int) -> list[dict[str, str]]:
     """At most `CHUNK` entries, kept so that the three splits draw them once."""
     settings = json.loads(settings_json)
     try:
-        entries: list[dict[str, str]] = _guard.call(
+        entries: list[dict[str, str]] = _sandbox.call(
             "draw", cpu_s=DRAW_CPU_S, name=name, settings=settings, seed=seed, size=CHUNK
         )
     except Stopped as error:
@@ -187,7 +187,9 @@ def _score(variant: str, entry: str, answer: str) -> float:
     task = parse_variant(variant)
     try:
         return float(
-            _guard.call("score", cpu_s=SCORE_CPU_S, name=task.name, settings=task.settings, entry=entry, answer=answer)
+            _sandbox.call(
+                "score", cpu_s=SCORE_CPU_S, name=task.name, settings=task.settings, entry=entry, answer=answer
+            )
         )
     except Stopped:
         return 0.0

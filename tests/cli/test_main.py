@@ -135,11 +135,11 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_it_goes_on_from_there(tmp_path):
 
 def test_a_guard_that_pauses_ends_the_command_with_3_and_a_resume_goes_on(tmp_path):
     run = tmp_path / "run"
-    loud = ("--set", "guards.flat=pause", "--set", "guards.flat_batches=1", "--set", "rollout.temperature=1e-6")
+    loud = ("--set", "monitors.flat=pause", "--set", "monitors.flat_batches=1", "--set", "rollout.temperature=1e-6")
     paused = fst("compile", LETTERS, "--run-dir", run, *SMALL, *loud)
     assert paused.exit_code == 3, paused.output
     said = " ".join(paused.stderr.split())
-    assert "paused: guard flat: in 1 batches in a row every group had one reward only" in said
+    assert "paused: monitor flat: in 1 batches in a row every group had one reward only" in said
     assert "Resume to go on all the same (--resume" in said
     again = fst("compile", LETTERS, "--run-dir", run, "--resume")
     assert again.exit_code == 0, again.output

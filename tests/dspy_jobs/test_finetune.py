@@ -13,7 +13,7 @@ from fst_optimizer.dspy_jobs.finetune import batches, supervised_rows
 from fst_optimizer.dspy_jobs.settings import FinetuneSettings
 from fst_optimizer.dspy_jobs.supervised import likelihood
 from fst_optimizer.errors import TrainingError, UserError
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.testing import move_adapter
 
@@ -142,19 +142,19 @@ def test_jobs_at_once_each_start_from_the_version_that_their_lm_served(policy):
 
 def test_the_adapter_is_also_written_where_asked(policy, tmp_path):
     lm = done(policy.lm.finetune(DATA, None, KWARGS | {"output_dir": str(tmp_path / "adapter")}))
-    written = adapters.load_adapter_tensors(tmp_path / "adapter")
+    written = lora.load_adapter_tensors(tmp_path / "adapter")
     assert all(torch.equal(tensor, written[name]) for name, tensor in policy.tensors(lm.version).items())
 
 
 def test_what_goes_wrong_in_training_is_raised_by_the_result(policy):
-    before = adapters.snapshot(policy.model)
+    before = lora.snapshot(policy.model)
     job = policy.lm.finetune(DATA, None, KWARGS | {"lr": 1e30, "epochs": 9})
     with pytest.raises(TrainingError, match="not finite"):
         job.result(timeout=60)
     job.thread.join()
     assert job.status() is TrainingStatus.failed
     assert policy.version == 0
-    assert all(torch.equal(tensor, before[name]) for name, tensor in adapters.snapshot(policy.model).items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lora.snapshot(policy.model).items())
 
 
 def test_a_cancelled_job_publishes_nothing(policy):

@@ -12,7 +12,7 @@ import torch
 from fst_optimizer.config.run import LoraConfig
 from fst_optimizer.engines.recorder import SETTING, Recorder
 from fst_optimizer.errors import UserError
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.testing import move_adapter
 from fst_optimizer.train.trainer import Trainer
@@ -54,7 +54,7 @@ def group(texts_and_rewards, messages=QUESTION):
 
 
 def tensors_of(policy):
-    return adapters.snapshot(policy.model)
+    return lora.snapshot(policy.model)
 
 
 def same(one, other):
@@ -289,7 +289,7 @@ def test_checkpoints_are_adapters_on_disk(policy, tmp_path):
         job.save_checkpoint("one")
     job.step([group([("a", 1.0), ("b", 0.0)])])
     job.save_checkpoint("one")
-    assert same(adapters.load_adapter_tensors(tmp_path / "one"), policy.tensors(1))
+    assert same(lora.load_adapter_tensors(tmp_path / "one"), policy.tensors(1))
     assert job.get_status()["checkpoints"] == {"one": str(tmp_path / "one")}
     assert job.get_status()["last_checkpoint"] == "one"
 

@@ -5,7 +5,7 @@ import pytest
 from dspy.utils import DummyLM
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.evolve.gepa_adapter import Bridge, Seen, reflective_entries
+from fst_optimizer.evolve.gepa_adapter import GepaAdapter, Trajectory, reflective_entries
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.types import Item, Outcome, Rollout, TraceStep
 
@@ -81,7 +81,7 @@ def test_an_unknown_component_is_named_with_the_nearest_known_one():
 
 
 def test_an_entry_has_what_gepa_shows_and_the_predictors_own_feedback_and_score():
-    seen = Seen(
+    seen = Trajectory(
         item(),
         rollout(
             trace=(step(outputs={"middle": "x"}, question="a b"), step("second", {"answer": "y"}, middle="x")),
@@ -107,14 +107,16 @@ def test_a_failed_parse_shows_the_raw_completion_and_what_was_expected():
         outcome=Outcome.PARSE_ERROR,
         error="Expected the field `answer`.",
     )
-    (entry,) = reflective_entries("first", [Seen(item(), failed)])
+    (entry,) = reflective_entries("first", [Trajectory(item(), failed)])
     assert "bla bla" in entry["Generated Outputs"]
     assert "Expected the field `answer`." in entry["Feedback"]
     assert entry["Metric Feedback"] == ""
 
 
 def test_without_feedback_the_score_speaks():
-    seen = Seen(item(), rollout(trace=(step(outputs={"answer": 3}, question="q"),), score=0.25, error="tool broke"))
+    seen = Trajectory(
+        item(), rollout(trace=(step(outputs={"answer": 3}, question="q"),), score=0.25, error="tool broke")
+    )
     (entry,) = reflective_entries("first", [seen])
     assert entry["Feedback"] == "This response got a score of 0.25.\nThe program then failed: tool broke"
     assert entry["Generated Outputs"] == {"answer": "3"}
@@ -123,20 +125,20 @@ def test_without_feedback_the_score_speaks():
 
 def test_in_a_loop_the_failed_turn_tells_most_then_the_last():
     fine = [step(outputs={"answer": str(turn)}, turn=turn) for turn in range(3)]
-    (entry,) = reflective_entries("first", [Seen(item(), rollout(trace=tuple(fine)))])
+    (entry,) = reflective_entries("first", [Trajectory(item(), rollout(trace=tuple(fine)))])
     assert entry["Inputs"] == {"turn": "2"}
-    (entry,) = reflective_entries("first", [Seen(item(), rollout(trace=(*fine, step(turn=3), fine[0])))])
+    (entry,) = reflective_entries("first", [Trajectory(item(), rollout(trace=(*fine, step(turn=3), fine[0])))])
     assert entry["Inputs"] == {"turn": "3"}
 
 
 def test_rollouts_that_never_reached_the_component_and_repeated_examples_are_left_out():
-    reached = Seen(item(0), rollout(trace=(step(outputs={"answer": "x"}),)))
-    missed = Seen(item(1), rollout(example_id="train-1", trace=(step("second", {"answer": "x"}),)))
+    reached = Trajectory(item(0), rollout(trace=(step(outputs={"answer": "x"}),)))
+    missed = Trajectory(item(1), rollout(example_id="train-1", trace=(step("second", {"answer": "x"}),)))
     assert len(reflective_entries("first", [reached, missed, reached])) == 1
 
 
 def test_the_bridge_hands_scores_and_trajectories_to_gepa():
-    bridge = Bridge(lambda texts, items: [rollout(example_id=one.id, score=0.5) for one in items])
+    bridge = GepaAdapter(lambda texts, items: [rollout(example_id=one.id, score=0.5) for one in items])
     batch = bridge.evaluate([item(0), item(1)], {"first": "Go."}, capture_traces=True)
     assert batch.scores == [0.5, 0.5]
     assert [seen.item.id for seen in batch.trajectories] == ["train-0", "train-1"]
@@ -145,7 +147,7 @@ def test_the_bridge_hands_scores_and_trajectories_to_gepa():
 
 
 def test_a_dataset_that_cannot_be_built_is_remembered_since_gepa_only_logs_it():
-    bridge = Bridge(lambda texts, items: [])
+    bridge = GepaAdapter(lambda texts, items: [])
     broken = bridge.evaluate([], {"first": "Go."})
     broken.trajectories = [None]
     with pytest.raises(AttributeError):

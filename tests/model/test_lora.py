@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel
 from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 
 IDS_BT = torch.tensor([[1, 2, 3, 4, 5, 6]])
 MakeModel = Callable[[], PeftModel]
@@ -38,7 +38,7 @@ def test_a_fresh_adapter_is_the_base(make_base: MakeBase, model: PeftModel) -> N
 
 
 def test_every_linear_layer_but_the_head_is_adapted(model: PeftModel) -> None:
-    names = adapters.snapshot(model)
+    names = lora.snapshot(model)
     # 2 layers x (q, k, v, o, gate, up, down) x (A, B).
     assert len(names) == 28
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
@@ -48,14 +48,14 @@ def test_every_linear_layer_but_the_head_is_adapted(model: PeftModel) -> None:
 def test_the_seed_decides_the_matrices_and_spares_the_global_rng(make_base: MakeBase) -> None:
     base = [make_base() for _ in range(3)]
     before = torch.random.get_rng_state()
-    first, again, other = (adapters.snapshot(adapters.attach(b, seed=s)) for b, s in zip(base, (1, 1, 2), strict=True))
+    first, again, other = (lora.snapshot(lora.attach(b, seed=s)) for b, s in zip(base, (1, 1, 2), strict=True))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_target_modules_can_be_chosen(make_base: MakeBase) -> None:
-    names = adapters.snapshot(adapters.attach(make_base(), target_modules=["q_proj", "v_proj"]))
+    names = lora.snapshot(lora.attach(make_base(), target_modules=["q_proj", "v_proj"]))
     assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
 
 
@@ -63,7 +63,7 @@ def test_a_saved_adapter_loads_in_plain_peft(
     make_base: MakeBase, model: PeftModel, moved: Moved, tmp_path: Path
 ) -> None:
     moved(model)
-    adapters.save_adapter(model, adapters.snapshot(model), tmp_path / "policy-000001")
+    lora.save_adapter(model, lora.snapshot(model), tmp_path / "policy-000001")
     assert {path.name for path in (tmp_path / "policy-000001").iterdir()} >= {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -74,7 +74,7 @@ def test_a_saved_adapter_loads_in_plain_peft(
 
 
 def test_the_saved_config_is_one_that_servers_read(model: PeftModel, tmp_path: Path) -> None:
-    adapters.save_adapter(model, adapters.snapshot(model), tmp_path / "policy")
+    lora.save_adapter(model, lora.snapshot(model), tmp_path / "policy")
     config = json.loads((tmp_path / "policy" / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 8)
     assert sorted(config["target_modules"]) == sorted(
@@ -85,20 +85,20 @@ def test_the_saved_config_is_one_that_servers_read(model: PeftModel, tmp_path: P
 
 
 def test_tensors_survive_the_disk_to_the_bit(model: PeftModel, moved: Moved, tmp_path: Path) -> None:
-    tensors = adapters.snapshot(moved(model))
+    tensors = lora.snapshot(moved(model))
     config = model.peft_config["default"]
     assert isinstance(config, LoraConfig)
-    adapters.save_adapter(config, tensors, tmp_path / "policy")
-    loaded = adapters.load_adapter_tensors(tmp_path / "policy")
+    lora.save_adapter(config, tensors, tmp_path / "policy")
+    loaded = lora.load_adapter_tensors(tmp_path / "policy")
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
 
 def test_saving_replaces_an_older_adapter(model: PeftModel, moved: Moved, tmp_path: Path) -> None:
-    adapters.save_adapter(model, adapters.snapshot(model), tmp_path / "policy")
-    tensors = adapters.snapshot(moved(model))
-    adapters.save_adapter(model, tensors, tmp_path / "policy")
-    loaded = adapters.load_adapter_tensors(tmp_path / "policy")
+    lora.save_adapter(model, lora.snapshot(model), tmp_path / "policy")
+    tensors = lora.snapshot(moved(model))
+    lora.save_adapter(model, tensors, tmp_path / "policy")
+    loaded = lora.load_adapter_tensors(tmp_path / "policy")
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
@@ -106,16 +106,16 @@ def test_saving_replaces_an_older_adapter(model: PeftModel, moved: Moved, tmp_pa
 def test_a_failed_save_leaves_the_older_adapter(
     model: PeftModel, moved: Moved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = adapters.snapshot(model)
-    adapters.save_adapter(model, old, tmp_path / "policy")
+    old = lora.snapshot(model)
+    lora.save_adapter(model, old, tmp_path / "policy")
 
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(adapters, "save_file", full_disk)
+    monkeypatch.setattr(lora, "save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        adapters.save_adapter(model, adapters.snapshot(moved(model)), tmp_path / "policy")
-    loaded = adapters.load_adapter_tensors(tmp_path / "policy")
+        lora.save_adapter(model, lora.snapshot(moved(model)), tmp_path / "policy")
+    loaded = lora.load_adapter_tensors(tmp_path / "policy")
     assert all(torch.equal(loaded[name], old[name]) for name in old)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
@@ -123,12 +123,12 @@ def test_a_failed_save_leaves_the_older_adapter(
 def test_training_can_start_from_a_saved_adapter(
     make_base: MakeBase, model: PeftModel, moved: Moved, tmp_path: Path
 ) -> None:
-    adapters.save_adapter(moved(model), adapters.snapshot(model), tmp_path / "policy")
-    resumed = adapters.attach_from(make_base(), tmp_path / "policy")
+    lora.save_adapter(moved(model), lora.snapshot(model), tmp_path / "policy")
+    resumed = lora.attach_from(make_base(), tmp_path / "policy")
     assert is_training(resumed)
     assert not resumed.training
     assert torch.equal(logits(resumed), logits(model))
-    with adapters.serving(resumed, None):
+    with lora.active_adapter(resumed, None):
         assert torch.equal(logits(resumed), logits(make_base()))
 
 
@@ -145,43 +145,43 @@ def test_training_can_start_from_a_saved_adapter(
 def test_adapters_that_are_not_plain_lora_are_refused(
     make_base: MakeBase, model: PeftModel, tmp_path: Path, change: dict[str, object], said: str
 ) -> None:
-    adapters.save_adapter(model, adapters.snapshot(model), tmp_path)
+    lora.save_adapter(model, lora.snapshot(model), tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=said):
-        adapters.attach_from(make_base(), tmp_path)
+        lora.attach_from(make_base(), tmp_path)
 
 
 def test_a_folder_without_an_adapter_is_refused(make_base: MakeBase, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"adapter_config\.json"):
-        adapters.attach_from(make_base(), tmp_path)
+        lora.attach_from(make_base(), tmp_path)
 
 
 def test_a_version_does_not_change_while_default_trains(model: PeftModel, moved: Moved) -> None:
     published = logits(moved(model))
-    tensors = adapters.snapshot(model)
-    adapters.add_version(model, "policy-000001", tensors)
+    tensors = lora.snapshot(model)
+    lora.add_version(model, "policy-000001", tensors)
     with torch.no_grad():
-        for tensor in (*adapters.trained_parameters(model).values(), *tensors.values()):
+        for tensor in (*lora.trained_parameters(model).values(), *tensors.values()):
             tensor.add_(1)
-    with adapters.serving(model, "policy-000001"):
+    with lora.active_adapter(model, "policy-000001"):
         assert torch.equal(logits(model), published)
     assert not torch.equal(logits(model), published)
 
 
 def test_adding_a_version_spares_the_rng_and_the_trained_adapter(model: PeftModel) -> None:
-    before, parameters = torch.random.get_rng_state(), adapters.trained_parameters(model)
-    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    before, parameters = torch.random.get_rng_state(), lora.trained_parameters(model)
+    lora.add_version(model, "policy-000001", lora.snapshot(model))
     assert torch.equal(before, torch.random.get_rng_state())
     assert is_training(model)
-    assert all(parameters[name] is p for name, p in adapters.trained_parameters(model).items())
+    assert all(parameters[name] is p for name, p in lora.trained_parameters(model).items())
 
 
 def test_serving_switches_and_restores(make_base: MakeBase, model: PeftModel, moved: Moved) -> None:
-    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    lora.add_version(model, "policy-000001", lora.snapshot(model))
     trained = logits(moved(model))
     for name in ("policy-000001", None):
-        with adapters.serving(model, name):
+        with lora.active_adapter(model, name):
             # Version 1 was published before the adapter moved, so it is the base as well.
             assert torch.equal(logits(model), logits(make_base()))
             assert not any(p.requires_grad for p in model.parameters())
@@ -190,35 +190,35 @@ def test_serving_switches_and_restores(make_base: MakeBase, model: PeftModel, mo
 
 
 def test_serving_restores_after_an_error(model: PeftModel) -> None:
-    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    lora.add_version(model, "policy-000001", lora.snapshot(model))
     for name in ("policy-000001", None, "policy-000009"):
-        with pytest.raises(ValueError, match=r"broken|not found"), adapters.serving(model, name):
+        with pytest.raises(ValueError, match=r"broken|not found"), lora.active_adapter(model, name):
             raise ValueError("broken")
         assert is_training(model)
 
 
 def test_serving_leaves_accumulated_gradients(model: PeftModel) -> None:
     model(input_ids=IDS_BT, labels=IDS_BT).loss.backward()
-    gradients = {name: p.grad for name, p in adapters.trained_parameters(model).items()}
-    with adapters.serving(model, None):
+    gradients = {name: p.grad for name, p in lora.trained_parameters(model).items()}
+    with lora.active_adapter(model, None):
         logits(model)
-    assert all(p.grad is gradients[name] for name, p in adapters.trained_parameters(model).items())
+    assert all(p.grad is gradients[name] for name, p in lora.trained_parameters(model).items())
 
 
 def test_a_dropped_version_is_gone(model: PeftModel) -> None:
-    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
-    adapters.drop_version(model, "policy-000001")
+    lora.add_version(model, "policy-000001", lora.snapshot(model))
+    lora.drop_version(model, "policy-000001")
     assert is_training(model)
     assert not any("policy-000001" in name for name, _ in model.named_parameters())
-    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    lora.add_version(model, "policy-000001", lora.snapshot(model))
 
 
 def test_restore_writes_in_place(model: PeftModel, moved: Moved) -> None:
-    fresh, parameters = adapters.snapshot(model), adapters.trained_parameters(model)
-    adapters.restore(moved(model), fresh)
+    fresh, parameters = lora.snapshot(model), lora.trained_parameters(model)
+    lora.restore(moved(model), fresh)
     assert all(torch.equal(p, fresh[name]) for name, p in parameters.items())
     with pytest.raises(UserError, match="27 missing, 0 unknown"):
-        adapters.restore(model, dict([next(iter(fresh.items()))]))
+        lora.restore(model, dict([next(iter(fresh.items()))]))
 
 
 def test_distance_by_hand() -> None:
@@ -229,10 +229,10 @@ def test_distance_by_hand() -> None:
         "y.lora_A.weight": torch.tensor([[1.0]]),
         "y.lora_B.weight": torch.tensor([[2.0]]),
     }
-    assert adapters.adapter_distance(tensors, scaling=0.5) == pytest.approx(0.5 * math.sqrt(129))
+    assert lora.adapter_distance(tensors, scaling=0.5) == pytest.approx(0.5 * math.sqrt(129))
 
 
 def test_a_fresh_adapter_is_at_distance_zero(model: PeftModel, moved: Moved) -> None:
-    assert adapters.scaling(model) == 2.0
-    assert adapters.adapter_distance(adapters.snapshot(model), 2.0) == 0
-    assert adapters.adapter_distance(adapters.snapshot(moved(model)), 2.0) > 0
+    assert lora.scaling(model) == 2.0
+    assert lora.adapter_distance(lora.snapshot(model), 2.0) == 0
+    assert lora.adapter_distance(lora.snapshot(moved(model)), 2.0) > 0

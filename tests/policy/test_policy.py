@@ -6,7 +6,7 @@ import torch
 
 from fst_optimizer.config.run import LoraConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.testing import move_adapter
 
@@ -48,12 +48,12 @@ def test_version_0_has_nothing_to_save(policy, tmp_path):
 
 
 def test_going_back_to_the_base_gives_the_adapter_that_training_started_from(policy):
-    start = adapters.snapshot(policy.model)
+    start = lora.snapshot(policy.model)
     move_adapter(policy)
     policy.publish()
-    assert not same(start, adapters.snapshot(policy.model))
+    assert not same(start, lora.snapshot(policy.model))
     policy.restore(0, None)
-    assert same(start, adapters.snapshot(policy.model))
+    assert same(start, lora.snapshot(policy.model))
     assert policy.version == 0
 
 

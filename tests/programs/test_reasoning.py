@@ -137,9 +137,9 @@ def test_a_small_space_says_how_many_questions_it_has():
 
 @pytest.mark.parametrize("name", ["isomorphic_strings", "polynomial_multiplication", "ransom_note", "word_ladder"])
 def test_data_sets_that_draw_from_sets_draw_the_same_in_every_process(name):
-    other = task.Guard(FOLDER / "drawer.py")
+    other = task.Sandbox(FOLDER / "drawer.py")
     try:
-        drawn = [one.call("draw", cpu_s=60, name=name, settings={}, seed=5, size=2) for one in (task._guard, other)]
+        drawn = [one.call("draw", cpu_s=60, name=name, settings={}, seed=5, size=2) for one in (task._sandbox, other)]
     finally:
         other.close()
     assert drawn[0] == drawn[1]

@@ -1,43 +1,43 @@
-"""Guards: what each sees, when it speaks, and when it does so again."""
+"""Monitors: what each sees, when it speaks, and when it does so again."""
 
 import pytest
 
-from fst_optimizer.config.run import GuardsConfig
+from fst_optimizer.config.run import MonitorsConfig
 from fst_optimizer.run.monitors import Watch, after_eval, after_step
 
-CONFIG = GuardsConfig(steps=2, flat_batches=3, falling_evals=2, kl_max=0.5)
+CONFIG = MonitorsConfig(steps=2, flat_batches=3, falling_evals=2, kl_max=0.5)
 FINE = {"reward_mean": 0.5, "flat": False, "updated": True, "entropy": 0.3, "failed_share": 0.0}
 
 
 def steps(*changes, config=CONFIG, watch=None):
-    """The guards that spoke at each step."""
+    """The monitors that spoke at each step."""
     watch, spoke = watch or Watch(), []
     for change in changes:
         watch, alarms = after_step(config, watch, **FINE | change)
-        spoke.append([alarm.guard for alarm in alarms])
+        spoke.append([alarm.monitor for alarm in alarms])
     return watch, spoke
 
 
 def evals(*rounds, config=CONFIG):
-    """The guards that spoke at each evaluation; a round is (reward before it, score, KL)."""
+    """The monitors that spoke at each evaluation; a round is (reward before it, score, KL)."""
     watch, spoke = Watch(), []
     for reward, score, kl in rounds:
         watch, _ = after_step(config, watch, **FINE | {"reward_mean": reward})
         watch, alarms = after_eval(config, watch, score=score, best=1.0, best_before=0.5, kl_to_base=kl)
-        spoke.append([alarm.guard for alarm in alarms])
+        spoke.append([alarm.monitor for alarm in alarms])
     return watch, spoke
 
 
 @pytest.mark.parametrize(
-    ("guard", "bad", "needed"),
+    ("monitor", "bad", "needed"),
     [
         ("flat", {"flat": True, "updated": False}, 3),
         ("entropy", {"entropy": 0.001}, 2),
         ("format", {"failed_share": 0.6}, 2),
     ],
 )
-def test_a_step_guard_speaks_once_when_it_has_seen_enough_in_a_row(guard, bad, needed):
-    assert steps(*[bad] * (needed + 2))[1] == [*[[]] * (needed - 1), [guard], [], []]
+def test_a_step_guard_speaks_once_when_it_has_seen_enough_in_a_row(monitor, bad, needed):
+    assert steps(*[bad] * (needed + 2))[1] == [*[[]] * (needed - 1), [monitor], [], []]
     interrupted = [bad] * (needed - 1) + [{}] + [bad] * (needed - 1)
     assert not any(steps(*interrupted)[1])
 
@@ -57,7 +57,7 @@ def test_a_step_without_an_update_says_nothing_of_entropy():
 
 
 def test_a_guard_that_is_off_sees_nothing_and_can_be_turned_on():
-    off = GuardsConfig(steps=2, format="off")
+    off = MonitorsConfig(steps=2, format="off")
     bad = {"failed_share": 0.6}
     watch, spoke = steps(bad, bad, bad, config=off)
     assert not any(spoke)

@@ -39,7 +39,7 @@ def test_the_same_run_may_go_on_from_another_place(describe):
     before, now = describe(), describe()
     now["policy"] |= {"model": "/elsewhere/model", "engine": "vllm", "start_version": 4}
     now["config"]["run"]["grace_s"] = 99.0
-    now["config"]["guards"]["kl"] = "pause"
+    now["config"]["monitors"]["kl"] = "pause"
     now["config"]["rollout"]["num_threads"] = 3
     assert changes(before, now) == []
 

@@ -45,7 +45,7 @@ def main() -> int:
             shown = (len(seen) - 1, time.monotonic() - started, last.memory_mb, last.threads, last.open_files)
             print("{:5d}  {:7.0f}  {:9.0f}  {:7d}  {:10d}".format(*shown), flush=True)
 
-    config = {**CONFIG, "budget": {"max_cycles": arguments.cycles}, "guards": {"flat": "off", "kl": "off"}}
+    config = {**CONFIG, "budget": {"max_cycles": arguments.cycles}, "monitors": {"flat": "off", "kl": "off"}}
     with tempfile.TemporaryDirectory(prefix="fst-cycles-") as folder:
         fst = FST(task.metric, config=config, run_dir=Path(folder) / "run", callbacks=[watch])
         fst.compile(program, trainset=task.load("train", 16), valset=task.load("val", 8))

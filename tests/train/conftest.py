@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.types import Call, TrainRow
 
 VOCABULARY, PAD = 64, 0
@@ -38,7 +38,7 @@ def _tiny_base(seed: int = 0) -> Qwen3ForCausalLM:
 def _moved(model: PeftModel, size: float = 0.1) -> PeftModel:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for name, parameter in adapters.trained_parameters(model).items():
+        for name, parameter in lora.trained_parameters(model).items():
             if "lora_B" in name:
                 parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
     return model
@@ -78,7 +78,7 @@ def make_base() -> Callable[[], Qwen3ForCausalLM]:
 @pytest.fixture
 def make_model() -> Callable[[], PeftModel]:
     """Always the same model, adapter included."""
-    return lambda: adapters.attach(_tiny_base(), rank=4, alpha=8)
+    return lambda: lora.attach(_tiny_base(), rank=4, alpha=8)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.train import scoring
 from fst_optimizer.train.batch import make_batch
 from fst_optimizer.train.losses import full_kl
@@ -56,7 +56,7 @@ def test_recomputed_chunks_give_the_same_gradient(
     model: PeftModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = make_batch(make_rows(), pad_id=0)
-    parameters = list(adapters.trained_parameters(moved(model)).values())
+    parameters = list(lora.trained_parameters(moved(model)).values())
     whole = torch.autograd.grad(scoring.token_logprobs(model, batch)[0].sum(), parameters)
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", 64 * 3)
     chunked = torch.autograd.grad(scoring.token_logprobs(model, batch)[0].sum(), parameters)
@@ -90,16 +90,16 @@ def test_a_fresh_adapter_has_no_kl_to_the_base(model: PeftModel, make_rows: Make
 def test_kl_to_base_equals_a_slow_reference(
     model: PeftModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapters.add_version(moved(model), "policy-000001", adapters.snapshot(model))
-    adapters.restore(model, {name: torch.zeros_like(t) for name, t in adapters.snapshot(model).items()})
+    lora.add_version(moved(model), "policy-000001", lora.snapshot(model))
+    lora.restore(model, {name: torch.zeros_like(t) for name, t in lora.snapshot(model).items()})
     rows = make_rows()
     kls = []
     for prompt, completion in pairs(rows):
         ids = torch.tensor([[*prompt, *completion]])
         predicting = slice(len(prompt) - 1, -1)
-        with torch.no_grad(), adapters.serving(model, "policy-000001"):
+        with torch.no_grad(), lora.active_adapter(model, "policy-000001"):
             logits_p = model(input_ids=ids).logits[0, predicting]
-        with torch.no_grad(), adapters.serving(model, None):
+        with torch.no_grad(), lora.active_adapter(model, None):
             logits_q = model(input_ids=ids).logits[0, predicting]
         kls += full_kl(logits_p, logits_q).tolist()
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", 64 * 3)

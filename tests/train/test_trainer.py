@@ -16,7 +16,7 @@ from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.config.run import LOSS_NAMES, TrainConfig
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import Batch, token_weights
 from fst_optimizer.train.trainer import StepReport, Trainer, kl_to_base
@@ -35,7 +35,7 @@ def gradients_of_step(
     seen: dict[str, torch.Tensor] = {}
 
     def record(*_: object, **__: object) -> None:
-        for name, p in adapters.trained_parameters(model).items():
+        for name, p in lora.trained_parameters(model).items():
             assert p.grad is not None
             seen[name] = p.grad.clone()
 
@@ -82,7 +82,7 @@ def test_cispos_step_gradient_equals_a_hand_built_one(
         logprobs_T = slow_logprobs(model, row)
         ratio_T = (logprobs_T.detach() - torch.tensor(row.call.logprobs)).exp().clamp(max=1.5)
         expected_loss = expected_loss - (ratio_T * row.advantage * logprobs_T).sum() / tokens
-    parameters = adapters.trained_parameters(model)
+    parameters = lora.trained_parameters(model)
     expected = dict(zip(parameters, torch.autograd.grad(expected_loss, list(parameters.values())), strict=True))
     gradients, report = gradients_of_step(monkeypatch, trainer, model, rows)
     assert report.loss == pytest.approx(expected_loss.item(), abs=1e-5)
@@ -166,7 +166,7 @@ def test_good_answers_become_likelier_and_bad_ones_rarer(model: PeftModel, make_
 
 
 def test_only_the_trained_adapter_changes(model: PeftModel, make_rows: MakeRows) -> None:
-    adapters.add_version(model, "policy-000001", adapters.snapshot(model))
+    lora.add_version(model, "policy-000001", lora.snapshot(model))
     before = {name: p.clone() for name, p in model.named_parameters()}
     assert Trainer(model, 0, TrainConfig()).step(make_rows()).updated
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -206,7 +206,7 @@ def test_cut_completions_are_masked_on_request(make_model: MakeModel, make_rows:
     first, second = make_model(), make_model()
     masked = Trainer(first, 0, TrainConfig(train_truncated=False)).step([*whole, *cut])
     assert masked == Trainer(second, 0, TrainConfig()).step(whole)
-    assert equal(adapters.snapshot(first), adapters.snapshot(second))
+    assert equal(lora.snapshot(first), lora.snapshot(second))
     report = Trainer(first, 0, TrainConfig(train_truncated=False)).step(cut)
     assert (report.updated, report.reason) == (False, "every completion was empty or truncated")
 
@@ -215,11 +215,11 @@ def test_a_non_finite_step_changes_nothing(model: PeftModel, make_rows: MakeRows
     rows = make_rows()
     trainer = Trainer(model, 0, TrainConfig())
     trainer.step(rows)
-    weights, state = adapters.snapshot(model), trainer.state()
+    weights, state = lora.snapshot(model), trainer.state()
     report = trainer.step([replace(rows[0], advantage=math.nan), *rows[1:]])
     assert not report.updated
     assert report.reason == "the loss was not finite"
-    assert equal(weights, adapters.snapshot(model))
+    assert equal(weights, lora.snapshot(model))
     assert equal(state["tensors"], trainer.state()["tensors"])
     assert trainer.state()["numbers"] == {"updates": 1, "bad_steps": 1}
     assert all(p.grad is None for p in model.parameters())
@@ -250,17 +250,17 @@ def test_a_saved_state_gives_the_same_next_step_to_the_bit(make_model: MakeModel
     trainer = Trainer(model, 0, config)
     for seed in range(2):
         trainer.step(make_rows(seed=seed))
-    weights, state = adapters.snapshot(model), trainer.state()
+    weights, state = lora.snapshot(model), trainer.state()
     tensors = load(save(state["tensors"]))
     numbers = json.loads(json.dumps(state["numbers"]))
     report = trainer.step(make_rows(seed=2))
 
     resumed_model = make_model()
-    adapters.restore(resumed_model, weights)
+    lora.restore(resumed_model, weights)
     resumed = Trainer(resumed_model, 0, config)
     resumed.load_state({"tensors": tensors, "numbers": numbers})
     assert resumed.step(make_rows(seed=2)) == report
-    assert equal(adapters.snapshot(resumed_model), adapters.snapshot(model))
+    assert equal(lora.snapshot(resumed_model), lora.snapshot(model))
     assert equal(resumed.state()["tensors"], trainer.state()["tensors"])
 
 
@@ -268,14 +268,14 @@ def test_what_dropout_drops_follows_from_the_seed_and_the_update(
     make_base: Callable[[], Any], make_rows: MakeRows
 ) -> None:
     def after(noise: int, seed: int = 3) -> dict[str, torch.Tensor]:
-        model = adapters.attach(make_base(), rank=4, alpha=8, dropout=0.5)
+        model = lora.attach(make_base(), rank=4, alpha=8, dropout=0.5)
         torch.manual_seed(noise)  # what others in the process draw
         before = torch.get_rng_state()
         trainer = Trainer(model, 0, TrainConfig(), seed=seed)
         trainer.step(make_rows(seed=1))
         trainer.step(make_rows(seed=2))
         assert torch.equal(torch.get_rng_state(), before)
-        return adapters.snapshot(model)
+        return lora.snapshot(model)
 
     assert equal(after(1), after(2))
     assert not equal(after(1), after(1, seed=4))
@@ -302,7 +302,7 @@ def test_gradient_checkpointing_gives_the_same_step(make_model: MakeModel, moved
     trainer = Trainer(checkpointed, 0, TrainConfig(gradient_checkpointing=True))
     assert checkpointed.is_gradient_checkpointing
     trainer.step(make_rows())
-    a, b = adapters.snapshot(plain), adapters.snapshot(checkpointed)
+    a, b = lora.snapshot(plain), lora.snapshot(checkpointed)
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
 
 
@@ -338,7 +338,7 @@ def test_two_trainers_in_one_process_do_not_disturb_each_other(make_model: MakeM
     # Another trainer's settings are global to accelerate: none of them may reach ours.
     Accelerator(gradient_accumulation_steps=4).gradient_state._set_sync_gradients(False)
     trainer.step(make_rows())
-    assert equal(adapters.snapshot(alone), adapters.snapshot(beside))
+    assert equal(lora.snapshot(alone), lora.snapshot(beside))
 
 
 def test_the_shares_of_two_processes_sum_to_the_whole(
@@ -375,14 +375,14 @@ def test_a_bf16_model_trains_float32_adapters(
     make_base: Callable[[], Qwen3ForCausalLM], make_rows: MakeRows, slow_logprobs: SlowLogprobs
 ) -> None:
     base: Any = make_base()
-    model = adapters.attach(base.to(torch.bfloat16), rank=4, alpha=8)
+    model = lora.attach(base.to(torch.bfloat16), rank=4, alpha=8)
     trainer = Trainer(model, 0, TrainConfig())
     rows = make_rows(temperature=1.0)
     for row, logprobs in zip(rows, trainer.logprobs(rows), strict=True):
         with torch.no_grad():
             assert logprobs == pytest.approx(slow_logprobs(model, row).tolist(), abs=0.1)
     assert trainer.step(rows).updated
-    assert {tensor.dtype for tensor in adapters.snapshot(model).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in lora.snapshot(model).values()} == {torch.float32}
 
 
 class Small:
@@ -418,7 +418,7 @@ def test_a_step_that_does_not_fit_into_memory_is_taken_in_smaller_parts(
     trainer = Trainer(parts, 0, TrainConfig(microbatch_tokens=200))
     found = trainer.step(rows)
     assert found.updated and found.loss == pytest.approx(expected.loss, abs=1e-6)
-    for one, other in zip(adapters.snapshot(whole).values(), adapters.snapshot(parts).values(), strict=True):
+    for one, other in zip(lora.snapshot(whole).values(), lora.snapshot(parts).values(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
     failures = sum(size > 60 for size in device.passes)
     assert failures == 2  # 200, 100, and 50 fits
@@ -430,11 +430,11 @@ def test_a_row_that_does_not_fit_alone_stops_with_what_to_do(
     make_model: MakeModel, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model()
-    before = adapters.snapshot(model)
+    before = lora.snapshot(model)
     Small(monkeypatch, 1, OUT_OF_MEMORY[0])
     with pytest.raises(TrainingError, match=r"out of memory on \d+ tokens.*gradient_checkpointing"):
         Trainer(model, 0, TrainConfig()).step(make_rows())
-    assert all(torch.equal(before[name], tensor) for name, tensor in adapters.snapshot(model).items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in lora.snapshot(model).items())
 
 
 def test_another_error_of_the_device_is_not_taken_for_a_lack_of_memory(

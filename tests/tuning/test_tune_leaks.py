@@ -13,7 +13,7 @@ from tiny_study import SPACE, TRAIN, TRAINING, VAL, answer, metric, student_of, 
 from fst_optimizer import FST, FSTConfig, LoraConfig, Policy, UserError
 from fst_optimizer.config.overrides import read_settings, settled
 from fst_optimizer.engines.base import GenerationRequest
-from fst_optimizer.model import lora as adapters
+from fst_optimizer.model import lora
 from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import ScriptedEngine, move_adapter
 
@@ -72,7 +72,7 @@ def test_a_policy_that_starts_over_is_as_a_new_one(tiny_model):
     used.start_over(LoraConfig(rank=4, alpha=8), seed=7)
     new = Policy(tiny_model, lora=LoraConfig(rank=4, alpha=8), seed=7)
     assert used.version == new.version == 0 and used.engine.versions() == {0}
-    ours, theirs = (adapters.trained_parameters(policy.model) for policy in (used, new))
+    ours, theirs = (lora.trained_parameters(policy.model) for policy in (used, new))
     assert list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert used.fresh_seed() == new.fresh_seed()
     assert generations(used, 0) == generations(new, 0)

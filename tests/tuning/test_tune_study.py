@@ -288,7 +288,7 @@ def test_memory_engine_and_training_are_told_apart():
     assert failure_cause(TrainingError("not finite")) == "diverged"
     assert failure_cause(EngineDied("gone")) == failure_cause(EngineError("gone")) == "engine dead"
     assert failure_cause(StorageError("full")) == "disk"
-    assert failure_cause(Paused("guard kl")) == "paused by a guard"
+    assert failure_cause(Paused("monitor kl")) == "paused by a monitor"
     assert failure_cause(UserError("no")) == "settings"
     assert failure_cause(ZeroDivisionError()) == "ZeroDivisionError"
 

@@ -103,7 +103,7 @@ def _random_adapter(policy: Policy) -> dict[str, Tensor]:
 
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, tensor in policy.fresh_tensors.items():
+    for name, tensor in policy.zero_adapter.items():
         if ".lora_B." in name:
             noise = torch.randn(tensor.shape, generator=generator) * 0.02
             tensor = noise.to(tensor.device, tensor.dtype)

@@ -58,7 +58,7 @@ def vllm_engine(policy: Policy, api_key: str | None = None, on_wait: OnWait | No
         UserError: vLLM is not installed, or the server and the trainer do not agree.
         EngineError: the own server did not start.
     """
-    from fst_optimizer.model import lora as adapters
+    from fst_optimizer.model import lora
 
     config = policy.vllm or VLLMConfig()
     server = None
@@ -78,8 +78,8 @@ def vllm_engine(policy: Policy, api_key: str | None = None, on_wait: OnWait | No
             server=server,
             url=policy.url or "",
             api_key=api_key or "",
-            write_adapter=lambda tensors, folder: adapters.save_adapter(policy.model, tensors, folder),
-            base=policy.fresh_tensors,
+            write_adapter=lambda tensors, folder: lora.save_adapter(policy.model, tensors, folder),
+            base=policy.zero_adapter,
             end_ids=end_ids(policy.model.get_base_model().generation_config, policy.tokenizer),
             config=config,
         )
