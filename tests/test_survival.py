@@ -5,7 +5,7 @@ import re
 
 import dspy
 import pytest
-from test_faults import Reflection, compiled, lines, same
+from test_failpoints import Reflection, compiled, lines, same
 from test_optimizer import TRAIN, VAL, Program, answer, optimizer, student_of
 
 from fst_optimizer import UserError

@@ -11,7 +11,7 @@ import urllib.request
 import psutil
 import pytest
 from servers import group, hear_interrupts, need_vllm
-from test_cli import LETTERS, SMALL, fst
+from test_main import LETTERS, SMALL, fst
 
 import fst_optimizer
 from fst_optimizer import UserError
