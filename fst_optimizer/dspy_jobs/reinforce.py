@@ -74,7 +74,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         if temperature is None:
             temperature = policy.temperature or 1.0
         self._generations = Generations(settings.memory, temperature)
-        policy.jobs.record(self._generations)
+        policy.observer = self._generations
 
     def step(self, train_data: list[Any], train_data_format: TrainDataFormat | str | None = None) -> None:
         """One update from these groups, and the next policy version; none when every group is flat.
@@ -166,7 +166,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         if self._trainer is None:
             return
         self._trainer = self._generations = None
-        self.policy.jobs.record(None)
+        self.policy.observer = None
         with self.policy.jobs.training:
             load(self.policy, tensors_at(self.policy, self.policy.version))
             self.policy.retire_all_but({self.policy.version})

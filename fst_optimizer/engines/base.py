@@ -75,6 +75,17 @@ class Engine(Protocol):
         ...
 
 
+class CallObserver(Protocol):
+    """Told of the calls that a policy answers outside of rollouts, set as `policy.observer`."""
+
+    temperature: float
+    """What those calls sample at, meanwhile, that ask for none."""
+
+    def add(self, request: GenerationRequest, generation: Generation, text: str) -> None:
+        """A call was answered; the program saw `text`."""
+        ...
+
+
 def end_ids(generation_config: Any, tokenizer: Any) -> list[int]:
     """The tokens that end a turn: those of the base model's generation config, and the tokenizer's.
 

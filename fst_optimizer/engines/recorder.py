@@ -189,9 +189,9 @@ class RecordingEngine:
         return self.policy.version if self.version is None else self.version
 
     def _own_temperature(self) -> float:
-        """Of a call outside of rollouts that does not say; a reinforce job samples where all others are greedy."""
-        generations = self.policy.jobs.generations if self.trainable else None
-        return self.policy.temperature if generations is None else generations.temperature
+        """Of a call outside of rollouts that does not say."""
+        observer = self.policy.observer if self.trainable else None
+        return self.policy.temperature if observer is None else observer.temperature
 
     def _room(self, prompt_ids: tuple[int, ...], wanted: int | None) -> int:
         room = self.policy.engine.context_length - len(prompt_ids)
@@ -228,9 +228,9 @@ class RecordingEngine:
             )
             pending.recorder.add(call, pending.prompt)
         text = visible_text(sampled, pending.request.stop)
-        generations = None if pending.recorder or not self.trainable else self.policy.jobs.generations
-        if generations is not None:
-            generations.add(pending.request, generation, text)
+        observer = None if pending.recorder or not self.trainable else self.policy.observer
+        if observer is not None:
+            observer.add(pending.request, generation, text)
         return Response(
             id=f"fst-{next(self._ids)}",
             model=self.policy.name,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 from fst_optimizer.config.run import ENGINES, LoraConfig, TrainConfig, VLLMConfig
 from fst_optimizer.errors import UserError, did_you_mean
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import dspy
     from torch import Tensor
 
-    from fst_optimizer.engines.base import Engine
+    from fst_optimizer.engines.base import CallObserver, Engine
     from fst_optimizer.engines.recorder import RecordingEngine
     from fst_optimizer.engines.vllm.server import OnWait
     from fst_optimizer.train.trainer import Trainer
@@ -113,9 +113,10 @@ class Policy:
         self.quantization = quantization
         self.vllm = vllm
         self.url = url
-        self._pinned: WeakSet[RecordingEngine] = WeakSet()
+        self._pinned: weakref.WeakSet[RecordingEngine] = weakref.WeakSet()
         self.jobs = Jobs()
         """What dspy's own optimizers have running on this policy."""
+        self._observer: weakref.ref[CallObserver] | None = None
         self._seeds = itertools.count(seed << 32)
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self.version = 0
@@ -176,6 +177,18 @@ class Policy:
     def fresh_seed(self) -> int:
         """The sampling seed of the next call outside of any rollout."""
         return next(self._seeds)
+
+    @property
+    def observer(self) -> CallObserver | None:
+        """Told of the calls outside of rollouts.
+
+        A weak reference: an owner that is dropped, because its optimizer raised, stops observing.
+        """
+        return None if self._observer is None else self._observer()
+
+    @observer.setter
+    def observer(self, observer: CallObserver | None) -> None:
+        self._observer = None if observer is None else weakref.ref(observer)
 
     # -- versions ----------------------------------------------------------------------------------------------
 

@@ -1,9 +1,8 @@
-"""What the jobs on one policy share: its one trainable adapter, the copies of its LM, and what it sampled lately."""
+"""What the jobs on one policy share: its one trainable adapter, and the copies of its LM."""
 
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -13,7 +12,6 @@ from fst_optimizer.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fst_optimizer.dspy_jobs.matching import Generations
     from fst_optimizer.policy.lm import PolicyLM
     from fst_optimizer.policy.policy import Policy
 
@@ -26,19 +24,6 @@ class Jobs:
         """Held while a job's weights are in the trainable adapter: there is only one."""
         self._copies: WeakSet[PolicyLM] = WeakSet()
         self._copying = threading.Lock()
-        self._recording: weakref.ref[Generations] | None = None
-
-    @property
-    def generations(self) -> Generations | None:
-        """The memory of the reinforce job that runs, or None.
-
-        Only the job holds it: one that was dropped without `terminate`, because its optimizer raised, stops recording.
-        """
-        return self._recording() if self._recording is not None else None
-
-    def record(self, generations: Generations | None) -> None:
-        """Keep the policy's calls there from now on. None: nowhere."""
-        self._recording = None if generations is None else weakref.ref(generations)
 
     def add_copy(self, lm: PolicyLM) -> None:
         """Know of an LM that came with a deep copy of a program and follows the policy's current version."""

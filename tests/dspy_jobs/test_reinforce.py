@@ -240,9 +240,9 @@ def test_the_temperature_is_the_jobs_else_the_policys_else_one(scripted, own, gi
 def test_only_the_calls_of_a_running_job_are_remembered(scripted):
     policy = scripted(lambda prompt, request: "x")
     policy.lm("a")
-    assert policy.jobs.generations is None
+    assert policy.observer is None
     job = policy.lm.reinforce({"memory": 3})
-    memory = policy.jobs.generations
+    memory = policy.observer
     policy.lm("a")
     policy.base_lm("a")
     with dspy.context(**{SETTING: Recorder(policy, 0, 1.0)}):
@@ -253,17 +253,17 @@ def test_only_the_calls_of_a_running_job_are_remembered(scripted):
     assert len(memory) == 3
     job.terminate()
     policy.lm("a")
-    assert policy.jobs.generations is None
+    assert policy.observer is None
     assert len(memory) == 3
 
 
 def test_a_job_that_is_dropped_stops_remembering(scripted):
     policy = scripted(lambda prompt, request: "x")
     job = policy.lm.reinforce({})
-    assert policy.jobs.generations is not None
+    assert policy.observer is not None
     del job
     gc.collect()
-    assert policy.jobs.generations is None
+    assert policy.observer is None
 
 
 # --- The interface ---------------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_a_retired_version_is_refused(policy):
 def test_unknown_train_kwargs_are_refused_before_anything_is_sampled(policy):
     with pytest.raises(UserError, match="did you mean 'kl_coef'"):
         policy.lm.reinforce({"kl_coeff": 0.1})
-    assert policy.jobs.generations is None
+    assert policy.observer is None
 
 
 def test_a_job_that_does_not_run_refuses_steps(policy):
