@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dspy
 import pytest
 
-from fst_optimizer.evolve.gepa_adapter import Seen, reflective_entries
+from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector, Request
@@ -454,7 +454,7 @@ def test_the_claim_as_every_query_finds_about_a_third_and_is_told_why(scripted):
     rollouts = collect(scripted(careless, context_length=20_000), "3-hop", examples, capture=True)
     assert {rollout.outcome for rollout in rollouts} == {Outcome.OK}
     assert 0 < sum(rollout.score for rollout in rollouts) / len(rollouts) < 0.5
-    seen = [Seen(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
+    seen = [Trajectory(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
     assert grading.SEARCH in lessons(reflective_entries("query2", seen))
     assert grading.SUMMARIZE in lessons(reflective_entries("summarize1", seen))
     assert lessons(reflective_entries("query1", seen)) == {}

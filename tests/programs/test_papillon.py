@@ -6,7 +6,7 @@ import sys
 import dspy
 import pytest
 
-from fst_optimizer.evolve.gepa_adapter import Seen, reflective_entries
+from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.student import attach_policy, give_lm
 from fst_optimizer.program.texts import apply_texts, seed_texts
@@ -306,7 +306,7 @@ def test_a_policy_that_passes_everything_on_scores_zero_and_is_told_why(scripted
     for rollout in rollouts:
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 0.0)
         assert rollout.predictor_scores == {"craft": 0.0, "answer_untrusted": 1.0, "respond": 0.6}
-    seen = [Seen(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
+    seen = [Trajectory(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
     assert set(lessons(reflective_entries("craft", seen))) == set(grading.LEAKED.values())
     assert set(lessons(reflective_entries("respond", seen))) == {grading.FILL_IN}
 

@@ -6,7 +6,7 @@ import sys
 import dspy
 import pytest
 
-from fst_optimizer.evolve.gepa_adapter import Seen, reflective_entries
+from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector, Request
@@ -384,7 +384,7 @@ def test_an_agent_that_never_ends_is_stopped_and_told_so(scripted):
     for rollout in rollouts:
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 0.0)
         assert [one.predictor for one in rollout.calls] == ["react"] * task.MAX_TURNS + ["extract.predict"]
-    seen = [Seen(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
+    seen = [Trajectory(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
     learned = lessons(reflective_entries("react", seen))
     assert {grading.LOOK_UP, grading.REBATE, grading.ONE_NAME, grading.CALCULATE, grading.END} <= set(learned)
 
