@@ -19,8 +19,10 @@ from fst_optimizer.config.run import (
     VLLMConfig,
 )
 from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
+from fst_optimizer.policy.provider import use_provider
 
 if TYPE_CHECKING:
+    from fst_optimizer.dspy_jobs.provider import PolicyProvider
     from fst_optimizer.engines.vllm.server import VLLMServer
     from fst_optimizer.finished.load import load
     from fst_optimizer.optimizer import FST, CompileResult
@@ -52,6 +54,16 @@ __all__ = [
 ]
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+
+def _training_provider() -> PolicyProvider:
+    """What lets dspy's own optimizers train a policy's LM; imported with the first LM, as it needs dspy."""
+    from fst_optimizer.dspy_jobs.provider import PolicyProvider
+
+    return PolicyProvider()
+
+
+use_provider(_training_provider)
 
 _LATE = {
     "FST": "optimizer",

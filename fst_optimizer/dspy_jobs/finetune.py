@@ -16,8 +16,9 @@ from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from fst_optimizer.dspy_jobs.data import check_format, conversations, end_of_turn, text_call
 from fst_optimizer.dspy_jobs.settings import FinetuneSettings, finetune_settings
+from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.policy.sharing import load, publish_next, tensors_at, trained_policy
+from fst_optimizer.policy.lm import policy_to_train
 from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
         train_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self.lm = lm
-        self.policy = trained_policy(lm, "finetune")
+        self.policy = policy_to_train(lm, "finetune")
         self.settings = finetune_settings(train_kwargs)
         check_format(train_data_format, TrainDataFormat.CHAT.value, "a finetune job")
         self.rows = supervised_rows(self.policy, train_data)

@@ -15,8 +15,9 @@ from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 from fst_optimizer.dspy_jobs.data import Scored, check_format, end_of_turn, group_objects, scored_group, text_call
 from fst_optimizer.dspy_jobs.matching import Generations
 from fst_optimizer.dspy_jobs.settings import reinforce_settings
+from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at, version_name
 from fst_optimizer.errors import UserError
-from fst_optimizer.policy.sharing import load, publish_next, tensors_at, trained_policy, version_name
+from fst_optimizer.policy.lm import policy_to_train
 from fst_optimizer.rollout.credit import advantages
 from fst_optimizer.types import Call, TrainRow
 
@@ -49,7 +50,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
 
     def __init__(self, lm: PolicyLM, train_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(lm=lm, train_kwargs=train_kwargs)
-        self.policy = trained_policy(lm, "reinforce")
+        self.policy = policy_to_train(lm, "reinforce")
         self.settings = reinforce_settings(train_kwargs)
         self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0}
         """Completions trained on by the tokens that were sampled, and by tokens made from their text; groups seen, and

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dspy
 
-from fst_optimizer.dspy_jobs.finetune import FinetuneJob
-from fst_optimizer.dspy_jobs.provider import PolicyProvider
 from fst_optimizer.engines.recorder import AsyncRecordingEngine, RecordingEngine
+from fst_optimizer.errors import UserError
+from fst_optimizer.policy.provider import make_provider
 
 if TYPE_CHECKING:
+    from dspy.clients.provider import TrainingJob
     from dspy.clients.utils_finetune import TrainDataFormat
 
     from fst_optimizer.policy.policy import Policy
@@ -52,21 +53,23 @@ class PolicyLM(dspy.LM):  # type: ignore[misc]
 
     def stay_at(self, version: int) -> None:
         """From now on serve `version` alone. Copies made before are not touched."""
-        fixed = self.engine.policy.lm_at(version)
-        self._engine_spec, self._async_engine_spec = fixed._engine_spec, fixed._async_engine_spec
+        engine = self.engine.policy.lm_at(version).engine
+        self._engine_spec, self._async_engine_spec = engine, AsyncRecordingEngine(engine)
 
     def finetune(
         self,
         train_data: list[dict[str, Any]],
         train_data_format: TrainDataFormat | str | None = None,
         train_kwargs: dict[str, Any] | None = None,
-    ) -> FinetuneJob:
+    ) -> TrainingJob:
         """Start supervised training from the version that this LM serves. The result is an LM at the new version.
+
+        dspy's own `finetune` tells the job the model's name alone; ours needs the LM, to find the policy.
 
         Raises:
             UserError: This LM cannot be trained, a setting is wrong, or the data is not chat messages.
         """
-        job = FinetuneJob(self, train_data, train_data_format, train_kwargs or self.train_kwargs)
+        job = self.provider.TrainingJob(self, train_data, train_data_format, train_kwargs or self.train_kwargs)
         job.start()
         return job
 
@@ -80,7 +83,7 @@ def make_lm(policy: Policy, version: int | None, *, trainable: bool) -> PolicyLM
         async_engine=AsyncRecordingEngine(engine),
         cache=False,  # dspy's cache knows nothing of weights
         num_retries=0,
-        provider=PolicyProvider(),
+        provider=make_provider(),
     )
 
 
@@ -88,3 +91,19 @@ def trainable_policy(lm: object) -> Policy | None:
     """The policy that an LM trains, or None for an API model or a frozen use of a policy."""
     engine = getattr(lm, "engine", None)
     return engine.policy if isinstance(engine, RecordingEngine) and engine.trainable else None
+
+
+def policy_to_train(lm: object, what: str) -> Policy:
+    """The policy behind an LM that `what` is to train.
+
+    Raises:
+        UserError: An LM of another kind, or a frozen one.
+    """
+    policy = trainable_policy(lm)
+    if policy is None:
+        frozen = " is a frozen use of a policy and" if hasattr(getattr(lm, "engine", None), "policy") else ""
+        raise UserError(
+            f"lm {getattr(lm, 'model', lm)!r}{frozen} cannot be trained by {what}: make a fst_optimizer.Policy(model) "
+            "and call student.set_lm(policy.lm)"
+        )
+    return policy

@@ -25,7 +25,7 @@ from fst_optimizer.model.load import (
     load_base,
     load_tokenizer,
 )
-from fst_optimizer.policy.sharing import Jobs
+from fst_optimizer.policy.sharing import TrainingJobs
 
 if TYPE_CHECKING:
     import dspy
@@ -114,8 +114,8 @@ class Policy:
         self.vllm = vllm
         self.url = url
         self._pinned: weakref.WeakSet[RecordingEngine] = weakref.WeakSet()
-        self.jobs = Jobs()
-        """What dspy's own optimizers have running on this policy."""
+        self.jobs = TrainingJobs()
+        """What the training jobs of dspy's own optimizers share."""
         self._observer: weakref.ref[CallObserver] | None = None
         self._seeds = itertools.count(seed << 32)
         self._tensors: dict[int, dict[str, Tensor]] = {}

@@ -1,0 +1,51 @@
+"""The policy's trainable adapter, as a training job uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fst_optimizer.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fst_optimizer.policy.policy import Policy
+
+
+def tensors_at(policy: Policy, version: int) -> dict[str, Tensor]:
+    """The LoRA tensors of a served version; the base's add nothing.
+
+    Raises:
+        UserError: The version was retired.
+    """
+    if not version:
+        return policy.zero_adapter
+    if version not in policy.engine.versions():
+        raise UserError(
+            f"the LM is at policy version {version}, which {policy!r} does not serve any more: "
+            "call student.set_lm(policy.lm)"
+        )
+    return policy.tensors(version)
+
+
+def load(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` into the trainable adapter; what is served does not change."""
+    from fst_optimizer.model import lora
+
+    with policy.lock:
+        lora.restore(policy.model, tensors)
+
+
+def publish_next(policy: Policy) -> int:
+    """Serve the trainable adapter as the policy's next version.
+
+    The version before it stays, for requests on their way; older ones are retired unless an LM stays at them.
+    """
+    policy.retire_all_but({policy.version})
+    return policy.publish()
+
+
+def version_name(version: int) -> str:
+    """A version as it is called in files and by servers."""
+    return f"policy-{version:06d}"
