@@ -1,4 +1,7 @@
-"""Safe text and plain data: nothing that a model wrote reaches the terminal as a command, or a file as an object."""
+"""Safe text and plain data: nothing that a model wrote reaches the terminal as a command, or a file as an object.
+
+And times as people read them.
+"""
 
 from __future__ import annotations
 
@@ -58,3 +61,16 @@ def without_secrets(text: str) -> str:
     for pattern in _SECRETS:
         text = pattern.sub(r"\1***", text)
     return text
+
+
+def clock(seconds: float) -> str:
+    """`1:05` or `2:03:09`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def eta_s(share_before: float, share_now: float, elapsed_s: float) -> float | None:
+    """Seconds left at the pace since this display began. None before any progress."""
+    gained = share_now - share_before
+    return elapsed_s * (1 - share_now) / gained if gained > 0 and elapsed_s > 0 else None

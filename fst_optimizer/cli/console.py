@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fst_optimizer.cli.display import clock
 from fst_optimizer.errors import FSTError, Paused, UserError
-from fst_optimizer.text import plain
+from fst_optimizer.text import clock, plain
 
 if TYPE_CHECKING:
     from rich.console import Console

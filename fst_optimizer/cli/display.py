@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.text import plain
+from fst_optimizer.text import clock, eta_s, plain
 from fst_optimizer.types import RolloutCounts
 
 if TYPE_CHECKING:
@@ -110,12 +110,6 @@ def share_done(snapshot: Snapshot, config: FSTConfig) -> float:
     return min(1.0, max(shares))
 
 
-def eta_s(share_before: float, share_now: float, elapsed_s: float) -> float | None:
-    """Seconds left at the pace since this display began. None before any progress."""
-    gained = share_now - share_before
-    return elapsed_s * (1 - share_now) / gained if gained > 0 and elapsed_s > 0 else None
-
-
 def line_of(event: Event, before: Snapshot) -> str | None:
     """One line for people about a line of `metrics.jsonl`; None for progress events, which come too often."""
     kind = event["kind"]
@@ -148,13 +142,6 @@ def _moment(event: Event, before: Snapshot) -> str:
     if not RolloutCounts(**event["rollouts"]).training:
         return "before the first cycle"
     return f"cycle {event['cycle'] + 1}" if event["cycle"] == before.fast_cycle else f"after cycle {event['cycle']}"
-
-
-def clock(seconds: float) -> str:
-    """`1:05` or `2:03:09`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @contextmanager

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.cli.display import clock
 from fst_optimizer.finished.load import KEY_VARIABLE
-from fst_optimizer.text import plain
+from fst_optimizer.text import clock, plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,9 +19,9 @@ from fst_optimizer.lab.curves import (
     curve_of,
     settled_best,
     signal_left,
-    summary,
 )
 from fst_optimizer.lab.plan import Common, Job
+from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json, write_json
 from fst_optimizer.store.metrics import read_metrics
 
@@ -152,10 +152,10 @@ def _method_json(runs: Sequence[RunRead]) -> dict[str, Any]:
     ceilings = [found["A"] for run in runs if (found := ceiling(run.curve))]
     return {
         "seeds": [run.seed for run in runs],
-        **{name: summary(run.result[name] for run in runs) for name in FINAL},
-        "training_rollouts": summary(training),
-        "ceiling": summary(ceilings),
-        "signal": {name: summary(one[name] for one in signals) for name in signals[0]} if signals else None,
+        **{name: mean_ci(run.result[name] for run in runs) for name in FINAL},
+        "training_rollouts": mean_ci(training),
+        "ceiling": mean_ci(ceilings),
+        "signal": {name: mean_ci(one[name] for one in signals) for name in signals[0]} if signals else None,
     }
 
 
@@ -164,7 +164,7 @@ def _difference(ours: Sequence[RunRead], theirs: Sequence[RunRead]) -> dict[str,
     other = {run.seed: run.result for run in theirs}
     pairs = [(run.result, other[run.seed]) for run in ours if run.seed in other]
     return {
-        name: summary(a[name] - b[name] for a, b in pairs if a[name] is not None and b[name] is not None)
+        name: mean_ci(a[name] - b[name] for a, b in pairs if a[name] is not None and b[name] is not None)
         for name in ("val_score_after", "test_score_after")
     }
 

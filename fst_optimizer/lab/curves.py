@@ -6,12 +6,12 @@ method pays to learn.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-CONFIDENCE = 0.95
+from fst_optimizer.stats import mean, mean_ci, standard_error
+
 SLOPES = (0.05, 20.0)
 """Bounds of the ceiling fit's B. A single jump has no slope, and drives it to the upper one."""
 
@@ -28,20 +28,6 @@ class Point:
 
 
 Curve = Sequence[Point]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its Student-t interval; the bounds are None for a single seed."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As written in `compare.json`."""
-        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
 def curve_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
@@ -74,14 +60,6 @@ def at_cycle_ends(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     return kept
 
 
-def standard_error(score: float, examples: int) -> float:
-    """Of a mean of `examples` scores in [0, 1]: the binomial bound sqrt(s (1 - s) / n).
-
-    No distribution on [0, 1] with this mean has a larger variance, so graded scores are at most this uncertain.
-    """
-    return math.sqrt(score * (1 - score) / examples)
-
-
 def settled_best(curve: Curve, examples: int) -> Point:
     """The first evaluation within one standard error of the curve's maximum: when the method got where it gets.
 
@@ -102,21 +80,6 @@ def ratio(value: float, reference: float) -> float | None:
     return value / reference if reference else None
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Mean and two-sided Student-t interval. None for no values."""
-    n = len(values)
-    if not n:
-        return None
-    mean = math.fsum(values) / n
-    if n == 1:
-        return Interval(mean, None, None, 1)
-    from scipy.stats import t
-
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n)
-
-
 def last_at(curve: Curve, rollouts: float) -> Point | None:
     """The last evaluation that this many rollouts pay for. None: before the first."""
     return next((point for point in reversed(curve) if point.rollouts <= rollouts), None)
@@ -133,7 +96,7 @@ def score_band(curves: Sequence[Curve]) -> list[tuple[int, float, float, float]]
     for place in sorted({point.rollouts for curve in curves for point in curve if point.rollouts <= end}):
         scores = [point.score for curve in curves if (point := last_at(curve, place))]
         if len(scores) == len(curves):
-            band.append((place, min(scores), math.fsum(scores) / len(scores), max(scores)))
+            band.append((place, min(scores), mean(scores), max(scores)))
     return band
 
 
@@ -205,13 +168,8 @@ def against(runs: Mapping[int, Curve], reference: Mapping[int, Curve], examples:
         "pairs": pairs,
         "reached": len(reached),
         "of": len(pairs),
-        **{name: _interval([pair[name] for pair in reached]) for name in ("rollouts", "ratio", "kl", "kl_ratio")},
+        **{name: mean_ci([pair[name] for pair in reached]) for name in ("rollouts", "ratio", "kl", "kl_ratio")},
     }
-
-
-def _interval(values: Iterable[float | None]) -> dict[str, Any] | None:
-    found = mean_interval([value for value in values if value is not None])
-    return found.to_json() if found else None
 
 
 SIGNAL_STEPS = 6
@@ -233,10 +191,5 @@ def signal_left(lines: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
         groups = sum(line["groups"] for line in some)
         entropies = [line["entropy"] for line in some if line["groups"] > line["flat_groups"]]
         found[f"flat_{name}"] = sum(line["flat_groups"] for line in some) / groups if groups else 1.0
-        found[f"entropy_{name}"] = math.fsum(entropies) / len(entropies) if entropies else 0.0
+        found[f"entropy_{name}"] = mean(entropies) if entropies else 0.0
     return found
-
-
-def summary(values: Iterable[float | None]) -> dict[str, Any] | None:
-    """Mean and interval as JSON, over the values that are there."""
-    return _interval(values)

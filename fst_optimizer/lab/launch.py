@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fst_optimizer.cli.display import clock
 from fst_optimizer.errors import FSTError
 from fst_optimizer.lab.plan import Job
 from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.text import clock
 
 Tell = Callable[[str], None]
 POLL_S = 0.2

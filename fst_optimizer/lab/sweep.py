@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab.compare import read_run
-from fst_optimizer.lab.curves import settled_best, standard_error
+from fst_optimizer.lab.curves import settled_best
 from fst_optimizer.lab.plan import Common, Job
+from fst_optimizer.stats import mean, standard_error
 from fst_optimizer.store.files import RunFiles, read_json, write_json
 
 WITHOUT_RATE = "gepa"
@@ -52,8 +53,8 @@ def pick_rates(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     picked = {}
     for method, rates in by_rate(runs).items():
-        final = {rate: _mean(one["val_score_after"] for one in own) for rate, own in rates.items()}
-        cost = {rate: _mean(one["settled_rollouts"] for one in own) for rate, own in rates.items()}
+        final = {rate: mean([one["val_score_after"] for one in own]) for rate, own in rates.items()}
+        cost = {rate: mean([one["settled_rollouts"] for one in own]) for rate, own in rates.items()}
         best = max(final.values())
         floor = best - standard_error(best, min(run["val_examples"] for run in runs))
         picked[method] = min((rate for rate in final if final[rate] >= floor), key=lambda rate: (cost[rate], rate))
@@ -66,11 +67,6 @@ def by_rate(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, list[Map
     for run in runs:
         found.setdefault(run["method"], {}).setdefault(run["lr"], []).append(run)
     return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
 
 
 def save_sweep(jobs: Sequence[tuple[float, Job]], out: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +82,7 @@ def save_sweep(jobs: Sequence[tuple[float, Job]], out: Path, *, extra: Mapping[s
         runs.append({**about, "dir": job.folder.relative_to(out).as_posix(), **numbers})
     means = {
         method: [
-            {"lr": rate, **{name: _mean(one[name] for one in own) for name in ("val_score_after", "settled_rollouts")}}
+            {"lr": rate, **{name: mean([one[name] for one in own]) for name in ("val_score_after", "settled_rollouts")}}
             for rate, own in sorted(rates.items())
         ]
         for method, rates in by_rate(runs).items()

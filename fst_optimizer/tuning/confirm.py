@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.lab.curves import summary as mean_of
+from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import write_json
 from fst_optimizer.tuning import noise, output
 from fst_optimizer.tuning.ask import Ask, Prepared
@@ -33,7 +33,7 @@ def confirmed(
     first = seed + noise.CONFIRM_SEEDS
     found: dict[str, Any] = {
         "best": best,
-        "repeats": [{"trial": trial, "scores": some, **(mean_of(some) or {})} for trial, some in scores.items()],
+        "repeats": [{"trial": trial, "scores": some, **(mean_ci(some) or {})} for trial, some in scores.items()],
     }
     sides = {
         "best": noise.repeats_of(f"trial-{best:06d}", leading[best], folder / "confirm", first, count),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.overrides import Settings
-from fst_optimizer.lab.curves import mean_interval, summary
+from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json
 
 TOP = 3
@@ -71,20 +71,20 @@ def comparison(best: Sequence[float], preset: Sequence[float]) -> dict[str, Any]
     """Both on the split that the study never used, paired by seed."""
     difference = [ours - theirs for ours, theirs in zip(best, preset, strict=True)]
     return {
-        "best": {"scores": list(best), **(summary(best) or {})},
-        "preset": {"scores": list(preset), **(summary(preset) or {})},
-        "difference": {"values": difference, **(summary(difference) or {})},
+        "best": {"scores": list(best), **(mean_ci(best) or {})},
+        "preset": {"scores": list(preset), **(mean_ci(preset) or {})},
+        "difference": {"values": difference, **(mean_ci(difference) or {})},
         "verdict": verdict(difference),
     }
 
 
 def verdict(differences: Sequence[float]) -> str:
     """Whether differences by seed are larger than the noise: their 95% interval leaves 0 out."""
-    found = mean_interval(differences)
-    if found is None or found.low is None or found.high is None:
+    found = mean_ci(differences)
+    if found is None or found["low"] is None:
         return "one seed does not tell a difference from noise"
-    if found.low > 0:
+    if found["low"] > 0:
         return "better than the preset, by more than the noise"
-    if found.high < 0:
+    if found["high"] < 0:
         return "worse than the preset, by more than the noise"
     return "no difference from the preset that is larger than the noise"

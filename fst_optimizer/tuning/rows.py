@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.cli.display import eta_s
-from fst_optimizer.text import plain
+from fst_optimizer.text import eta_s, plain
 from fst_optimizer.tuning.standing import FINISHED, cause_of
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.cli.display import clock
 from fst_optimizer.lab.tables import rich_table
+from fst_optimizer.text import clock
 from fst_optimizer.tuning.rows import HEAD, cells, left_s, progress
 
 if TYPE_CHECKING:

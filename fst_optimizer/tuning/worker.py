@@ -1,9 +1,4 @@
-"""A worker: runs trials of a study, one after the other, until the study has enough.
-
-    python -m fst_optimizer.tuning.worker FOLDER NUMBER
-
-is what `fst tune --workers` starts; FOLDER has `command.json`, and the storage's URL is in FST_TUNE_STORAGE.
-"""
+"""A worker: runs trials of a study, one after the other, until the study has enough."""
 
 from __future__ import annotations
 
@@ -185,20 +180,3 @@ def _stop_text(study: Study, cause: str) -> str:
         f"{last.get('error', 'nothing was written')}. See {last.get('run', 'the trials')}; mend it, and the same "
         "command goes on"
     )
-
-
-def main() -> None:
-    """The process's own entry."""
-    import sys
-
-    from fst_optimizer.cli.console import consoles, quiet_libraries, user_errors
-    from fst_optimizer.tuning.workers import run_worker
-
-    with user_errors("the trial is in the queue again"):
-        _, console = consoles()
-        with quiet_libraries(console):
-            run_worker(Path(sys.argv[1]), int(sys.argv[2]))
-
-
-if __name__ == "__main__":
-    main()

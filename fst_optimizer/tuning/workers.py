@@ -106,7 +106,7 @@ class _Worker:
             environment.setdefault("OMP_NUM_THREADS", "1")
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", __package__ + ".worker", str(self.ask.folder), str(self.number)],
+                [sys.executable, "-m", "fst_optimizer.cli.tune_worker", str(self.ask.folder), str(self.number)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,9 +1,8 @@
 import io
 
-import pytest
 from rich.console import Console
 
-from fst_optimizer.cli.display import Snapshot, advance, clock, display, eta_s, line_of, share_done
+from fst_optimizer.cli.display import Snapshot, advance, display, line_of, share_done
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.types import RolloutCounts
 
@@ -53,16 +52,6 @@ def test_the_share_done_is_that_of_the_nearer_limit():
     # 1.5 of 4 cycles, and 60 of 100 rollouts.
     snapshot = Snapshot(cycle=1, step=3, rollouts=RolloutCounts(fast=20, slow=30), phase="slow", done=10)
     assert share_done(snapshot, config) == 0.6
-
-
-def test_what_is_left_follows_from_the_pace_since_this_start():
-    assert eta_s(0.5, 0.75, 60.0) == pytest.approx(60.0)
-    assert eta_s(0.5, 0.5, 60.0) is None
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5.4, "0:05"), (65, "1:05"), (3723, "1:02:03")])
-def test_clock(seconds, text):
-    assert clock(seconds) == text
 
 
 def test_elsewhere_than_on_a_terminal_every_event_is_one_plain_line():

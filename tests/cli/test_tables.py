@@ -1,11 +1,9 @@
 import io
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from fst_optimizer.cli.tables import closing, show
-from fst_optimizer.text import plain
 
 RESULT = {
     "task": "programs/letters",
@@ -32,19 +30,6 @@ def shown(result):
     out = io.StringIO()
     show(Console(file=out, width=60, force_terminal=True, color_system=None), closing(result, Path("runs/a")))
     return out.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("text", "safe"),
-    [
-        ("a\tb\nc é 漢", "a\tb\nc é 漢"),
-        ("\x1b[31mred", "\\x1b[31mred"),
-        ("\x9b31m\x07\r", "\\x9b31m\\x07\\x0d"),
-        ("ab\u202ecd", "ab\\u202ecd"),
-    ],
-)
-def test_control_characters_are_spelled_out(text, safe):
-    assert plain(text) == safe
 
 
 def test_what_a_model_wrote_cannot_command_the_terminal():

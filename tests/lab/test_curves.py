@@ -7,12 +7,10 @@ from fst_optimizer.lab.curves import (
     ceiling,
     curve_of,
     first_reaching,
-    mean_interval,
     ratio,
     score_band,
     settled_best,
     signal_left,
-    standard_error,
 )
 
 RL = [Point(0, 0.2, 0.0), Point(100, 0.5, 0.1), Point(200, 0.58, 0.4), Point(300, 0.6, 0.8)]
@@ -33,11 +31,6 @@ def test_candidates_validated_at_the_same_cost_are_one_point_the_best():
     assert curve_of([eval_line(5, 5, 0.3), eval_line(5, 5, 0.5), eval_line(5, 5, 0.4)]) == [Point(10, 0.5, 0.05)]
 
 
-def test_the_standard_error_is_the_binomial_bound():
-    assert standard_error(0.5, 100) == pytest.approx(0.05)
-    assert standard_error(1.0, 100) == 0.0
-
-
 def test_the_settled_best_is_the_first_within_one_standard_error_of_the_maximum():
     # sqrt(0.6 * 0.4 / 100) = 0.049: the floor is 0.551, which 0.5 is below and 0.58 above.
     assert settled_best(RL, 100) == RL[2]
@@ -53,20 +46,6 @@ def test_a_score_that_is_never_reached_has_no_point():
 def test_a_ratio_to_nothing_is_none():
     assert ratio(3.0, 4.0) == 0.75
     assert ratio(3.0, 0.0) is None
-
-
-def test_the_interval_is_students():
-    found = mean_interval([1.0, 2.0, 3.0])
-    # t(0.975, 2) = 4.30265; the standard deviation is 1, so the half width is 4.30265 / sqrt(3) = 2.48414.
-    assert (found.mean, found.n) == (2.0, 3)
-    assert found.low == pytest.approx(2 - 2.48414, abs=1e-5)
-    assert found.high == pytest.approx(2 + 2.48414, abs=1e-5)
-
-
-def test_one_seed_has_a_mean_and_no_interval():
-    found = mean_interval([0.4])
-    assert (found.mean, found.low, found.high, found.n) == (0.4, None, None, 1)
-    assert mean_interval([]) is None
 
 
 def test_a_band_holds_each_seeds_last_score_and_ends_with_the_shortest_curve():
