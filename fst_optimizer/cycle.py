@@ -25,13 +25,14 @@ from functools import partial
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import batch_at
 from fst_optimizer.errors import Paused
-from fst_optimizer.evolve.population import allocate_rollouts
 from fst_optimizer.evolve.reflect import Reflector
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.program.student import Teacher
-from fst_optimizer.rollout.collector import Collector, Request, grouped
+from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import credit
+from fst_optimizer.rollout.groups import group_requests, grouped
+from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.run.evaluate import OnRollout, evaluate, measure_kl
 from fst_optimizer.run.monitors import after_eval, after_step
 from fst_optimizer.run.saver import Saver
@@ -430,20 +431,6 @@ def draw_anchor(config: FSTConfig, batches: Sequence[Sequence[Item]], state: Sta
     pool = list({item.id: item for batch in batches for item in batch}.values())
     random.Random(f"anchor/{config.seed}/{state.cycle}").shuffle(pool)
     return tuple(pool[: config.fast.anchor_size])
-
-
-def group_requests(
-    population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = ()
-) -> list[Request]:
-    """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers."""
-    shares = allocate_rollouts(config.rollout.group_size, len(population.candidates))
-    members: list[tuple[Candidate, int | None]] = [
-        (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
-    ]
-    members += [(one.candidate, one.version) for one in teachers for _ in range(config.rollout.teacher_rollouts)]
-    return [
-        Request(candidate, item, index, version) for item in batch for index, (candidate, version) in enumerate(members)
-    ]
 
 
 def leading(population: Population, count: int) -> tuple[Candidate, ...]:

@@ -220,8 +220,9 @@ def test_a_frozen_lm_that_always_refuses_stops_the_run_and_is_named(policy, tmp_
 
 
 def test_a_frozen_lm_whose_answer_does_not_parse_is_told_to_the_reflector(policy, tmp_path):
-    from fst_optimizer.rollout.collector import Collector, Request
+    from fst_optimizer.rollout.collector import Collector
     from fst_optimizer.rollout.metric import Metric
+    from fst_optimizer.rollout.rollout import Request
     from fst_optimizer.types import Candidate, Outcome, items_of
 
     lm, _ = frozen(answer=lambda request: "no field here")

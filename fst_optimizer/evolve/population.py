@@ -1,4 +1,4 @@
-"""Which candidates stay: Pareto over scores, and how a group is shared among those that did. Pure."""
+"""Which candidates stay: Pareto over scores. Pure functions."""
 
 from __future__ import annotations
 
@@ -46,17 +46,6 @@ def select(population: Population, k: int) -> Population:
         policy_version=population.policy_version,
         scores={name: dict(scores[name]) for name in kept},
     )
-
-
-def allocate_rollouts(group_size: int, candidates: int) -> tuple[int, ...]:
-    """How many of a group's rollouts each candidate gets: as even as possible, the better ones take the remainder.
-
-    `allocate_rollouts(8, 3)` is `(3, 3, 2)`. It sums to `group_size`; candidates beyond `group_size` get none.
-    """
-    if candidates < 1 or group_size < 0:
-        raise ValueError(f"cannot allocate {group_size} rollouts over {candidates} candidates")
-    each, over = divmod(group_size, candidates)
-    return tuple(each + (index < over) for index in range(candidates))
 
 
 def _best_on(example: str, ids: Sequence[str], scores: Scores) -> set[int]:

@@ -19,9 +19,11 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.program.student import attach_policy
 from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector, Request, grouped
+from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import credit
+from fst_optimizer.rollout.groups import grouped
 from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.types import Candidate, Rollout, TrainRow, items_of
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
-"""Threads for rollouts: each job has a deadline, and nobody waits for one that missed it.
+"""Threads for rollouts: each job has a deadline, and a job that misses it holds up no other.
 
-A Python thread cannot be killed. A job that outlives its deadline is told to stop (its LM calls are refused from
-then on), its result is no longer wanted, and a fresh thread takes its place, so that one hanging tool does not slow
-the rest down.
+A Python thread cannot be killed. A job that misses its deadline is told to stop (its LM calls are refused from then
+on), a result is made up for it, and a fresh thread takes the place of its own.
 """
 
 from __future__ import annotations
@@ -13,15 +12,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
-class Job(Protocol):
+_STOP_S = 2.0
+"""How long stopped jobs are waited for."""
+
+
+class Job(Protocol[T_co]):
     """Something to run in a thread."""
 
-    def run(self) -> object:
+    def run(self) -> T_co:
         """Do the work and return its result. What it raises stops the batch."""
         ...
 
@@ -29,68 +34,64 @@ class Job(Protocol):
         """Called from another thread: finish as soon as you can."""
         ...
 
-
-JobT = TypeVar("JobT", bound=Job)
-_GRACE_S = 2.0
+    def timed_out(self, seconds: float) -> T_co:
+        """Called from another thread, before `stop`: the result, as the deadline of `seconds` was missed."""
+        ...
 
 
 def run_jobs(
-    jobs: Sequence[JobT],
+    jobs: Sequence[Job[T]],
     *,
     num_threads: int,
     timeout_s: float,
-    late: Callable[[JobT, float], object],
     clock: Callable[[], float] = time.monotonic,
     halted: Callable[[], bool] = lambda: False,
     grace_s: float = 0.0,
-) -> Generator[tuple[int, object]]:
-    """Yield (index, result) as jobs finish; `late(job, seconds)` is the result of one that missed its deadline.
+) -> Generator[tuple[int, T]]:
+    """Yield (index, result) as jobs finish.
 
-    `late` is asked before the job is stopped. `clock` gives the seconds that deadlines are measured in. Once `halted()`
-    is true no further job is started, and the iterator ends with those that were. Closing the iterator early, or an
-    exception in a job, stops every job and waits a moment for the threads. A KeyboardInterrupt first leaves the jobs
-    under way `grace_s` seconds to finish; another one stops them.
+    Once `halted()` is true no further job is started, and the iterator ends with those that were. Closing the iterator
+    early, or an exception in a job, stops every job and waits a moment for the threads. A KeyboardInterrupt first
+    leaves the jobs under way `grace_s` seconds to finish; another one stops them.
+
+    Args:
+        jobs: What to run.
+        num_threads: Jobs under way at once.
+        timeout_s: How long a job may take, in seconds of `clock`.
+        clock: The seconds that deadlines are measured in.
+        halted: Asked before each job is started.
+        grace_s: In seconds.
     """
-    run = _Run(jobs, timeout_s, late, clock, halted)
+    batch = _Batch(jobs, timeout_s, clock, halted)
     try:
-        run.start_threads(min(num_threads, len(jobs)))
+        batch.start_threads(min(num_threads, len(jobs)))
         for _ in range(len(jobs)):
-            found = run.next_result()
-            if found is None:
+            ended = batch.next_result()
+            if ended is None:
                 return
-            index, result, error = found
-            if error is not None:
-                raise error
-            yield index, result
+            yield ended
     except KeyboardInterrupt:
-        run.let_finish(grace_s)
+        batch.let_finish(grace_s)
         raise
     finally:
-        run.finish()
+        batch.stop()
 
 
-class _Run:
-    """One batch of jobs in flight."""
+class _Batch(Generic[T]):
+    """The jobs of one `run_jobs`."""
 
     def __init__(
-        self,
-        jobs: Sequence[Any],
-        timeout_s: float,
-        late: Callable[[Any, float], object],
-        clock: Callable[[], float],
-        halted: Callable[[], bool],
+        self, jobs: Sequence[Job[T]], timeout_s: float, clock: Callable[[], float], halted: Callable[[], bool]
     ) -> None:
         self.jobs = jobs
         self.timeout_s = timeout_s
-        self.late = late
         self.clock = clock
         self.halted = halted
-        self.todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for index in range(len(jobs)):
-            self.todo.put(index)
-        self.done: queue.SimpleQueue[tuple[int, object, BaseException | None]] = queue.SimpleQueue()
+        self.todo = iter(range(len(jobs)))
+        self.done: queue.SimpleQueue[tuple[int, T] | BaseException] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.deadlines: dict[int, float] = {}
+        """Of the jobs under way."""
         self.threads: list[threading.Thread] = []
         self.stopping = False
 
@@ -103,55 +104,60 @@ class _Run:
             thread.start()
 
     def _work(self) -> None:
-        while not self.stopping:
-            with self.lock:  # a job is either to do or under way, whoever looks
+        try:
+            while (index := self._take()) is not None:
+                ended: tuple[int, T] | BaseException
                 try:
-                    if self.stopping or self.halted():
-                        return
-                    index = self.todo.get_nowait()
-                except queue.Empty:
-                    return
-                except BaseException as raised:  # what `halted` could not decide stops the batch
-                    self.done.put((0, None, raised))
-                    return
-                self.deadlines[index] = self.clock() + self.timeout_s
-            result: object = None
-            error: BaseException | None = None
-            try:
-                result = self.jobs[index].run()
-            except BaseException as raised:
-                error = raised
-            with self.lock:
-                in_time = self.deadlines.pop(index, None) is not None
-            if not in_time:
-                return  # its place was taken when it missed the deadline
-            self.done.put((index, result, error))
+                    ended = (index, self.jobs[index].run())
+                except BaseException as error:
+                    ended = error
+                with self.lock:
+                    in_time = self.deadlines.pop(index, None) is not None
+                if not in_time:
+                    return  # another thread has taken the place of this one
+                self.done.put(ended)
+        except BaseException as error:  # `halted` or `clock` could not tell
+            self.done.put(error)
 
-    def next_result(self) -> tuple[int, object, BaseException | None] | None:
-        """The next one that ended; None when the batch was halted and nothing is under way any more."""
+    def _take(self) -> int | None:
+        """The next job to run, if any. Under the lock: whoever looks finds a job either to do or under way."""
+        with self.lock:
+            if self.stopping or self.halted():
+                return None
+            index = next(self.todo, None)
+            if index is not None:
+                self.deadlines[index] = self.clock() + self.timeout_s
+            return index
+
+    def next_result(self) -> tuple[int, T] | None:
+        """Wait for a job to end; None when the batch was halted and nothing is under way any more."""
         while True:
             with self.lock:
                 now = self.clock()
                 wait_s = min(self.deadlines.values(), default=now + 0.05) - now
             try:
-                return self.done.get(timeout=max(0.0, wait_s) + 0.001)
+                ended = self.done.get(timeout=max(0.0, wait_s) + 0.001)
             except queue.Empty:
                 self._expire()
                 with self.lock:
                     idle = not self.deadlines and self.done.empty()
                 if idle and self.halted():
                     return None
+                continue
+            if isinstance(ended, BaseException):
+                raise ended
+            return ended
 
     def _expire(self) -> None:
+        """Give the jobs that missed their deadline a result, and their places to new threads."""
         now = self.clock()
         with self.lock:
             expired = [index for index, deadline in self.deadlines.items() if deadline <= now]
             for index in expired:
                 del self.deadlines[index]
         for index in expired:
-            result = self.late(self.jobs[index], self.timeout_s)
+            self.done.put((index, self.jobs[index].timed_out(self.timeout_s)))
             self.jobs[index].stop()
-            self.done.put((index, result, None))
             self.start_threads(1)
 
     def let_finish(self, grace_s: float) -> None:
@@ -165,13 +171,14 @@ class _Run:
         while self.deadlines and time.monotonic() < limit:
             time.sleep(0.02)
 
-    def finish(self) -> None:
+    def stop(self) -> None:
+        """Start nothing more, stop what is under way and wait a moment for it."""
         self.stopping = True
         with self.lock:
             running = tuple(self.deadlines)
         for index in running:
             self.jobs[index].stop()
-        limit = time.monotonic() + _GRACE_S
+        limit = time.monotonic() + _STOP_S
         if running:
             for thread in self.threads:
                 thread.join(max(0.0, limit - time.monotonic()))

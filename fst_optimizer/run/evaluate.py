@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fst_optimizer.config.run import EvalConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.policy.policy import Policy
-from fst_optimizer.rollout.collector import Collector, Request
+from fst_optimizer.rollout.collector import Collector
+from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.types import Candidate, Item, Rollout
 
 OnRollout = Callable[[Rollout], None]

@@ -1,8 +1,7 @@
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_optimizer.evolve.population import allocate_rollouts, frontier, select
+from fst_optimizer.evolve.population import frontier, select
 from fst_optimizer.types import Candidate, Population
 
 EXAMPLES = ("x", "y", "z")
@@ -87,24 +86,3 @@ def test_a_generalist_that_dominance_spares_is_kept_by_select():
 def test_a_population_without_scores_keeps_its_first_candidate():
     unscored = Population((Candidate({"p": "a"}), Candidate({"p": "b"})))
     assert select(unscored, 4).candidates == (unscored.candidates[0],)
-
-
-@given(st.integers(0, 64), st.integers(1, 12))
-def test_spread_sums_to_the_group_is_even_and_favours_the_first(group_size, candidates):
-    shares = allocate_rollouts(group_size, candidates)
-    assert len(shares) == candidates
-    assert sum(shares) == group_size
-    assert max(shares) - min(shares) <= 1
-    assert list(shares) == sorted(shares, reverse=True)
-
-
-def test_spread_by_hand():
-    assert allocate_rollouts(8, 3) == (3, 3, 2)
-    assert allocate_rollouts(8, 4) == (2, 2, 2, 2)
-    assert allocate_rollouts(2, 3) == (1, 1, 0)
-
-
-@pytest.mark.parametrize(("group_size", "candidates"), [(8, 0), (-1, 2)])
-def test_spread_refuses_what_cannot_be_shared(group_size, candidates):
-    with pytest.raises(ValueError, match="cannot allocate_rollouts"):
-        allocate_rollouts(group_size, candidates)

@@ -12,8 +12,9 @@ import pytest
 
 from fst_optimizer.evolve.reflect import lessons
 from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector, Request
+from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Candidate, Outcome, items_of

@@ -10,8 +10,9 @@ from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.student import attach_policy, give_lm
 from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector, Request
+from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Candidate, Outcome, items_of

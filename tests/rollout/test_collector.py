@@ -7,8 +7,10 @@ from dspy.utils.dummies import DummyLM
 
 from fst_optimizer.errors import EngineError, MetricError, UserError
 from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector, Request, grouped
+from fst_optimizer.rollout.collector import Collector
+from fst_optimizer.rollout.groups import grouped
 from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Candidate, Outcome, items_of
 

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from fst_optimizer.errors import UserError
 from fst_optimizer.rollout.pool import run_jobs
 
 COLOUR = contextvars.ContextVar("COLOUR", default="none")
@@ -22,9 +23,12 @@ class Work:
     def stop(self):
         self.stopped.set()
 
+    def timed_out(self, seconds):
+        return f"late {seconds:g}"
+
 
 def results(jobs, *, num_threads=4, timeout_s=60.0):
-    with closing(run_jobs(jobs, num_threads=num_threads, timeout_s=timeout_s, late=lambda job, s: f"late {s:g}")) as it:
+    with closing(run_jobs(jobs, num_threads=num_threads, timeout_s=timeout_s)) as it:
         return dict(it)
 
 
@@ -92,7 +96,7 @@ def test_closing_early_stops_what_runs_and_starts_nothing_more():
     waiting = Work(lambda job: job.stopped.wait(60))
     jobs = [Work(lambda _: "quick"), waiting, *(Work(lambda _: ran.append(1)) for _ in range(5))]
     before = threading.active_count()
-    iterator = run_jobs(jobs[:2], num_threads=2, timeout_s=60, late=lambda job, s: None)
+    iterator = run_jobs(jobs[:2], num_threads=2, timeout_s=60)
     assert next(iterator) == (0, "quick")
     iterator.close()
     assert waiting.stopped.is_set()
@@ -108,6 +112,22 @@ def test_an_interrupt_in_a_job_is_not_swallowed():
         results([Work(interrupt)])
 
 
+def test_a_halted_batch_ends_with_the_jobs_that_had_started():
+    done = []
+    jobs = [Work(lambda _, i=i: done.append(i)) for i in range(20)]
+    found = list(run_jobs(jobs, num_threads=2, timeout_s=60, halted=lambda: len(done) >= 5))
+    assert sorted(index for index, _ in found) == sorted(done)
+    assert 5 <= len(done) <= 5 + 1
+
+
+def test_what_the_cap_cannot_decide_stops_the_batch():
+    def halted():
+        raise UserError("unknown price")
+
+    with pytest.raises(UserError, match="unknown price"):
+        list(run_jobs([Work(lambda _: None)], num_threads=1, timeout_s=60, halted=halted))
+
+
 @pytest.fixture
 def ctrl_c():
     """What a terminal sends, to the thread that waits for results."""
@@ -119,7 +139,7 @@ def ctrl_c():
 
 def run_until_interrupted(jobs, grace_s):
     with pytest.raises(KeyboardInterrupt):
-        for _ in run_jobs(jobs, num_threads=2, timeout_s=60, late=lambda job, s: None, grace_s=grace_s):
+        for _ in run_jobs(jobs, num_threads=2, timeout_s=60, grace_s=grace_s):
             pass
 
 

@@ -7,7 +7,6 @@ from test_compound import answer, examples, frozen, metric, student_of
 
 from fst_optimizer import FST, FSTConfig, UserError
 from fst_optimizer.config.run import BudgetConfig
-from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.types import Call, Outcome, Rollout, Usage
@@ -88,34 +87,6 @@ def test_a_resumed_meter_goes_on():
     late = Meter(BudgetConfig(max_time_s=100.0))
     late.resume(tokens=0, usage={}, reflection_cost_usd=0.0, elapsed_s=100.5)
     assert late.reached() == "max_time_s"
-
-
-class Doing:
-    def __init__(self, number, done):
-        self.number, self.done = number, done
-
-    def run(self):
-        self.done.append(self.number)
-        return self.number
-
-    def stop(self):
-        pass
-
-
-def test_a_halted_batch_ends_with_the_jobs_that_had_started():
-    done = []
-    jobs = [Doing(number, done) for number in range(20)]
-    found = list(run_jobs(jobs, num_threads=2, timeout_s=60, late=lambda job, s: None, halted=lambda: len(done) >= 5))
-    assert sorted(index for index, _ in found) == sorted(done)
-    assert 5 <= len(done) <= 5 + 1
-
-
-def test_what_the_cap_cannot_decide_stops_the_batch():
-    def halted():
-        raise UserError("unknown price")
-
-    with pytest.raises(UserError, match="unknown price"):
-        list(run_jobs([Doing(0, [])], num_threads=1, timeout_s=60, late=lambda job, s: None, halted=halted))
 
 
 def test_no_more_steps_are_taken_than_allowed(policy, tmp_path):

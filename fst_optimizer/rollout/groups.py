@@ -1,0 +1,47 @@
+"""Groups: which rollouts share a baseline, and how many of them each candidate gets. Pure functions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.rollout.rollout import Request
+from fst_optimizer.types import Candidate, Group, Item, Population, Rollout
+
+if TYPE_CHECKING:
+    from fst_optimizer.program.student import Teacher
+
+
+def allocate_rollouts(group_size: int, candidates: int) -> tuple[int, ...]:
+    """How many of a group's rollouts each candidate gets: as even as possible, the better ones take the remainder.
+
+    `allocate_rollouts(8, 3)` is `(3, 3, 2)`. It sums to `group_size`; candidates beyond `group_size` get none.
+    """
+    if candidates < 1 or group_size < 0:
+        raise ValueError(f"cannot allocate {group_size} rollouts over {candidates} candidates")
+    each, over = divmod(group_size, candidates)
+    return tuple(each + (index < over) for index in range(candidates))
+
+
+def group_requests(
+    population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = ()
+) -> list[Request]:
+    """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers."""
+    shares = allocate_rollouts(config.rollout.group_size, len(population.candidates))
+    members: list[tuple[Candidate, int | None]] = [
+        (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
+    ]
+    members += [(one.candidate, one.version) for one in teachers for _ in range(config.rollout.teacher_rollouts)]
+    return [
+        Request(candidate, item, index, version) for item in batch for index, (candidate, version) in enumerate(members)
+    ]
+
+
+def grouped(rollouts: Sequence[Rollout]) -> tuple[Group, ...]:
+    """All rollouts of one example are one group, across candidates; examples in order of appearance."""
+    by_example: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        by_example[rollout.example_id].append(rollout)
+    return tuple(Group(example_id, tuple(members)) for example_id, members in by_example.items())

@@ -1,0 +1,246 @@
+"""One rollout: a candidate's program run on one example in a pool thread, recorded, scored and written down."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.usage_tracker import UsageTracker
+
+from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
+from fst_optimizer.failpoints import failpoint
+from fst_optimizer.rollout.outcome import describe_failure, outcome_of, unparsed_call
+from fst_optimizer.types import Call, Candidate, Item, Outcome, Rollout, TraceStep, Usage
+
+if TYPE_CHECKING:
+    from fst_optimizer.rollout.collector import Collector
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rollout to run."""
+
+    candidate: Candidate
+    item: Item
+    index: int = 0
+    """0 .. G-1 within its group; part of the sampling seed."""
+    version: int | None = None
+    """The policy version to sample from. None: that of the whole batch."""
+
+
+class RolloutJob:
+    """Runs one request: a job of `pool.run_jobs`.
+
+    Args:
+        collector: Its policy, metric, journal and meter are used.
+        program: The candidate's program; other jobs may run it at the same time.
+        request: What to run.
+        version: The policy version to sample from, unless the request names its own.
+        temperature: For calls whose program does not ask for its own.
+        capture: Also ask the metric for every predictor's score and feedback.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        program: dspy.Module,
+        request: Request,
+        *,
+        version: int,
+        temperature: float,
+        capture: bool,
+    ) -> None:
+        self.collector = collector
+        self.program = program
+        self.request = request
+        self.version = version if request.version is None else request.version
+        self.capture = capture
+        self.error: Exception | None = None
+        """What the program raised."""
+        key = (self.version, request.candidate.id, request.item.id, request.index)
+        self._journal_key = (*key, temperature, capture)
+        self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=(collector.seed, *key))
+        self._trace: list[Any] = []
+        self._tracker = UsageTracker()
+        self._lock = threading.Lock()
+        self._settled: Rollout | None = None
+        self._dropped = False
+
+    def from_journal(self) -> Rollout | None:
+        """The rollout, where it ended before the run was resumed."""
+        rollout = self.collector.journal.rollout(self._journal_key)
+        if rollout is not None:
+            self.collector.meter.add(rollout)
+        return rollout
+
+    def run(self) -> Rollout:
+        """Run the program and score what it returned.
+
+        Raises:
+            EngineDied: The engine is beyond repair, whether or not the program caught that.
+            MetricError: The metric raised.
+            UserError: It did not return a finite number.
+        """
+        started = time.monotonic()
+        prediction = self._run_program()
+        if self._recorder.died:
+            raise self._recorder.died
+        outcome = outcome_of(self.error, self._recorder)
+        error = "" if self.error is None else describe_failure(outcome, self.error)
+        score = 0.0
+        feedback: dict[str, str] = {}
+        predictor_scores: dict[str, float] = {}
+        if outcome is Outcome.OK:
+            score, feedback, predictor_scores = self._judge(prediction)
+        elif self.capture:
+            feedback = {"": error}
+        return self._settle(
+            outcome,
+            score=score,
+            feedback=feedback,
+            predictor_scores=predictor_scores,
+            trace=trace_steps(self._trace, self._recorder.calls, self._unparsed_turn()),
+            error=error,
+            seconds=time.monotonic() - started,
+        )
+
+    def stop(self) -> None:
+        """Refuse further LM calls; what has not been recorded by now is dropped."""
+        with self._lock:
+            self._dropped = self._settled is None
+        self._recorder.cancel()
+
+    def timed_out(self, seconds: float) -> Rollout:
+        """The result of a rollout that missed its deadline of `seconds`."""
+        return self._settle(
+            Outcome.TIMEOUT,
+            trace=trace_steps(tuple(self._trace), self._recorder.calls, None),
+            feedback={"": f"The program took longer than {seconds:g} s."},
+            error=f"timed out after {seconds:g} s",
+            seconds=seconds,
+        )
+
+    def _settle(self, outcome: Outcome, *, score: float = 0.0, **rest: Any) -> Rollout:
+        """Make the rollout, count it and write it down, once: one that timed out may still end.
+
+        Here, not where results are read: the next rollout of this thread must find it counted, and a process that is
+        killed must have it on disk.
+        """
+        rollout = Rollout(
+            candidate_id=self.request.candidate.id,
+            example_id=self.request.item.id,
+            index=self.request.index,
+            policy_version=self.version,
+            outcome=outcome,
+            score=score,
+            calls=tuple(self._recorder.calls),
+            usage=self._usage(),
+            **rest,
+        )
+        with self._lock:
+            if self._settled is not None or self._dropped:
+                return self._settled or rollout
+            self._settled = rollout = failpoint("rollout.end", rollout)
+        self.collector.meter.add(rollout)
+        if rollout.outcome is not Outcome.ENGINE_ERROR:  # a resumed run tries again what the engine failed
+            self.collector.journal.add_rollout(self._journal_key, rollout)
+        return rollout
+
+    def _usage(self) -> dict[str, Usage]:
+        """What LMs besides the policy were asked, a judge's calls included."""
+        own = self.collector.policy.lm.model
+        # Copies, as a rollout that timed out may still add to them.
+        spent = {model: tuple(entries) for model, entries in tuple(self._tracker.usage_data.items()) if model != own}
+        return {model: usage_of(entries) for model, entries in spent.items()}
+
+    def _run_program(self) -> Any:
+        settings = {
+            SETTING: self._recorder,
+            "trace": self._trace,
+            "usage_tracker": self._tracker,
+            "disable_history": True,
+            "adapter": strict_prompt_format(),
+        }
+        inputs = self.request.item.example.inputs()
+        with dspy.context(**settings):
+            try:
+                if hasattr(type(self.program), "forward"):
+                    return self.program(**inputs)
+                return asyncio.run(self.program.acall(**inputs))
+            except Exception as error:
+                self.error = error
+                return None
+
+    def _unparsed_turn(self) -> TraceStep | None:
+        """The turn that did not parse, which dspy's trace lacks."""
+        if not isinstance(self.error, AdapterParseError):
+            return None
+        place = unparsed_call(self.error, self._recorder.calls)
+        if place is not None:
+            call = self._recorder.calls[place]
+            return TraceStep(call.predictor, {"prompt": self._recorder.prompts[place]}, None, call.text)
+        signature = self.error.signature
+        fitting = [name for name, predictor in self.program.named_predictors() if predictor.signature.equals(signature)]
+        return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, str(self.error.lm_response))
+
+    def _judge(self, prediction: Any) -> tuple[float, dict[str, str], dict[str, float]]:
+        """The program's score, the feedback and, with `capture`, each predictor's own score.
+
+        The recorder is hidden meanwhile: calls of a judge are not the program's, even when the judge is this policy.
+        """
+        metric, item = self.collector.metric, self.request.item
+        with dspy.context(**{SETTING: None, "trace": None, "usage_tracker": self._tracker}):
+            whole = metric.judge(item.example, prediction, where=item.id)
+            feedback, scores = {"": whole.feedback}, {}
+            if self.capture and metric.per_predictor:
+                turns: dict[str, list[Any]] = defaultdict(list)
+                for turn in self._trace:
+                    turns[getattr(turn[0], COMPONENT, "")].append(turn)
+                for name, own in turns.items():
+                    judged = metric.judge(
+                        item.example, prediction, where=item.id, trace=self._trace, pred_name=name, pred_trace=own
+                    )
+                    feedback[name], scores[name] = judged.feedback, judged.score
+        return whole.score, feedback, scores
+
+
+def strict_prompt_format() -> Any:
+    """The configured prompt format, without the silent second call in JSON after a failed parse."""
+    adapter = dspy.settings.adapter
+    if adapter is None:
+        return dspy.ChatAdapter(use_json_adapter_fallback=False)
+    if getattr(adapter, "use_json_adapter_fallback", False):
+        adapter = copy.copy(adapter)
+        adapter.use_json_adapter_fallback = False
+    return adapter
+
+
+def usage_of(entries: Sequence[Mapping[str, Any]]) -> Usage:
+    """The entries that dspy kept of one model, one a call, summed."""
+    return Usage(
+        calls=len(entries),
+        prompt_tokens=sum(entry.get("prompt_tokens") or 0 for entry in entries),
+        cached_tokens=sum((entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for entry in entries),
+        completion_tokens=sum(entry.get("completion_tokens") or 0 for entry in entries),
+    )
+
+
+def trace_steps(trace: Sequence[Any], calls: Sequence[Call], unparsed: TraceStep | None) -> tuple[TraceStep, ...]:
+    """The trace that dspy kept, with the policy's raw completions, and last the turn that did not parse."""
+    completions: dict[str, list[str]] = defaultdict(list)
+    for call in reversed(tuple(calls)):
+        completions[call.predictor].append(call.text)
+    steps = []
+    for predictor, inputs, outputs in trace:
+        name = getattr(predictor, COMPONENT, "")
+        completion = completions[name].pop() if completions[name] else ""
+        steps.append(TraceStep(name, dict(inputs), dict(outputs), completion))
+    return (*steps, unparsed) if unparsed else tuple(steps)

@@ -1,0 +1,65 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fst_optimizer import FSTConfig
+from fst_optimizer.program.student import Teacher
+from fst_optimizer.rollout.groups import allocate_rollouts, group_requests, grouped
+from fst_optimizer.types import Candidate, Item, Outcome, Population, Rollout
+
+A, B, C = (Candidate({"p": text}) for text in "abc")
+ITEMS = (Item("train-0", None), Item("train-1", None))
+
+
+def test_a_group_is_shared_over_the_candidates_and_its_rollouts_are_numbered_through():
+    config = FSTConfig().with_values({"rollout.group_size": 4, "fast.population": 4})
+    requests = group_requests(Population((A, B, C)), ITEMS, config)
+    assert [(one.item.id, one.candidate, one.index, one.version) for one in requests] == [
+        (item, candidate, index, None)
+        for item in ("train-0", "train-1")
+        for index, candidate in enumerate((A, A, B, C))
+    ]
+
+
+def test_teachers_come_on_top_of_the_group_with_a_version_of_their_own():
+    config = FSTConfig().with_values({"rollout.group_size": 2, "fast.population": 1, "rollout.teacher_rollouts": 2})
+    teacher = Teacher(B, None, 7)
+    requests = group_requests(Population((A,)), ITEMS[:1], config, [teacher])
+    assert [(one.candidate, one.index, one.version) for one in requests] == [
+        (A, 0, None),
+        (A, 1, None),
+        (B, 2, 7),
+        (B, 3, 7),
+    ]
+
+
+def rollout(candidate, example):
+    return Rollout(candidate, example, 0, 0, Outcome.OK, 1.0)
+
+
+def test_rollouts_of_one_example_are_one_group_across_candidates():
+    rollouts = [rollout("a", "train-3"), rollout("a", "train-1"), rollout("b", "train-3")]
+    first, second = grouped(rollouts)
+    assert (first.example_id, first.rollouts) == ("train-3", (rollouts[0], rollouts[2]))
+    assert (second.example_id, second.rollouts) == ("train-1", (rollouts[1],))
+
+
+@given(st.integers(0, 64), st.integers(1, 12))
+def test_shares_sum_to_the_group_are_even_and_favour_the_first(group_size, candidates):
+    shares = allocate_rollouts(group_size, candidates)
+    assert len(shares) == candidates
+    assert sum(shares) == group_size
+    assert max(shares) - min(shares) <= 1
+    assert list(shares) == sorted(shares, reverse=True)
+
+
+def test_shares_by_hand():
+    assert allocate_rollouts(8, 3) == (3, 3, 2)
+    assert allocate_rollouts(8, 4) == (2, 2, 2, 2)
+    assert allocate_rollouts(2, 3) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(("group_size", "candidates"), [(8, 0), (-1, 2)])
+def test_allocation_refuses_what_cannot_be_shared(group_size, candidates):
+    with pytest.raises(ValueError, match="cannot allocate"):
+        allocate_rollouts(group_size, candidates)
