@@ -1,4 +1,4 @@
-"""Who pays for the round's rollouts: each is checked against the budget, and run once where once is enough."""
+"""The rollouts of a fast round: checked against its limit, and run once where a second run would repeat the first."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Score(Protocol):
 
 
 class RolloutBudget:
-    """Every rollout of the round, paid once: with greedy decoding a second run would only repeat the first."""
+    """Runs the rollouts of a round and counts them."""
 
     def __init__(self, score: Score, limit: int, *, reuse: bool) -> None:
-        """`limit` rollouts may be executed; `reuse` says whether one stands for its repetitions."""
+        """`limit` rollouts may be executed. `reuse`: decoding is greedy, so that a rollout is run once only."""
         self.limit = limit
         self.reuse = reuse
         self.spent = 0
         self._score = score
         self._kept: dict[tuple[str, str], Rollout] = {}
-        self._served_again: set[tuple[str, str]] = set()
+        self._reused: set[tuple[str, str]] = set()
 
     @property
     def left(self) -> int:
@@ -37,20 +37,24 @@ class RolloutBudget:
     @property
     def reused(self) -> int:
         """Executed rollouts that served twice or more, each counted once."""
-        return len(self._served_again)
+        return len(self._reused)
+
+    def scores(self, candidate: Candidate, items: Sequence[Item]) -> dict[str, float]:
+        """Example id -> the candidate's score."""
+        return {rollout.example_id: rollout.score for rollout in self.run(candidate, items, capture=False)}
 
     def run(self, candidate: Candidate, items: Sequence[Item], *, capture: bool) -> list[Rollout]:
         """One rollout per item, in order; an item that comes twice in one call is run once."""
         wanted = {item.id: item for item in items}
         found = {name: self._kept[candidate.id, name] for name in wanted if (candidate.id, name) in self._kept}
-        self._served_again.update((candidate.id, name) for name in found)
+        self._reused.update((candidate.id, name) for name in found)
         missing = [item for name, item in wanted.items() if name not in found]
         if missing:
             found |= self._execute(candidate, missing, capture)
         return [found[item.id] for item in items]
 
     def _execute(self, candidate: Candidate, items: Sequence[Item], capture: bool) -> dict[str, Rollout]:
-        assert len(items) <= self.left, "the budget is checked before it is spent"
+        assert len(items) <= self.left, "callers check the budget before they spend it"
         self.spent += len(items)
         rollouts = self._score(candidate, items, capture=capture or self.reuse)
         fresh = {rollout.example_id: rollout for rollout in rollouts}

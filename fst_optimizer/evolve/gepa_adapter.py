@@ -1,23 +1,40 @@
-"""Between DSPy programs and GEPA: texts in and out of a program, rollouts as GEPA's trajectories.
+"""Where GEPA's interface is spoken: rollouts as its trajectories, and its proposer over a population scored already.
 
 DSPy's own GEPA adapter runs programs itself; this one leaves that to the collector and only translates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gepa.core.adapter import EvaluationBatch
+from gepa.core.state import GEPAState, ValsetEvaluation
+from gepa.logging.experiment_tracker import ExperimentTracker
+from gepa.proposer.base import CandidateProposal
+from gepa.proposer.reflective_mutation.reflective_mutation import ReflectiveMutationProposer
+from gepa.strategies.acceptance import StrictImprovementAcceptance
+from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
+from gepa.strategies.candidate_selector import ParetoCandidateSelector
+from gepa.strategies.component_selector import AllReflectionComponentSelector, RoundRobinReflectionComponentSelector
 
+from fst_optimizer.errors import FSTError
+from fst_optimizer.evolve.reflect import PERFECT
 from fst_optimizer.text import plain_data
-from fst_optimizer.types import Item, Rollout, Texts, TraceStep
+from fst_optimizer.types import Candidate, Item, Rollout, Texts, TraceStep
+
+logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 """One example to reflect on. `Inputs`, `Generated Outputs` and `Feedback` are what GEPA's prompt shows. `Score` is
 this component's, `Metric Feedback` the metric's own words and `Instance` the example's labels as text: the
 extractive reflector reads them."""
+
+Scores = Mapping[str, float]
+"""Example id -> score."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class GepaAdapter:
         """`run` returns one rollout per item, in the items' order, with trace and feedback captured."""
         self._run = run
         self.failure: Exception | None = None
-        """What broke while a dataset was built. GEPA only logs it, so the round looks here and raises."""
+        """What broke while a dataset was built. GEPA only logs it: `GepaSearch.propose` raises it."""
 
     def evaluate(
         self, batch: list[Item], candidate: dict[str, str], capture_traces: bool = False
@@ -59,24 +76,126 @@ class GepaAdapter:
     ) -> dict[str, list[Entry]]:
         """Per component, one entry for each rollout that reached it."""
         try:
-            seen = eval_batch.trajectories or []
-            return {name: reflective_entries(name, seen) for name in components_to_update}
+            trajectories = eval_batch.trajectories or []
+            return {name: reflective_entries(name, trajectories) for name in components_to_update}
         except Exception as error:
             self.failure = error
             raise
 
 
-def reflective_entries(component: str, seen: Sequence[Trajectory]) -> list[Entry]:
-    """What the reflector reads about one component. An example that came twice is told once."""
-    unique = {one.item.id: one for one in seen}.values()
-    return [entry for one in unique if (entry := _entry(component, one)) is not None]
+class GepaSearch:
+    """GEPA's reflective proposer, started from a whole scored population.
+
+    Args:
+        candidates: The population.
+        scores: Candidate id -> its scores.
+        adapter: Runs candidates on minibatches.
+        propose_texts: GEPA's `custom_candidate_proposer`.
+        items: What minibatches are drawn from, `minibatch` at a time.
+        components: The components that may change; `which` of them at once: `round_robin` or `all`.
+        turn: The component that round robin starts with.
+        seed: Decides parents and minibatches.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        scores: Mapping[str, Scores],
+        adapter: GepaAdapter,
+        propose_texts: Callable[..., dict[str, str]],
+        *,
+        items: Sequence[Item],
+        minibatch: int,
+        components: Sequence[str],
+        which: str,
+        turn: int,
+        seed: str,
+    ) -> None:
+        self._adapter = adapter
+        self._state = _scored_state(candidates, scores)
+        self._state.list_of_named_predictors = list(components)
+        self._state.named_predictor_id_to_update_next_for_program_candidate = [turn % len(components)] * len(candidates)
+        self._proposer = ReflectiveMutationProposer(
+            logger=_DebugLog(),
+            trainset=list(items),
+            adapter=adapter,  # type: ignore[arg-type]  # GEPA allows None for propose_new_texts, its protocol does not say so
+            candidate_selector=ParetoCandidateSelector(random.Random(f"parents/{seed}")),
+            module_selector=(
+                AllReflectionComponentSelector() if which == "all" else RoundRobinReflectionComponentSelector()
+            ),
+            batch_sampler=EpochShuffledBatchSampler(minibatch, random.Random(f"minibatches/{seed}")),
+            perfect_score=PERFECT,
+            skip_perfect_score=True,
+            experiment_tracker=ExperimentTracker(),
+            custom_candidate_proposer=propose_texts,
+        )
+
+    def propose(self) -> Sequence[CandidateProposal[Any]]:
+        """Choose a parent, a minibatch and components, reflect, and try the new texts on the minibatch.
+
+        Raises:
+            FSTError: The examples to reflect on could not be built.
+        """
+        # What GEPA's engine does before each proposal, and its proposer relies on.
+        self._state.i += 1
+        self._state.full_program_trace.append({"i": self._state.i})
+        proposals = self._proposer.propose(self._state)
+        if self._adapter.failure is not None:
+            raise FSTError("building the examples to reflect on failed") from self._adapter.failure
+        return proposals
+
+    def improves(self, proposal: CandidateProposal[Any]) -> bool:
+        """GEPA's rule: the minibatch's sum of scores went up."""
+        return StrictImprovementAcceptance().should_accept(proposal, self._state)
+
+    def add(self, candidate: Candidate, parents: list[int], scores: Scores) -> None:
+        """Take in an accepted proposal, scored on the whole anchor."""
+        _add(self._state, candidate, parents, scores)
 
 
-def _entry(component: str, seen: Trajectory) -> Entry | None:
-    rollout = seen.rollout
-    step = _telling_step(component, rollout.trace)
-    if step is None:
+def _scored_state(candidates: Sequence[Candidate], scores: Mapping[str, Scores]) -> GEPAState[Any, Any]:
+    """GEPA's state as if it had just scored this population; 0.1.4 can only be started from one seed.
+
+    The ancestor that it is told for all but the first is not true and not used: `Candidate.parents` is the lineage.
+    """
+    first, *others = candidates
+    state: GEPAState[Any, Any] = GEPAState(dict(first.texts), _evaluation(scores[first.id]))
+    state.num_full_ds_evals = len(candidates)
+    state.total_num_evals = sum(len(row) for row in scores.values())
+    for candidate in others:
+        _add(state, candidate, [0], scores[candidate.id])
+    return state
+
+
+def _add(state: GEPAState[Any, Any], candidate: Candidate, parents: list[int], scores: Scores) -> None:
+    state.update_state_with_new_program(parents, dict(candidate.texts), _evaluation(scores), None, 0)
+
+
+def _evaluation(scores: Scores) -> ValsetEvaluation[Any, Any]:
+    return ValsetEvaluation(outputs_by_val_id={}, scores_by_val_id=dict(scores))
+
+
+class _DebugLog:
+    """GEPA logs every step to its logger, which prints by default."""
+
+    def log(self, message: str) -> None:
+        logger.debug("gepa: %s", message)
+
+
+def reflective_entries(component: str, trajectories: Sequence[Trajectory]) -> list[Entry]:
+    """What the reflector reads about one component. An example that came twice is shown once."""
+    unique = {trajectory.item.id: trajectory for trajectory in trajectories}.values()
+    return [entry for trajectory in unique if (entry := _entry(component, trajectory)) is not None]
+
+
+def _entry(component: str, trajectory: Trajectory) -> Entry | None:
+    """None when the rollout never reached the component."""
+    rollout = trajectory.rollout
+    steps = [step for step in rollout.trace if step.predictor == component]
+    if not steps:
         return None
+    # The first that failed to parse, else the last, whose inputs hold the most of a loop's history.
+    step = next((step for step in steps if step.outputs is None), steps[-1])
     score = rollout.predictor_scores.get(component, rollout.score)
     words = (rollout.feedback.get(component) or rollout.feedback.get("", "")).strip()
     return {
@@ -85,15 +204,8 @@ def _entry(component: str, seen: Trajectory) -> Entry | None:
         "Feedback": _feedback(step, rollout, words, score),
         "Score": score,
         "Metric Feedback": words,
-        "Instance": tuple(str(value) for value in seen.item.example.labels().values()),
+        "Instance": tuple(str(value) for value in trajectory.item.example.labels().values()),
     }
-
-
-def _telling_step(component: str, trace: Sequence[TraceStep]) -> TraceStep | None:
-    """The turn to reflect on: the first that failed to parse, else the last, which knows most."""
-    steps = [step for step in trace if step.predictor == component]
-    failed = [step for step in steps if step.outputs is None]
-    return next(iter(failed or steps[-1:]), None)
 
 
 def _outputs(step: TraceStep) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fst_optimizer.errors import StorageError
@@ -14,33 +14,40 @@ from fst_optimizer.types import Candidate, Texts
 logger = logging.getLogger(__name__)
 
 
-class Author:
+class Proposer:
     """Writes new texts when GEPA asks for them, and knows every candidate of the round by its texts.
 
     GEPA hands candidates over as plain texts; what comes back from here has its parents, origin and cycle.
+
+    Args:
+        reflector: Proposes texts.
+        candidates: Those that the round starts with.
+        components: The components that may change.
+        cycle: Written into new candidates.
+        reflections_left: Reflections that the run may still make. None: no cap.
+        notes: Gets a line for every reflection that came to nothing.
     """
 
     def __init__(
         self,
         reflector: Reflector,
-        known: dict[str, Candidate],
+        candidates: Iterable[Candidate],
         components: Sequence[str],
         cycle: int,
         reflections_left: int | None,
         notes: list[str],
     ) -> None:
-        """`known`, by `text_key`, grows by every candidate written; `notes` by every reflection that failed."""
         self.components = tuple(components)
         self.asked = False
-        """Whether the last attempt reached the reflector: one that did not is no proposal."""
+        """Whether the reflector was asked. The round resets it: an attempt that did not get there is no proposal."""
+        self.failure: StorageError | None = None
+        """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
         self.notes = notes
         self._reflector = reflector
-        self._known = known
+        self._known = {text_key(candidate.texts): candidate for candidate in candidates}
         self._cycle = cycle
         self._left = reflections_left
         self._calls_before = reflector.calls
-        self.failure: StorageError | None = None
-        """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
         self._warned = False
 
     @property
@@ -67,14 +74,17 @@ class Author:
         written: dict[str, str] = {}
         for name in components_to_update:
             dataset = reflective_dataset.get(name, ())
-            if name in self.components and not self.exhausted and _fails(dataset):
+            # A program may fail through another component: this one then has nothing to reflect on.
+            fails = any(entry["Score"] < PERFECT for entry in dataset)
+            if name in self.components and fails and not self.exhausted:
                 self.asked = True
                 text = self._reflect(name, candidate[name], dataset)
-                written |= {} if text is None else {name: text}
-        return written if written and self._register(candidate, written) else {}
+                if text is not None:
+                    written[name] = text
+        return written if written and self._is_new(candidate, written) else {}
 
-    def _register(self, parent: Texts, written: Texts) -> bool:
-        """Whether the texts are new to this round: the same texts would earn the same scores."""
+    def _is_new(self, parent: Texts, written: Texts) -> bool:
+        """Take the child in, unless this round has its texts already: they would earn the same scores."""
         child = Candidate({**parent, **written}, (self.candidate(parent).id,), "reflection", self._cycle)
         if text_key(child.texts) in self._known:
             self.notes.append(f"candidate {child.id} was proposed again and not run")
@@ -89,28 +99,18 @@ class Author:
             self.failure = error
             return None
         except Exception as error:
-            self._warn_once(name, error)
-            self.notes.append(without_secrets(f"no new text for {name}: {type(error).__name__}: {error}"))
-            return None
-        if isinstance(text, str) and text.strip():
-            return text.strip()
-        why = getattr(self._reflector, "note", "") or "the reflector proposed nothing"
+            why = without_secrets(f"{type(error).__name__}: {error}")
+            level = logging.DEBUG if self._warned else logging.WARNING  # a dead reflector fails at every proposal
+            logger.log(level, "the reflector failed on %s, the proposal is lost: %s", name, why)
+            self._warned = True
+        else:
+            if isinstance(text, str) and text.strip():
+                return text.strip()
+            why = getattr(self._reflector, "note", "") or "the reflector proposed nothing"
         self.notes.append(f"no new text for {name}: {why}")
         return None
-
-    def _warn_once(self, name: str, error: Exception) -> None:
-        """A dead reflector would say the same at every proposal."""
-        level = logging.DEBUG if self._warned else logging.WARNING
-        said = without_secrets(f"{type(error).__name__}: {error}")
-        logger.log(level, "the reflector failed on %s, the proposal is lost: %s", name, said)
-        self._warned = True
 
 
 def text_key(texts: Texts) -> str:
     """What tells candidates apart: their texts."""
     return Candidate(texts).id
-
-
-def _fails(dataset: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether this component has a failure to reflect on: it may be another's fault that the program failed."""
-    return any(entry["Score"] < PERFECT for entry in dataset)

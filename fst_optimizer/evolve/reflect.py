@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 PERFECT = 1.0
 """The score from which on there is nothing to learn from an example."""
 
-
 _SHOWN = ("Inputs", "Generated Outputs", "Feedback")
+"""What GEPA's prompt shows of an entry."""
 
 
 class Reflector(Protocol):
@@ -42,7 +42,7 @@ class Reflector(Protocol):
         Args:
             component: The predictor's name.
             current: Its instruction now.
-            dataset: Entries as `bridge.Entry` describes them, one per example.
+            dataset: Entries as `gepa_adapter.Entry` describes them, one per example.
         """
         ...
 
@@ -61,7 +61,7 @@ class LMReflector:
         self.cost_usd: float | None = 0.0
         self.note = ""
         self.journal = Journal()
-        """Where answers are written down, and those found that a run paid for before it was resumed."""
+        """Where answers are written down, and found again by a run that is resumed."""
         self._warned = False
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
@@ -77,7 +77,9 @@ class LMReflector:
         except StorageError:
             raise
         except Exception as error:
-            self._failed(error)
+            self.note = without_secrets(f"the reflection LM failed: {type(error).__name__}: {error}")
+            logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
+            self._warned = True
             return None
         text = InstructionProposalSignature.output_extractor(answer)["new_instruction"].strip()
         self.note = "" if text else "the reflection LM answered nothing"
@@ -85,41 +87,37 @@ class LMReflector:
             self.note = "the reflection LM repeated the instruction"
         return None if self.note else text
 
-    def _failed(self, error: Exception) -> None:
-        self.note = without_secrets(f"the reflection LM failed: {type(error).__name__}: {error}")
-        logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
-        self._warned = True
-
     def _ask(self, prompt: Any) -> str:
+        """The answer to the prompt, from the journal where it is there."""
         self.calls += 1
         found = self.journal.reflection(prompt)
-        if found is None:
-            before = self.cost_usd
-            text = str(failpoint("reflection.answer", self._answer(prompt)))
-            cost = None if before is None or self.cost_usd is None else self.cost_usd - before
-            self.journal.add_reflection(prompt, text, cost)
-            return text
-        cost = found["cost_usd"]
-        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
-        return str(found["text"])
-
-    def _answer(self, prompt: Any) -> str:
-        last = self.lm.history[-1] if self.lm.history else None
+        if found is not None:
+            self._add_cost(found["cost_usd"])
+            return str(found["text"])
+        last = self._last_entry()
         outputs = self.lm(prompt)
-        self._add_cost(last)
+        cost = self._price(last)
+        self._add_cost(cost)
         first = outputs[0] if outputs else ""
         text = first.get("text") if isinstance(first, Mapping) else first
         # A reasoning model without a reasoning parser thinks aloud, sometimes in backticks.
-        return str(text or "").rpartition("</think>")[2].strip()
+        text = str(failpoint("reflection.answer", str(text or "").rpartition("</think>")[2].strip()))
+        self.journal.add_reflection(prompt, text, cost)
+        return text
 
-    def _add_cost(self, last: Any) -> None:
-        """History may be off: only an entry that this call added tells its price. A cached answer costs nothing."""
-        entry = self.lm.history[-1] if self.lm.history else None
+    def _last_entry(self) -> Any:
+        return self.lm.history[-1] if self.lm.history else None
+
+    def _price(self, last: Any) -> float | None:
+        """What the call just made cost; None where its entry in the history lacks that, or history is off."""
+        entry = self._last_entry()
         if entry is None or entry is last:
-            cost = None
-        else:
-            cost = 0.0 if getattr(entry.get("response"), "cache_hit", False) else entry.get("cost")
-        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+            return None
+        cost: float | None = entry.get("cost")
+        return 0.0 if getattr(entry.get("response"), "cache_hit", False) else cost
+
+    def _add_cost(self, cost_usd: float | None) -> None:
+        self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
 
 
 class ExtractiveReflector:

@@ -6,25 +6,19 @@ acceptance. Ours are the start from a whole population, the budget, and who runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
+from gepa.proposer.base import CandidateProposal
+
 from fst_optimizer.config.run import FastConfig
-from fst_optimizer.errors import FSTError
-from fst_optimizer.evolve import gepa_parts as parts
 from fst_optimizer.evolve.budget import RolloutBudget, Score
-from fst_optimizer.evolve.gepa_adapter import GepaAdapter
+from fst_optimizer.evolve.gepa_adapter import GepaAdapter, GepaSearch
 from fst_optimizer.evolve.population import frontier, select
-from fst_optimizer.evolve.proposer import Author, text_key
+from fst_optimizer.evolve.proposer import Proposer, text_key
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
 from fst_optimizer.types import Candidate, Item, Population
-
-__all__ = ["FastRound", "OnEvent", "Score", "evolve"]
-
-OnEvent = Callable[..., None]
-"""Called as `on_event(name, **fields)` with `rescored`, `proposal` or `accepted`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,6 @@ def evolve(
     rollouts_left: int | None = None,
     reflections_left: int | None = None,
     halted: Callable[[], bool] = lambda: False,
-    on_event: OnEvent | None = None,
 ) -> FastRound:
     """Evolve a population under one policy version.
 
@@ -84,11 +77,10 @@ def evolve(
         rollouts_left: What is left of the run's budget. None: no cap.
         reflections_left: Reflections that the run may still make. None: no cap.
         halted: Asked before each proposal whether a cap of the run is reached.
-        on_event: Told of progress.
 
-    Neither `config.max_rollouts` nor `rollouts_left` is ever passed: no proposal starts unless its acceptance could be
-    paid too. When they are too small to rescore everybody, only the first candidates are scored and kept, and when too
-    small for one candidate on the anchor, the anchor is cut. With nothing left, the population comes back as it was.
+    Neither `config.max_rollouts` nor `rollouts_left` is ever passed: no proposal starts unless enough is left to accept
+    it. When they are too small to rescore everybody, only the formerly best candidates are scored and kept, and when
+    too small for one candidate on the anchor, the anchor is cut. With nothing left, the population stays as it is.
     """
     limit = config.max_rollouts if rollouts_left is None else min(config.max_rollouts, rollouts_left)
     items = tuple({item.id: item for item in anchor}.values())
@@ -99,22 +91,20 @@ def evolve(
     if len(items) > limit:
         notes.append(f"anchor cut from {len(items)} to {limit} examples, all that the budget pays")
         items = items[:limit]
-    ledger = RolloutBudget(score, limit, reuse=config.temperature == 0)
-    tell = on_event or _silent
-    rescored = _affordable(population, ledger.left // len(items), notes)
-    scores = _rescore(rescored, ledger, items, tell)
-    known = {text_key(candidate.texts): candidate for candidate in rescored}
-    author = Author(reflector, known, components, cycle, reflections_left, notes)
-    search = Search(rescored, scores, ledger, items, author, config, tell, halted)
+    budget = RolloutBudget(score, limit, reuse=config.temperature == 0)
+    candidates = _affordable(population, budget.left // len(items), notes)
+    scores = {candidate.id: budget.scores(candidate, items) for candidate in candidates}
+    proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes)
+    search = Search(candidates, scores, budget, items, proposer, config, halted)
     notes.append(f"ended: {search.run(turn=cycle, seed=f'{seed}/{cycle}')}")
     kept = select(Population(tuple(search.candidates), policy_version, search.scores), config.population)
     return FastRound(
         population=kept,
         proposals=search.proposals,
         accepted=search.accepted,
-        rollouts=ledger.spent,
-        reused=ledger.reused,
-        reflection_calls=author.reflections,
+        rollouts=budget.spent,
+        reused=budget.reused,
+        reflection_calls=proposer.reflections,
         best_score=kept.mean_score(kept.best),
         frontier=frontier(search.scores),
         notes=tuple(notes),
@@ -129,14 +119,9 @@ def _affordable(population: Population, most: int, notes: list[str]) -> list[Can
     return sorted(distinct, key=population.mean_score, reverse=True)[:most]
 
 
-def _rescore(
-    candidates: Sequence[Candidate], ledger: RolloutBudget, items: Sequence[Item], tell: OnEvent
-) -> dict[str, dict[str, float]]:
-    scores = {}
-    for candidate in candidates:
-        scores[candidate.id] = _score_row(ledger, candidate, items)
-        tell("rescored", candidate=candidate.id, score=_mean(scores[candidate.id]), rollouts=ledger.spent)
-    return scores
+def _unchanged(population: Population, note: str) -> FastRound:
+    best = population.mean_score(population.best)
+    return FastRound(population, 0, 0, 0, 0, 0, best, tuple(c.id for c in population.candidates), (note,))
 
 
 class Search:
@@ -146,11 +131,10 @@ class Search:
         self,
         candidates: list[Candidate],
         scores: dict[str, dict[str, float]],
-        ledger: RolloutBudget,
+        budget: RolloutBudget,
         items: Sequence[Item],
-        author: Author,
+        proposer: Proposer,
         config: FastConfig,
-        tell: OnEvent,
         halted: Callable[[], bool],
     ) -> None:
         """`candidates` and `scores` grow by every accepted proposal."""
@@ -158,104 +142,77 @@ class Search:
         self.scores = scores
         self.proposals = 0
         self.accepted = 0
-        self._ledger = ledger
+        self._budget = budget
         self._items = items
-        self._author = author
+        self._proposer = proposer
         self._config = config
-        self._tell = tell
         self._halted = halted
         self._minibatch = min(config.minibatch, len(items))
         self._fruitless = 0
+        """Proposals since the last one that was accepted."""
         self._skipped = 0
+        """Attempts since the last one that showed the reflector a failure."""
 
     def run(self, *, turn: int, seed: str) -> str:
         """Propose until a limit is met; says which. `turn` is the component that round robin starts with."""
-        if not self._author.components:
+        proposer = self._proposer
+        if not proposer.components:
             return "no component may change"
-        bridge = GepaAdapter(lambda texts, batch: self._ledger.run(self._author.candidate(texts), batch, capture=True))
-        state = parts.state_of(self.candidates, self.scores, self._author.components, turn)
-        proposer = parts.proposer(bridge, self._author, self._items, self._minibatch, self._config.components, seed)
+        gepa = GepaSearch(
+            self.candidates,
+            self.scores,
+            GepaAdapter(lambda texts, batch: self._budget.run(proposer.candidate(texts), batch, capture=True)),
+            proposer,
+            items=self._items,
+            minibatch=self._minibatch,
+            components=proposer.components,
+            which=self._config.components,
+            turn=turn,
+            seed=seed,
+        )
         while (why := self._why_ended()) is None:
-            parts.next_iteration(state)
-            self._author.asked = False
-            found = proposer.propose(state)
-            if self._author.failure is not None:
-                raise self._author.failure
-            if bridge.failure is not None:
-                raise FSTError("building the examples to reflect on failed") from bridge.failure
-            self._judge(found, state)
+            proposer.asked = False
+            proposals = gepa.propose()
+            if proposer.failure is not None:
+                raise proposer.failure
+            self._take_in(proposals, gepa)
         return why
 
     def _why_ended(self) -> str | None:
         config, epoch = self._config, -(-len(self._items) // self._minibatch)
-        if max(_mean(row) for row in self.scores.values()) >= PERFECT:
+        if any(sum(scores.values()) / len(scores) >= PERFECT for scores in self.scores.values()):
             return "nothing fails on the anchor"
         if self.proposals >= config.max_proposals:
             return "max_proposals"
         if config.patience and self._fruitless >= config.patience:
             return "patience"
-        if self._author.exhausted:
+        if self._proposer.exhausted:
             return "no reflections left"
         if self._halted():
             return "a cap of the run is reached"
-        if self._ledger.left < self._dearest_attempt():
+        if self._budget.left < self._cost_if_accepted():
             return "the rollout budget"
-        if self._skipped >= 4 * epoch * len(self._author.components):
+        if self._skipped >= 4 * epoch * len(self._proposer.components):
             return "no minibatch showed a failure to reflect on"
         return None
 
-    def _dearest_attempt(self) -> int:
+    def _cost_if_accepted(self) -> int:
         """Rollouts of a proposal that is accepted. Greedy ones of the parent and the minibatch are there already."""
-        return len(self._items) + (0 if self._ledger.reuse else 2 * self._minibatch)
+        return len(self._items) + (0 if self._budget.reuse else 2 * self._minibatch)
 
-    def _judge(self, found: Sequence[Any], state: Any) -> None:
-        """Count the attempt and take in what improved. One that never reached the reflector was no proposal."""
-        if not self._author.asked:
+    def _take_in(self, proposals: Sequence[CandidateProposal[Any]], gepa: GepaSearch) -> None:
+        """Count the attempt, and score what improved. An attempt that never asked the reflector was no proposal."""
+        if not self._proposer.asked:
             self._skipped += 1
             return
         self._skipped = 0
         self.proposals += 1
-        improved = [self._improves(proposal, state) for proposal in found]
-        if not found:
-            self._tell("proposal", number=self.proposals, candidate=None, accepted=False)
-        for proposal in compress(found, improved):
-            self._accept(proposal, state)
-        self._fruitless = 0 if any(improved) else self._fruitless + 1
-
-    def _improves(self, proposal: Any, state: Any) -> bool:
-        improved = parts.improves(proposal, state)
-        self._tell(
-            "proposal",
-            number=self.proposals,
-            candidate=self._author.candidate(proposal.candidate).id,
-            before=sum(proposal.subsample_scores_before),
-            after=sum(proposal.subsample_scores_after),
-            accepted=improved,
-        )
-        return improved
-
-    def _accept(self, proposal: Any, state: Any) -> None:
-        candidate = self._author.candidate(proposal.candidate)
-        row = _score_row(self._ledger, candidate, self._items)
-        self.candidates.append(candidate)
-        self.scores[candidate.id] = row
-        self.accepted += 1
-        parts.add_to(state, candidate, proposal.parent_program_ids, row)
-        self._tell("accepted", candidate=candidate.id, parents=candidate.parents, score=_mean(row))
-
-
-def _score_row(ledger: RolloutBudget, candidate: Candidate, items: Sequence[Item]) -> dict[str, float]:
-    return {rollout.example_id: rollout.score for rollout in ledger.run(candidate, items, capture=False)}
-
-
-def _unchanged(population: Population, note: str) -> FastRound:
-    best = population.mean_score(population.best)
-    return FastRound(population, 0, 0, 0, 0, 0, best, tuple(c.id for c in population.candidates), (note,))
-
-
-def _mean(row: Mapping[str, float]) -> float:
-    return sum(row.values()) / len(row)
-
-
-def _silent(name: str, **fields: Any) -> None:
-    """No one listens."""
+        improved = [proposal for proposal in proposals if gepa.improves(proposal)]
+        self._fruitless = 0 if improved else self._fruitless + 1
+        for proposal in improved:
+            candidate = self._proposer.candidate(proposal.candidate)
+            scores = self._budget.scores(candidate, self._items)
+            self.candidates.append(candidate)
+            self.scores[candidate.id] = scores
+            self.accepted += 1
+            gepa.add(candidate, proposal.parent_program_ids, scores)

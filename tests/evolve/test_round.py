@@ -331,16 +331,6 @@ def test_feedback_is_captured_only_where_it_is_read():
     assert world.captures == [False, True, True, False]
 
 
-def test_events_tell_the_story():
-    told = []
-    found = fast(on_event=lambda name, **fields: told.append((name, fields)))
-    assert [name for name, _ in told] == ["rescored", "proposal", "accepted", "proposal", "accepted"]
-    assert told[0][1] == {"candidate": SEED.id, "score": 0.0, "rollouts": 16}
-    assert (told[1][1]["before"], told[1][1]["after"], told[1][1]["accepted"]) == (0.0, 2.0, True)
-    assert told[-1][1]["candidate"] == found.population.best.id
-    assert told[-1][1]["score"] == 1.0
-
-
 def test_a_broken_metric_raises_through():
     class Broken(World):
         def __call__(self, candidate, items, *, capture):
