@@ -3,6 +3,9 @@
 Libraries that read what a model wrote may compute for ever on a short text such as `9**9**9`, in one call that holds
 Python's lock: the whole run would stand still, and no thread can be stopped. A process can. It also has a fixed hash
 seed, so that what is drawn from sets is the same in every run. POSIX only.
+
+The helper runs this file and imports nothing of the package. It is no `multiprocessing` pool: those import the user's
+script again, and an orphan of theirs outlives a parent that is killed. See docs/decisions.md.
 """
 
 import atexit
@@ -51,13 +54,19 @@ class Sandbox:
         Raises:
             ValueError: The function raised it: the caller's mistake, in words for the user.
             Stopped: The helper was ended.
-            RuntimeError: The function raised something else, or the helper did not start.
+            RuntimeError: The function raised something else, or the script could not be loaded.
         """
         request = json.dumps({"function": function, "cpu_s": cpu_s, "arguments": arguments}).encode()
         with self._lock:
-            reply = self._exchange(request)
-        if reply is None:
+            line = b""
+            try:
+                line = self._exchange(request)
+            finally:  # also on Ctrl-C: a reply that is read in part would be taken for the next one's
+                if not line.endswith(b"\n"):
+                    self.close()
+        if not line.endswith(b"\n"):
             raise Stopped(f"{function} took more than {cpu_s:g} s of processor time, or too much memory")
+        reply = json.loads(line)
         if "mistake" in reply:
             raise ValueError(reply["mistake"])
         if "error" in reply:
@@ -71,21 +80,9 @@ class Sandbox:
             process.kill()
             process.communicate()
 
-    def _exchange(self, request: bytes) -> dict[str, Any] | None:
-        """The reply to one request; None when the helper ended without one."""
-        try:
-            if self._process is None:
-                self._process = self._start()
-            reply = self._ask(self._process, request)
-        except BaseException:  # an answer half read would be taken for the next one's
-            self.close()
-            raise
-        if reply is None:
-            self.close()
-        return reply
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        process = subprocess.Popen(
+    def _exchange(self, request: bytes) -> bytes:
+        """The helper's reply to one line; incomplete if it ended before."""
+        process = self._process = self._process or subprocess.Popen(
             [sys.executable, "-P", __file__, str(self.script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -93,29 +90,15 @@ class Sandbox:
             env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # Ctrl-C is for this process; the helper ends when its input does
         )
-        reply = self._ask(process, None)
-        if reply is None or "error" in reply:
-            process.kill()
-            process.communicate()
-            why = "it ended at once" if reply is None else reply["error"]
-            raise RuntimeError(f"the helper process of {self.script} did not start: {why}")
-        return process
-
-    @staticmethod
-    def _ask(process: "subprocess.Popen[bytes]", request: bytes | None) -> dict[str, Any] | None:
         assert process.stdin is not None and process.stdout is not None
-        try:
-            if request is not None:
-                process.stdin.write(request + b"\n")
-                process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            return None
-        return json.loads(line) if line.endswith(b"\n") else None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(request + b"\n")
+            process.stdin.flush()
+        return process.stdout.readline()
 
 
 def _serve(script: str) -> None:
-    """The helper's side: one reply for each line of standard input, the first one when the script is loaded."""
+    """The helper's side: one reply for each line of standard input."""
     requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -125,13 +108,11 @@ def _serve(script: str) -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
-        module = _load(script)
-        print(json.dumps({"result": None}), file=replies, flush=True)
+        module, broken = _load(script), None
     except Exception:
-        print(json.dumps({"error": traceback.format_exc()}), file=replies, flush=True)
-        return
+        module, broken = None, json.dumps({"error": traceback.format_exc()})
     for line in requests:
-        print(_reply(module, json.loads(line)), file=replies, flush=True)
+        print(broken or _reply(module, json.loads(line)), file=replies, flush=True)
 
 
 def _load(script: str) -> ModuleType:
@@ -142,7 +123,7 @@ def _load(script: str) -> ModuleType:
     return module
 
 
-def _reply(module: ModuleType, request: dict[str, Any]) -> str:
+def _reply(module: ModuleType | None, request: dict[str, Any]) -> str:
     signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # its signal, with no handler, ends the process
     try:
         return json.dumps({"result": getattr(module, request["function"])(**request["arguments"])})

@@ -23,7 +23,7 @@ def helper(tmp_path):
     made.close()
 
 
-def test_the_guard_calls_functions_and_what_they_print_is_no_reply(helper):
+def test_the_helper_calls_functions_and_what_they_print_is_no_reply(helper):
     assert helper.call("echo", cpu_s=5, value={"a": [1, None, "ü"]}) == {"a": [1, None, "ü"]}
     assert helper.call("seed", cpu_s=5) == "0"
 
@@ -48,5 +48,5 @@ def test_a_helper_that_is_ended_is_started_again(helper, function):
 def test_a_script_that_cannot_be_loaded_is_named(tmp_path):
     script = tmp_path / "broken.py"
     script.write_text("import no_such_module_at_all")
-    with pytest.raises(RuntimeError, match=r"broken\.py did not start[\s\S]*no_such_module_at_all"):
+    with pytest.raises(RuntimeError, match=r"broken\.py failed[\s\S]*no_such_module_at_all"):
         sandbox.Sandbox(script).call("echo", cpu_s=5)
