@@ -8,16 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.run import (
-    BudgetConfig,
-    EvalConfig,
-    FastConfig,
-    FSTConfig,
-    LoraConfig,
-    RolloutConfig,
-    TrainConfig,
-    VLLMConfig,
-)
+from fst_optimizer.config.policy import LoraConfig, VLLMConfig
+from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, RolloutConfig, TrainConfig
 from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
 from fst_optimizer.policy.provider import use_provider
 

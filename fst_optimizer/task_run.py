@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def make_policy(choices: Choices, plan: Plan, on_wait: OnWait | None = None) -> 
     if engine == "vllm":
         config = plan.settings.vllm
         if config.log_file is None:
-            config = replace(config, log_file=str(choices.run_dir / "vllm.log"))
+            config = config.changed(log_file=str(choices.run_dir / "vllm.log"))
         vllm = {"url": choices.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
     if plan.recorded is not None:
         return load_policy(RunFiles(choices.run_dir), dict(plan.recorded), 0, choices.model, engine, **vllm)

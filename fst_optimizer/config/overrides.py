@@ -6,14 +6,14 @@ Names are those of `config.json` with dots. Three sections belong to the policy 
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config.run import OPEN, FSTConfig, LoraConfig, VLLMConfig, preset
+from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
+from fst_optimizer.config.run import OPEN, FSTConfig, preset
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.store.files import read_json
 
@@ -22,24 +22,12 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class PolicySettings:
-    """What a policy is given besides its model and its adapter's shape."""
-
-    max_tokens: int = 512
-    """Most new tokens of a call that does not say."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-            raise UserError(f"policy.max_tokens is {self.max_tokens!r}: give a whole number of at least 1")
-
-
-@dataclass(frozen=True)
 class Settings:
     """Everything that the command line can set."""
 
     config: FSTConfig = field(default_factory=FSTConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    policy: PolicySettings = field(default_factory=PolicySettings)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
 
 
@@ -73,7 +61,7 @@ def settled(base: FSTConfig, *layers: Values) -> Settings:
     return Settings(
         base.with_values(own),
         LoraConfig(**apart["lora"]),
-        PolicySettings(**apart["policy"]),
+        PolicyConfig(**apart["policy"]),
         VLLMConfig(**apart["vllm"]),
     )
 
@@ -134,13 +122,8 @@ def check_names(names: Iterable[str]) -> None:
 
 def known_names() -> list[str]:
     """All dotted setting names."""
-    return [*(f"{name}.NAME" for name in OPEN), *flat(dataclasses.asdict(Settings(), dict_factory=_without_config))]
-
-
-def _without_config(items: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """`asdict` of `Settings` with the run's settings at the top, where `--set` names them."""
-    data = dict(items)
-    return {**data.pop("config"), **data} if "config" in data else data
+    apart = {section.section: section().to_dict() for section in (LoraConfig, PolicyConfig, VLLMConfig)}
+    return [*(f"{name}.NAME" for name in OPEN), *flat({**FSTConfig().to_dict(), **apart})]
 
 
 def _changed(config: FSTConfig) -> dict[str, Any]:

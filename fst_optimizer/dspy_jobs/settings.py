@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -145,7 +144,7 @@ def finetune_settings(train_kwargs: Mapping[str, Any] | None) -> FinetuneSetting
     }
     given = _translated(train_kwargs, (*OPTIMIZER, *MEMORY, *own), aliases, WITHOUT_EFFECT)
     mine = {name: given.pop(name) for name in own if name in given}
-    return FinetuneSettings(dataclasses.replace(FinetuneSettings().train, **given), **mine)
+    return FinetuneSettings(FinetuneSettings().train.changed(**given), **mine)
 
 
 Alias = Callable[[str, Kwargs], Kwargs]
@@ -208,7 +207,7 @@ def _epsilon_high(name: str, given: Kwargs) -> Kwargs:
     """CISPO's cap in TRL, the upper clip of the others. None is TRL's "as epsilon"."""
     if given[name] is None:
         return {}
-    cispo = (given.get("loss") or given.get("loss_type") or TrainConfig.loss) == "cispo"
+    cispo = (given.get("loss") or given.get("loss_type") or TrainConfig().loss) == "cispo"
     return {"ratio_cap" if cispo else "clip_high": given[name]}
 
 

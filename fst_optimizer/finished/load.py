@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.run import ENGINES, LoraConfig, VLLMConfig
+from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.tasks import load_task
@@ -106,7 +106,7 @@ def load_policy(
         settings.setdefault("vllm", VLLMConfig(**made["vllm"]) if made.get("vllm") else None)
     policy = Policy(
         model or made["model"],
-        lora=LoraConfig(**{**made["lora"], "target_modules": _tuple(made["lora"]["target_modules"])}),
+        lora=LoraConfig(**made["lora"]),
         seed=made["seed"],
         max_tokens=made["max_tokens"],
         chat_template_args=made["chat_template_args"],
@@ -121,7 +121,3 @@ def load_policy(
     if version:
         policy.restore(version, load_adapter_tensors(files.adapter(version)))
     return policy
-
-
-def _tuple(names: list[str] | None) -> tuple[str, ...] | None:
-    return None if names is None else tuple(names)

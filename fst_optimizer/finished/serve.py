@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.overrides import assignments, read_settings, settled
-from fst_optimizer.config.run import FSTConfig, VLLMConfig
+from fst_optimizer.config.policy import VLLMConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.engines.vllm.server import BASE_NAME, SERVED_NAME, OnWait, VLLMServer
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import finished
@@ -57,7 +57,7 @@ def policy_server(
     check_model_folder(source)
     config = config or server_settings(files.root, ())
     if made["chat_template_args"]:
-        config = replace(config, flags=(*config.flags, *_template_flags(made["chat_template_args"])))
+        config = config.changed(flags=(*config.flags, *_template_flags(made["chat_template_args"])))
     folder = files.adapter(version).resolve()
     return VLLMServer(
         source,

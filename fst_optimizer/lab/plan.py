@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.overrides import assignments, flat
-from fst_optimizer.config.run import ENGINES, METHODS, FSTConfig
+from fst_optimizer.config.policy import ENGINES
+from fst_optimizer.config.run import METHODS, FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.task_run import Choices, Sizes, plan_run

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.run import ENGINES, LoraConfig, TrainConfig, VLLMConfig
+from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model import lora as adapters

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.overrides import PolicySettings, Settings, base_config
-from fst_optimizer.config.run import FSTConfig, LoraConfig, preset
+from fst_optimizer.config.overrides import Settings, base_config
+from fst_optimizer.config.policy import LoraConfig, PolicyConfig
+from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.errors import EngineError, UserError
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.tuning import noise, output
@@ -203,7 +204,7 @@ def _config(config: FSTConfig | Mapping[str, Any] | None, auto: str) -> FSTConfi
 
 
 def _settings(config: FSTConfig, policy: Policy) -> Settings:
-    return Settings(config, policy.lora, PolicySettings(policy.max_tokens))
+    return Settings(config, policy.lora, PolicyConfig(max_tokens=policy.max_tokens))
 
 
 def _data(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None, seed: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def repeats_of(label: str, settings: Settings, folder: Path, first_seed: int, co
     return [
         Repeat(
             label,
-            replace(settings, config=replace(settings.config, seed=first_seed + number)),
+            replace(settings, config=settings.config.changed(seed=first_seed + number)),
             folder / f"{label}-seed{first_seed + number}",
         )
         for number in range(count)

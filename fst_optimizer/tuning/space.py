@@ -134,9 +134,7 @@ def parameters_of(settings: Settings, space: Space) -> dict[str, Any]:
 
 def all_values(settings: Settings) -> dict[str, Any]:
     """Every setting under its dotted name, as the space names them."""
-    from dataclasses import asdict
-
-    return {**flat(settings.config.to_dict()), **flat({"lora": asdict(settings.lora)})}
+    return {**flat(settings.config.to_dict()), **flat({"lora": settings.lora.to_dict()})}
 
 
 def with_values(base: Settings, values: Mapping[str, Any]) -> Settings:

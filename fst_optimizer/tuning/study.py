@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.overrides import PolicySettings, Settings, flat
-from fst_optimizer.config.run import FSTConfig, LoraConfig
+from fst_optimizer.config.overrides import Settings, flat
+from fst_optimizer.config.policy import LoraConfig, PolicyConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.tuning.objectives import DIRECTIONS
 from fst_optimizer.tuning.space import Space, parameters_of, suggest, with_values
@@ -59,17 +60,17 @@ class Plan:
 
 def settings_json(settings: Settings) -> dict[str, Any]:
     """Settings as `fst compile --config` takes them."""
-    lora = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings.lora).items()}
-    return {"config": settings.config.to_dict(), "policy": {"lora": lora, **asdict(settings.policy)}}
+    return {
+        "config": settings.config.to_dict(),
+        "policy": {"lora": settings.lora.to_dict(), **settings.policy.to_dict()},
+    }
 
 
 def settings_from_json(data: Mapping[str, Any]) -> Settings:
     """The inverse of `settings_json`."""
     policy = dict(data["policy"])
     lora = dict(policy.pop("lora"))
-    if lora.get("target_modules"):
-        lora["target_modules"] = tuple(lora["target_modules"])
-    return Settings(FSTConfig.from_dict(data["config"]), LoraConfig(**lora), PolicySettings(**policy))
+    return Settings(FSTConfig.from_dict(data["config"]), LoraConfig(**lora), PolicyConfig(**policy))
 
 
 def open_study(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.overrides import Settings
-from fst_optimizer.config.run import LoraConfig
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import EngineError, FSTError, MetricError, Paused, StorageError, TrainingError, UserError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Desk:
 
     def _fresh_policy(self, settings: Settings) -> Policy:
         if self.policy is None:
-            self.policy = self.work.make_policy(replace(settings.lora, rank=max(self.rank, settings.lora.rank)))
+            self.policy = self.work.make_policy(settings.lora.changed(rank=max(self.rank, settings.lora.rank)))
         self.policy.start_over(settings.lora, seed=settings.config.seed)
         return self.policy
 

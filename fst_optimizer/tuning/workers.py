@@ -25,7 +25,7 @@ from fst_optimizer.tuning.worker import POLL_S, STORAGE_VARIABLE, Manner, StudyS
 if TYPE_CHECKING:
     from optuna import Study
 
-    from fst_optimizer.config.run import LoraConfig
+    from fst_optimizer.config.policy import LoraConfig
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.tuning.table import Lines
 

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from fst_optimizer.config.overrides import assignments, base_config, read_settings, settled
-from fst_optimizer.config.run import FSTConfig, LoraConfig, preset
+from fst_optimizer.config.policy import LoraConfig
+from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.errors import UserError
 
 

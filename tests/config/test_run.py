@@ -3,13 +3,13 @@ import math
 
 import pytest
 
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.config.run import (
     METHODS,
     BudgetConfig,
     EvalConfig,
     FastConfig,
     FSTConfig,
-    LoraConfig,
     RolloutConfig,
     TrainConfig,
     preset,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
-from fst_optimizer.config.run import LoraConfig
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.dspy_jobs.data import end_of_turn
 from fst_optimizer.dspy_jobs.finetune import batches, supervised_rows
 from fst_optimizer.dspy_jobs.settings import FinetuneSettings

@@ -9,7 +9,7 @@ import dspy
 import pytest
 import torch
 
-from fst_optimizer.config.run import LoraConfig
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.engines.recorder import SETTING, Recorder
 from fst_optimizer.errors import UserError
 from fst_optimizer.model import lora

@@ -11,7 +11,8 @@ from servers import Proxy
 from soak import versions
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig
-from fst_optimizer.config.run import LoraConfig, TrainConfig
+from fst_optimizer.config.policy import LoraConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm import client as vllm_client
 from fst_optimizer.engines.vllm import engine as vllm_engine

@@ -4,7 +4,7 @@ import gc
 import pytest
 import torch
 
-from fst_optimizer.config.run import LoraConfig
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.model import lora
 from fst_optimizer.policy.policy import Policy

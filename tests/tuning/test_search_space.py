@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies
 from optuna.trial import FixedTrial
 
 from fst_optimizer.config.overrides import Settings
-from fst_optimizer.config.run import FSTConfig, LoraConfig, preset
+from fst_optimizer.config.policy import LoraConfig
+from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.engines.vllm.server import RANKS
 from fst_optimizer.errors import UserError
 from fst_optimizer.tuning.space import (
@@ -129,7 +130,7 @@ def test_a_base_with_its_own_adapter_keeps_what_is_not_tuned():
     base = replace(BASE, lora=LoraConfig(rank=8, alpha=16, dropout=0.1, target_modules=("q_proj",)))
     made = with_values(base, {"lora.rank": 16})
     assert made.lora == LoraConfig(rank=16, alpha=16, dropout=0.1, target_modules=("q_proj",))
-    assert all_values(base)["lora.target_modules"] == ("q_proj",)
+    assert all_values(base)["lora.target_modules"] == ["q_proj"]
 
 
 def test_a_space_from_a_file(tmp_path):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fst_optimizer.config.run import VLLMConfig
+from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.engines.vllm.server import EXTRA_ADAPTERS, served_rank
 from fst_optimizer.errors import UserError

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fst_optimizer.config.run import VLLMConfig
+from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids
 from fst_optimizer.engines.vllm.agreement import check_agreement, restart
 from fst_optimizer.engines.vllm.client import AdapterMissing, ServerGone, VLLMClient

@@ -26,7 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 
-from fst_optimizer.config.run import VLLMConfig
+from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.engines.vllm import supervisor
 from fst_optimizer.engines.vllm.plugin import PATIENT
 from fst_optimizer.errors import EngineError, UserError

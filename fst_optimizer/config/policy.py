@@ -1,0 +1,77 @@
+"""Settings of a policy: its adapter's shape, and how a vLLM server is run for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, field_validator
+
+from fst_optimizer.config.section import Remedy, Section
+from fst_optimizer.errors import UserError
+
+ENGINES = ("torch", "vllm")
+"""What can generate: the model in this process, or a vLLM server."""
+Strings = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, no tuples
+
+
+class LoraConfig(Section):
+    """The shape of the trainable adapter."""
+
+    section: ClassVar[str] = "lora"
+
+    rank: int = Field(default=16, ge=1)
+    """r. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
+    alpha: int = Field(default=32, ge=1)
+    """The adapter's output is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of adapter inputs dropped in training. Above 0, trainer and sampler disagree by design."""
+    target_modules: Annotated[Strings | None, Remedy('give a list of names, e.g. ["q_proj", "v_proj"]')] = None
+    """Names of the linear layers that get an adapter. None: all but the output head."""
+
+
+class VLLMConfig(Section):
+    """How a vLLM server is started, placed and spoken to. Nothing here changes what is sampled."""
+
+    section: ClassVar[str] = "vllm"
+
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of each GPU's memory that vLLM takes. None: 0.45 beside the trainer, 0.9 on GPUs of its own."""
+    devices: str | None = None
+    """CUDA_VISIBLE_DEVICES of the server, e.g. "1" or "1,2". None: the same GPUs as the trainer."""
+    max_live_versions: int = Field(default=4, ge=3)
+    """Policy versions besides the base that are served at once; each takes an adapter's memory in vLLM."""
+    max_in_flight: int = Field(default=256, ge=1)
+    """Requests that the server is given at once; the others wait here."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of prompt and completion together. None: the model's own."""
+    cpu_kv_cache_gib: int = Field(default=1, ge=1)
+    """Memory for the KV cache where vLLM runs on CPU, in GiB."""
+    cpu_threads: str = "auto"
+    """VLLM_CPU_OMP_THREADS_BIND: "auto" leaves a core to the server's front and to the programs; "0-3" names cores."""
+    start_timeout_s: float = Field(default=900.0, gt=0)
+    """How long a start may take, in seconds; large models are read from disk in it."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """After how many seconds without an answer a request counts as lost to overload."""
+    adapter_dir: str | None = None
+    """Where adapters are written for the server to read. None: a temporary folder; a server on another machine needs a
+    folder that both see under one path."""
+    log_file: str | None = None
+    """Where a server that is started here writes its log. None: a temporary folder."""
+    flags: Annotated[Strings, Remedy('give a list of strings, e.g. ["--enforce-eager"]')] = ()
+    """More flags for `vllm serve`, e.g. ("--enforce-eager", "--tensor-parallel-size=2"). They win over the others."""
+
+    @field_validator("flags")
+    @classmethod
+    def _holds_no_key(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
+        if any(flag.startswith("--api-key") for flag in flags):
+            raise UserError("vllm.flags is '--api-key=...': give api_key instead, which is kept out of all files")
+        return flags
+
+
+class PolicyConfig(Section):
+    """What a policy is given besides its model and its adapter's shape."""
+
+    section: ClassVar[str] = "policy"
+
+    max_tokens: int = Field(default=512, ge=1)
+    """Most new tokens of a call that does not say."""
