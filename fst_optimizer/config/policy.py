@@ -34,7 +34,9 @@ class VLLMConfig(Section):
 
     section: ClassVar[str] = "vllm"
 
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    gpu_memory_utilization: Annotated[float | None, Remedy("give a share of at most 1, and above 0")] = Field(
+        default=None, gt=0, le=1
+    )
     """Share of each GPU's memory that vLLM takes. None: 0.45 beside the trainer, 0.9 on GPUs of its own."""
     devices: str | None = None
     """CUDA_VISIBLE_DEVICES of the server, e.g. "1" or "1,2". None: the same GPUs as the trainer."""

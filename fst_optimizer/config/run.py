@@ -119,7 +119,7 @@ class TrainConfig(Section):
     """`rollout`: every call of a rollout gets the rollout's advantage. `predictor`: each predictor's calls get one of
     their own, from a blend of the predictor's score, which the metric gives when it is called with `pred_name`, and
     the program's."""
-    own_share: float = Field(default=0.5, ge=0, le=1)
+    own_share: Annotated[float, Remedy("give a share from 0 to 1")] = Field(default=0.5, ge=0, le=1)
     """With `credit="predictor"`: how much of the blend is the predictor's own score, from 0 to 1."""
     advantage_eps: float = Field(default=1e-4, gt=0)
     """Added to a group's standard deviation."""
