@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.text import eta_s, plain
-from fst_optimizer.tuning.standing import FINISHED, cause_of
+from fst_optimizer.text import plain
+from fst_optimizer.tuning.standing import cause_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -60,6 +60,14 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [str(row["trial"]), row["state"], short_params(row["params"]), score, str(row["rollouts"]), plain(why)]
 
 
+def trial_line(row: Mapping[str, Any]) -> str:
+    """What is printed when a trial starts or ends."""
+    number, state, params, score, rollouts, why = cells(row)
+    if state == "running":
+        return f"trial {number} running: {params}"
+    return f"trial {number} {state}: score {score}, {rollouts} rollouts{f' ({why})' if why else ''}"
+
+
 def short_params(params: Mapping[str, Any]) -> str:
     """`T 6, G 8, lr 0.0021`."""
     return ", ".join(f"{short_name(name)} {short_value(value)}" for name, value in params.items())
@@ -74,22 +82,3 @@ def short_name(name: str) -> str:
 def short_value(value: Any) -> str:
     """Three digits of a number."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def progress(rows: Sequence[Mapping[str, Any]], cap: int) -> float:
-    """Trials done, those that run counted by their share of the cap."""
-    done = sum(row["state"] in FINISHED for row in rows)
-    running = sum(min(1.0, row["rollouts"] / cap) for row in rows if row["state"] == "running")
-    return float(done + running)
-
-
-def left_s(before: float, now: float, trials: int, elapsed_s: float) -> float | None:
-    """Seconds until N trials are done, at the pace so far. None before any progress.
-
-    Args:
-        before: `progress` when the clock was started.
-        now: `progress` now.
-        trials: N.
-        elapsed_s: On that clock.
-    """
-    return eta_s(before / trials, min(1.0, now / trials), elapsed_s)

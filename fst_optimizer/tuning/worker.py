@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer import task_run
 from fst_optimizer.errors import FSTError
+from fst_optimizer.store.files import read_json
+from fst_optimizer.task_run import Choices, Sizes
 from fst_optimizer.tuning import standing
 from fst_optimizer.tuning.grid import grid_points
 from fst_optimizer.tuning.pruning import make_pruner
 from fst_optimizer.tuning.samplers import make_sampler
 from fst_optimizer.tuning.space import largest_rank
 from fst_optimizer.tuning.standing import Limits
-from fst_optimizer.tuning.storage import has_heartbeat, quiet_optuna, try_again
-from fst_optimizer.tuning.study import Plan, trial_folder
+from fst_optimizer.tuning.storage import has_heartbeat, open_storage, quiet_optuna, try_again
+from fst_optimizer.tuning.study import Plan, plan_of, trial_folder
 from fst_optimizer.tuning.trial import run_trial
 from fst_optimizer.tuning.work import Desk, Work
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
+    from fst_optimizer.config.run import LoraConfig
+    from fst_optimizer.policy.policy import Policy
+
 logger = logging.getLogger(__name__)
 POLL_S = 1.0
 STORAGE_VARIABLE = "FST_TUNE_STORAGE"
+COMMAND = "command.json"
 
 
 class StudyStopped(FSTError):
@@ -179,4 +187,53 @@ def _stop_text(study: Study, cause: str) -> str:
         f"{standing.IN_A_ROW} trials in a row failed of the same cause, {cause}: "
         f"{last.get('error', 'nothing was written')}. See {last.get('run', 'the trials')}; mend it, and the same "
         "command goes on"
+    )
+
+
+# -- in a process of its own -------------------------------------------------------------------------------------
+
+
+def run_worker(folder: Path, number: int) -> None:
+    """What a worker process does."""
+    import optuna
+
+    data = read_json(folder / COMMAND)
+    choices = _choices(data["choices"])
+    storage = open_storage(os.environ[STORAGE_VARIABLE], data["heartbeat_s"])
+    with quiet_optuna():
+        study = optuna.load_study(study_name=data["study"], storage=storage)
+    plan = plan_of(study)
+    limits = Limits(data["trials"], plan.cap, data["budget_rollouts"])
+    manner = Manner(data["sampler"], data["pruner"], number)
+    parent = os.getppid()
+
+    def go_on(_: Study) -> None:
+        if os.getppid() != parent:
+            raise KeyboardInterrupt  # the command that started this was killed
+
+    work_on(study, plan, task_work(choices, number), folder, limits, manner, go_on)
+
+
+def _choices(data: Mapping[str, Any]) -> Choices:
+    paths = {name: None if data[name] is None else Path(data[name]) for name in ("run_dir", "config_file")}
+    return Choices(**{**data, **paths, "sizes": Sizes(**data["sizes"]), "sets": tuple(data["sets"])})
+
+
+def task_work(choices: Choices, number: int = 0) -> Work:
+    """A task as the work of a study."""
+    plan = task_run.plan_run(choices)
+    own = replace(choices, run_dir=choices.run_dir / f"worker-{number}")
+
+    def policy(lora: LoraConfig) -> Policy:
+        if choices.engine == "vllm":  # its server writes a log there
+            own.run_dir.mkdir(parents=True, exist_ok=True)
+        return task_run.make_policy(own, replace(plan, settings=replace(plan.settings, lora=lora)))
+
+    return Work(
+        choices.task,
+        plan.task.build_program,
+        plan.task.metric,
+        plan.task.load("train", choices.sizes.train),
+        plan.task.load("val", choices.sizes.val),
+        policy,
     )

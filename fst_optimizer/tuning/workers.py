@@ -6,36 +6,29 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.store.files import read_json, write_json
-from fst_optimizer.task_run import Choices, Sizes, make_policy, plan_run
+from fst_optimizer.store.files import write_json
 from fst_optimizer.tuning.ask import Ask
 from fst_optimizer.tuning.rows import row_json
 from fst_optimizer.tuning.standing import Limits, Seen, finished, room, seen
-from fst_optimizer.tuning.storage import open_storage, quiet_optuna
-from fst_optimizer.tuning.study import plan_of
-from fst_optimizer.tuning.work import Work
-from fst_optimizer.tuning.worker import POLL_S, STORAGE_VARIABLE, Manner, StudyStopped, work_on
+from fst_optimizer.tuning.worker import COMMAND, POLL_S, STORAGE_VARIABLE, StudyStopped
 
 if TYPE_CHECKING:
     from optuna import Study
 
-    from fst_optimizer.config.policy import LoraConfig
-    from fst_optimizer.policy.policy import Policy
-    from fst_optimizer.tuning.table import Lines
-
-COMMAND = "command.json"
+ShowRows = Callable[[Sequence[Mapping[str, Any]]], None]
+"""Takes the study's trials as they are now."""
 DEATHS = 3
 """Deaths of a worker in a row, without a trial that ended in between, after which it is not started again."""
 TAIL_LINES = 6
 
 
-def run_workers(ask: Ask, limits: Limits, study: Study, lines: Lines) -> None:
+def run_workers(ask: Ask, limits: Limits, study: Study, show_rows: ShowRows) -> None:
     """Have workers run the trials that are missing.
 
     Raises:
@@ -46,13 +39,13 @@ def run_workers(ask: Ask, limits: Limits, study: Study, lines: Lines) -> None:
         return
     with _workers(ask) as workers:
         while True:
-            lines.update(_rows(study))
+            show_rows(_rows(study))
             for one in workers:
                 one.look(study)
             if all(one.over for one in workers):
                 break
             time.sleep(POLL_S)
-        lines.update(_rows(study))
+        show_rows(_rows(study))
     failed = [one for one in workers if one.failed]
     if failed and room(_seen(study), limits) != "done":
         raise StudyStopped(failed[0].last_words())
@@ -106,7 +99,7 @@ class _Worker:
             environment.setdefault("OMP_NUM_THREADS", "1")
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "fst_optimizer.cli.tune_worker", str(self.ask.folder), str(self.number)],
+                [sys.executable, "-m", __package__, str(self.ask.folder), str(self.number)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -140,52 +133,3 @@ def write_command(ask: Ask) -> None:
     kept = ("trials", "study", "sampler", "pruner", "budget_rollouts", "heartbeat_s", "workers")
     data = {"choices": {**plain, "sets": list(ask.choices.sets)}, **{name: getattr(ask, name) for name in kept}}
     write_json(ask.folder / COMMAND, data)
-
-
-# -- in a worker's own process ----------------------------------------------------------------------------------
-
-
-def run_worker(folder: Path, number: int) -> None:
-    """What a worker process does."""
-    import optuna
-
-    data = read_json(folder / COMMAND)
-    choices = _choices(data["choices"])
-    storage = open_storage(os.environ[STORAGE_VARIABLE], data["heartbeat_s"])
-    with quiet_optuna():
-        study = optuna.load_study(study_name=data["study"], storage=storage)
-    plan = plan_of(study)
-    limits = Limits(data["trials"], plan.cap, data["budget_rollouts"])
-    manner = Manner(data["sampler"], data["pruner"], number)
-    parent = os.getppid()
-
-    def go_on(_: Study) -> None:
-        if os.getppid() != parent:
-            raise KeyboardInterrupt  # the command that started this was killed
-
-    work_on(study, plan, task_work(choices, number), folder, limits, manner, go_on)
-
-
-def _choices(data: Mapping[str, Any]) -> Choices:
-    paths = {name: None if data[name] is None else Path(data[name]) for name in ("run_dir", "config_file")}
-    return Choices(**{**data, **paths, "sizes": Sizes(**data["sizes"]), "sets": tuple(data["sets"])})
-
-
-def task_work(choices: Choices, number: int = 0) -> Work:
-    """A task as the work of a study."""
-    plan = plan_run(choices)
-    own = replace(choices, run_dir=choices.run_dir / f"worker-{number}")
-
-    def policy(lora: LoraConfig) -> Policy:
-        if choices.engine == "vllm":  # its server writes a log there
-            own.run_dir.mkdir(parents=True, exist_ok=True)
-        return make_policy(own, replace(plan, settings=replace(plan.settings, lora=lora)))
-
-    return Work(
-        choices.task,
-        plan.task.build_program,
-        plan.task.metric,
-        plan.task.load("train", choices.sizes.train),
-        plan.task.load("val", choices.sizes.val),
-        policy,
-    )

@@ -3,12 +3,12 @@ import io
 import pytest
 from rich.console import Console
 
+from fst_optimizer.cli.tune import shown_trials
 from fst_optimizer.tuning import noise
 from fst_optimizer.tuning.output import best_trial, pruning_text, report
-from fst_optimizer.tuning.rows import cells, left_s, progress, short_params
+from fst_optimizer.tuning.rows import cells, short_params
 from fst_optimizer.tuning.show import closing
 from fst_optimizer.tuning.study import study_name
-from fst_optimizer.tuning.table import Lines, Table
 
 
 def row(trial, state="complete", score=0.5, rollouts=100, **more):
@@ -41,20 +41,12 @@ def test_parameters_have_short_names():
     assert short_params(params) == "T 6, alpha/r 2, lr 0.00214, K 2"
 
 
-def test_the_time_left_worked_by_hand():
-    rows = [row(0), row(1, "pruned"), row(2, "running", rollouts=50), row(3, "fail"), row(4, "waiting")]
-    assert progress(rows, cap=100) == 2.5
-    # From 1 to 2.5 of 10 trials in 30 seconds: 7.5 are left at 20 seconds each.
-    assert left_s(1.0, 2.5, 10, 30.0) == pytest.approx(150)
-    assert left_s(1.0, 1.0, 10, 30.0) is None
-
-
-def test_lines_tell_each_change_once_and_nothing_that_was_over_before():
+def test_each_change_is_printed_once_and_nothing_that_was_over_before():
     out = io.StringIO()
-    lines = Lines(Console(file=out, width=200), 4, 100)
-    lines.update([row(0), row(1, "running", score=None)])
-    lines.update([row(0), row(1, "running")])
-    lines.update([row(0), row(1, "pruned", pruned="low"), row(2, "fail", score=None, cause="diverged")])
+    with shown_trials(Console(file=out, width=200), 4, 100) as update:
+        update([row(0), row(1, "running", score=None), row(2, "waiting")])
+        update([row(0), row(1, "running"), row(2, "waiting")])
+        update([row(0), row(1, "pruned", pruned="low"), row(2, "fail", score=None, cause="diverged")])
     assert out.getvalue().splitlines() == [
         "trial 1 running: lr 0.001",
         "trial 1 pruned: score 0.500, 100 rollouts (low)",
@@ -62,15 +54,11 @@ def test_lines_tell_each_change_once_and_nothing_that_was_over_before():
     ]
 
 
-def test_the_table_shows_trials_and_the_time_left():
+def test_a_terminal_has_a_bar_with_finished_trials_and_their_rollouts():
     out = io.StringIO()
-    console = Console(file=out, width=160)
-    table = Table(console, 4, 100)
-    table.update([row(0), row(1, "running", score=0.25, rollouts=40)])
-    console.print(table)
-    text = out.getvalue()
-    assert "1 of 4 trials   140 rollouts" in text and "left -" in text
-    assert any("running" in line and "0.250" in line and "40" in line for line in text.splitlines())
+    with shown_trials(Console(file=out, width=160, force_terminal=True), 4, 100) as update:
+        update([row(0), row(1, "pruned", rollouts=30), row(2, "running", score=0.25, rollouts=40)])
+    assert "2/4" in out.getvalue() and "170 rollouts" in out.getvalue()
 
 
 def test_the_leading_configurations_are_complete_and_different():

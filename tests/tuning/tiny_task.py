@@ -13,7 +13,6 @@ from pathlib import Path
 sys.path.insert(0, {helpers!r})
 
 import fst_optimizer.task_run
-import fst_optimizer.tuning.workers
 import tiny_study
 from fst_optimizer import FSTConfig, Policy
 from fst_optimizer.testing import ScriptedEngine
@@ -31,7 +30,7 @@ def make_policy(choices, plan, *_):
     )
 
 
-fst_optimizer.task_run.make_policy = fst_optimizer.tuning.workers.make_policy = make_policy
+fst_optimizer.task_run.make_policy = make_policy
 
 
 def build_program(variant=None):
