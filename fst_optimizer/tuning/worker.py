@@ -28,7 +28,7 @@ from fst_optimizer.tuning.work import Desk, Work
 if TYPE_CHECKING:
     from optuna import Study, Trial
 
-    from fst_optimizer.config.run import LoraConfig
+    from fst_optimizer.config.policy import LoraConfig
     from fst_optimizer.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
