@@ -28,5 +28,4 @@ class SupervisedTrainer(Trainer):
     """The trainer with `likelihood` in place of the configured loss: `StepReport.loss` is the mean NLL a token."""
 
     def __init__(self, policy: Policy, config: TrainConfig) -> None:
-        super().__init__(policy.model, policy.pad_id, config, lock=policy.lock)
-        self._loss = likelihood
+        super().__init__(policy.model, policy.pad_id, config, loss=likelihood, lock=policy.lock)

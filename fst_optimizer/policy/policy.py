@@ -298,7 +298,7 @@ class Policy:
 
     def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
         """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""
-        from fst_optimizer.train.trainer import kl_to_base
+        from fst_optimizer.train.scoring import kl_to_base
 
         if not version or not calls:
             return 0.0
@@ -308,7 +308,7 @@ class Policy:
 
     def logprobs_of(self, calls: Sequence[Call], tensors: Mapping[str, Tensor] | None) -> list[list[float]]:
         """The trainer's log-probs of the calls' tokens under these LoRA tensors, or under the base, row by row."""
-        from fst_optimizer.train.trainer import logprobs
+        from fst_optimizer.train.scoring import logprobs
 
         with (
             self.lock,

@@ -7,7 +7,7 @@ the same, but with one temperature for the whole model and, without Triton, over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,8 +15,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fst_optimizer.errors import UserError
-from fst_optimizer.train.batch import Batch
+from fst_optimizer.errors import TrainingError, UserError
+from fst_optimizer.model.lora import active_adapter
+from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, trainable
+from fst_optimizer.train.losses import full_kl
+from fst_optimizer.types import Call, TrainRow
 
 CHUNK_LOGITS = 2**25
 """Most logits held at once: 128 MiB in float32."""
@@ -63,6 +66,69 @@ def paired_logits(model: PeftModel, *hiddens_NH: Tensor) -> Iterator[tuple[Tenso
     head = lm_head(model)
     for chunks in _chunks(_vocabulary(model), *hiddens_NH):
         yield tuple(head(chunk) for chunk in chunks)
+
+
+@torch.no_grad()
+def logprobs(model: PeftModel, pad_id: int, calls: Sequence[Call], microbatch_tokens: int = 8192) -> list[list[float]]:
+    """Log-probs of the calls' completion tokens under the adapter that is active, at each call's temperature.
+
+    The caller holds the model's lock. A call without tokens gives an empty list.
+    """
+    rows = [TrainRow(call, 0.0, 0) for call in calls]
+    result: list[list[float]] = [[] for _ in rows]
+    scored = [index for index, row in enumerate(rows) if row.call.completion_ids]
+    device = next(model.parameters()).device
+    for micro in plan_microbatches([length_of(rows[i]) for i in scored], microbatch_tokens):
+        indices = [scored[i] for i in micro]
+        batch = make_batch([rows[i] for i in indices], pad_id).to(device)
+        logprobs_BT, _ = token_logprobs(model, batch)
+        for i, row_T, mask_T in zip(indices, logprobs_BT, batch.completion_mask_BT, strict=True):
+            result[i] = row_T[mask_T].tolist()
+    return result
+
+
+def kl_to_base(
+    model: PeftModel,
+    pad_id: int,
+    rows: Iterable[tuple[Sequence[int], Sequence[int]]],
+    version_name: str | None,
+    microbatch_tokens: int = 8192,
+) -> float:
+    """Mean over completion tokens of KL(pi_version || pi_base) over the full vocabulary, in nats, at temperature 1.
+
+    Args:
+        model: holds adapter `version_name`; None means the base itself, whose KL is 0. The caller holds its lock.
+        pad_id: any token id.
+        rows: (prompt ids, completion ids); both policies see the same.
+        version_name: a version that `lora.add_version` added, or "default".
+        microbatch_tokens: most padded tokens in one forward pass.
+
+    Raises:
+        TrainingError: no row has a completion token.
+    """
+    train_rows = trainable([_unscored_row(prompt, completion) for prompt, completion in rows])
+    if not train_rows:
+        raise TrainingError("kl_to_base was given no completion token to measure on")
+    device = next(model.parameters()).device
+    total = 0.0
+    for micro in plan_microbatches([length_of(row) for row in train_rows], microbatch_tokens):
+        batch = make_batch([train_rows[i] for i in micro], pad_id).to(device)
+        total += _summed_kl(model, batch, version_name)
+    return total / sum(len(row.call.completion_ids) for row in train_rows)
+
+
+def _unscored_row(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TrainRow:
+    logprobs = (0.0,) * len(completion_ids)
+    return TrainRow(Call("", tuple(prompt_ids), tuple(completion_ids), logprobs, 1.0, 0, "stop"), 0.0, 0)
+
+
+@torch.no_grad()
+def _summed_kl(model: PeftModel, batch: Batch, version_name: str | None) -> float:
+    with active_adapter(model, version_name):
+        hidden_NH = completion_hidden(model, batch)
+    with active_adapter(model, None):
+        base_hidden_NH = completion_hidden(model, batch)
+    return sum(float(full_kl(p, q).sum()) for p, q in paired_logits(model, hidden_NH, base_hidden_NH))
 
 
 def check_head(model: PeftModel, pad_id: int) -> None:

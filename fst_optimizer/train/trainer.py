@@ -13,7 +13,7 @@ import inspect
 import logging
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,9 +28,9 @@ from fst_optimizer.errors import TrainingError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model.lora import active_adapter, trained_parameters
 from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
-from fst_optimizer.train.losses import LOSSES, Loss, full_kl, kl_estimate
-from fst_optimizer.train.scoring import check_head, completion_hidden, paired_logits, token_logprobs
-from fst_optimizer.types import Call, TrainRow
+from fst_optimizer.train.losses import LOSSES, Loss, kl_estimate
+from fst_optimizer.train.scoring import check_head, logprobs, token_logprobs
+from fst_optimizer.types import TrainRow
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Trainer:
         pad_id: int,
         config: TrainConfig,
         *,
+        loss: Loss | None = None,
         lock: contextlib.AbstractContextManager[Any] | None = None,
         max_completion_tokens: int | None = None,
         seed: int = 0,
@@ -90,9 +91,10 @@ class Trainer:
             model: from `lora.attach` or `attach_from`.
             pad_id: any token id; padding is never read.
             config: its `train` part.
+            loss: one of `LOSSES` or another of their kind. None: the configured one, with its settings.
             lock: taken for each step and each `logprobs`; generation with the same model holds it too.
             max_completion_tokens: dr_grpo's constant. None: the longest completion of each batch.
-            seed: with the number of the update, decides what dropout drops; no generator's state need be kept.
+            seed: decides, with the number of the update, what dropout drops; so no generator's state is saved.
 
         Raises:
             UserError: the model changes its logits after the LM head.
@@ -103,8 +105,8 @@ class Trainer:
         self._seed = seed
         self._parameters = trained_parameters(model)
         self._device = next(iter(self._parameters.values())).device
-        self._loss = _bound_loss(config)
-        self._optimizer = torch.optim.AdamW(
+        self.loss = loss or configured_loss(config)
+        self.optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=config.lr,
             betas=config.betas,
@@ -113,7 +115,7 @@ class Trainer:
         )
         budget = config.microbatch_tokens
         self._microbatch_tokens = min(budget, CPU_MICROBATCH_TOKENS) if self._device.type == "cpu" else budget
-        self._processes = PartialState()
+        self.processes = PartialState()
         self._updates = 0
         self._bad_steps = 0
         if config.gradient_checkpointing:
@@ -134,11 +136,11 @@ class Trainer:
             return StepReport(updated=False, reason="every completion was empty or truncated")
         with self._lock:
             try:
-                with self._own_randomness():
-                    report = self._measured_in_memory(kept)
-                return self._updated(report) if _finite(report) else self._skipped(report)
+                with self._seeded_dropout():
+                    report = self._gradient_in_memory(kept)
+                return self._update(report) if _finite(report) else self._skip(report)
             finally:
-                self._optimizer.zero_grad(set_to_none=True)
+                self.optimizer.zero_grad(set_to_none=True)
 
     def logprobs(self, rows: Sequence[TrainRow]) -> list[list[float]]:
         """Log-probs of the sampled tokens under the trained adapter, row by row, at each call's temperature."""
@@ -153,25 +155,25 @@ class Trainer:
         tensors = {
             f"{name}.{key}": value.detach().clone()
             for name, parameter in self._parameters.items()
-            for key, value in self._optimizer.state.get(parameter, {}).items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
         }
         return {"tensors": tensors, "numbers": {"updates": self._updates, "bad_steps": self._bad_steps}}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state()` was taken; the next step is the same to the bit."""
         tensors, numbers = state["tensors"], {"updates": 0, "bad_steps": 0, **state["numbers"]}
-        self._optimizer.state.clear()
+        self.optimizer.state.clear()
         for full_name, value in tensors.items():
             name, key = full_name.rsplit(".", 1)
             if name not in self._parameters:
                 raise TrainingError(f"the optimizer state names {name!r}, which this model's adapter does not have")
             parameter = self._parameters[name]
-            self._optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
+            self.optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
         self._updates, self._bad_steps = int(numbers["updates"]), int(numbers["bad_steps"])
 
     @contextlib.contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Dropout draws from the seed and the number of the update; everybody else's generators stay as they are."""
+    def _seeded_dropout(self) -> Iterator[None]:
+        """Dropout draws from the seed and the number of the update; the global generators stay as they are."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             # Not torch.manual_seed, which would reseed every GPU.
@@ -182,39 +184,39 @@ class Trainer:
                     torch.cuda.manual_seed(number)
             yield
 
-    def _measured_in_memory(self, rows: Sequence[TrainRow]) -> StepReport:
-        """`_measured`, in microbatches of half the size where they do not fit into memory; the smaller size stays."""
+    def _gradient_in_memory(self, rows: Sequence[TrainRow]) -> StepReport:
+        """`_gradient`; where memory does not suffice, again in microbatches of half the size, which stays."""
         while True:
             try:
-                return self._measured(failpoint("trainer.step", rows))
+                return self._gradient(failpoint("trainer.step", rows))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 longest = max(map(length_of, rows))
-                if self._microbatch_tokens <= longest or self._processes.num_processes > 1:
+                if self._microbatch_tokens <= longest or self.processes.num_processes > 1:
                     raise TrainingError(
                         f"the slow step ran out of memory on {longest} tokens (microbatches of "
                         f"{self._microbatch_tokens}): set train.gradient_checkpointing=true, lower policy.max_tokens, "
                         "or give vLLM less of the GPU (vllm.gpu_memory_utilization)"
                     ) from error
                 self._microbatch_tokens = max(longest, self._microbatch_tokens // 2)
-            # Not in the handler: the error holds the tensors that are in the way.
-            self._optimizer.zero_grad(set_to_none=True)
+            # Not in the handler: there the error still holds the tensors that fill the memory.
+            self.optimizer.zero_grad(set_to_none=True)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             logger.warning(
                 "the slow step ran out of memory; going on with train.microbatch_tokens=%d", self._microbatch_tokens
             )
 
-    def _measured(self, rows: Sequence[TrainRow]) -> StepReport:
-        """Accumulates the batch's gradient and says what it saw; one wait for the device, at the end."""
+    def _gradient(self, rows: Sequence[TrainRow]) -> StepReport:
+        """Accumulates the batch's gradient and reports on it. Waits for the device once, at the end."""
         average = "constant" if self._config.loss == "dr_grpo" else self._config.average
         weights = token_weights(rows, average, self._max_completion_tokens)
         plan = plan_microbatches([length_of(row) for row in rows], self._microbatch_tokens)
         totals = torch.zeros(len(_TOTALS), device=self._device)
         self._model.train()
         try:
-            for micro in plan[self._processes.process_index :: self._processes.num_processes]:
+            for micro in plan[self.processes.process_index :: self.processes.num_processes]:
                 batch = make_batch([rows[i] for i in micro], self._pad_id, [weights[i] for i in micro])
                 totals += self._accumulate(batch.to(self._device))
         finally:
@@ -227,7 +229,7 @@ class Trainer:
         mask_BT = batch.completion_mask_BT
         base_logprobs_BT = self._base_logprobs(batch)
         logprobs_BT, entropy_N = token_logprobs(self._model, batch, entropy=True)
-        loss_BT, ratio_BT, clipped_BT = self._loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B)
+        loss_BT, ratio_BT, clipped_BT = self.loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B)
         kl_BT = torch.zeros_like(loss_BT) if base_logprobs_BT is None else kl_estimate(logprobs_BT, base_logprobs_BT)
         loss = ((loss_BT + self._config.kl_coef * kl_BT) * batch.weights_BT).sum()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -242,7 +244,7 @@ class Trainer:
             return token_logprobs(self._model, batch)[0]
 
     def _report(self, totals: Tensor, tokens: int) -> StepReport:
-        if self._processes.num_processes > 1:
+        if self.processes.num_processes > 1:
             totals = self._summed_over_processes(totals)
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         norm, loss, *sums = torch.cat([grad_norm[None], totals]).tolist()
@@ -257,20 +259,20 @@ class Trainer:
             parameter.grad = cast(Tensor, reduce(gradient, reduction="sum"))
         return cast(Tensor, reduce(totals, reduction="sum"))
 
-    def _updated(self, report: StepReport) -> StepReport:
+    def _update(self, report: StepReport) -> StepReport:
         limit = self._config.max_grad_norm
         if limit is not None and report.grad_norm > limit:
             for parameter in self._parameters.values():
                 if parameter.grad is not None:
                     parameter.grad.mul_(limit / (report.grad_norm + 1e-6))
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = report.lr
-        self._optimizer.step()
+        self.optimizer.step()
         self._updates += 1
         self._bad_steps = 0
         return report
 
-    def _skipped(self, report: StepReport) -> StepReport:
+    def _skip(self, report: StepReport) -> StepReport:
         self._bad_steps += 1
         what = "gradient" if math.isfinite(report.loss) else "loss"
         logger.warning("step skipped, the %s is not finite (%d in a row)", what, self._bad_steps)
@@ -298,71 +300,8 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _bound_loss(config: TrainConfig) -> Loss:
+def configured_loss(config: TrainConfig) -> Loss:
     """The configured loss with its settings: a loss names its keyword parameters as `TrainConfig` does."""
     loss = LOSSES[config.loss]
     settings = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return functools.partial(loss, **{name: getattr(config, name) for name in settings})
-
-
-@torch.no_grad()
-def logprobs(model: PeftModel, pad_id: int, calls: Sequence[Call], microbatch_tokens: int = 8192) -> list[list[float]]:
-    """Log-probs of the calls' completion tokens under the adapter that is active, at each call's temperature.
-
-    The caller holds the model's lock. A call without tokens gives an empty list.
-    """
-    rows = [TrainRow(call, 0.0, 0) for call in calls]
-    result: list[list[float]] = [[] for _ in rows]
-    scored = [index for index, row in enumerate(rows) if row.call.completion_ids]
-    device = next(model.parameters()).device
-    for micro in plan_microbatches([length_of(rows[i]) for i in scored], microbatch_tokens):
-        indices = [scored[i] for i in micro]
-        batch = make_batch([rows[i] for i in indices], pad_id).to(device)
-        logprobs_BT, _ = token_logprobs(model, batch)
-        for i, row_T, mask_T in zip(indices, logprobs_BT, batch.completion_mask_BT, strict=True):
-            result[i] = row_T[mask_T].tolist()
-    return result
-
-
-def kl_to_base(
-    model: PeftModel,
-    pad_id: int,
-    rows: Iterable[tuple[Sequence[int], Sequence[int]]],
-    version_name: str | None,
-    microbatch_tokens: int = 8192,
-) -> float:
-    """Mean over completion tokens of KL(pi_version || pi_base) over the full vocabulary, in nats, at temperature 1.
-
-    Args:
-        model: holds adapter `version_name`; None means the base itself, whose KL is 0. The caller holds its lock.
-        pad_id: any token id.
-        rows: (prompt ids, completion ids); both policies see the same.
-        version_name: a version that `lora.add_version` added, or "default".
-        microbatch_tokens: most padded tokens in one forward pass.
-
-    Raises:
-        TrainingError: no row has a completion token.
-    """
-    train_rows = trainable([_unscored_row(prompt, completion) for prompt, completion in rows])
-    if not train_rows:
-        raise TrainingError("kl_to_base was given no completion token to measure on")
-    device = next(model.parameters()).device
-    total = 0.0
-    for micro in plan_microbatches([length_of(row) for row in train_rows], microbatch_tokens):
-        batch = make_batch([train_rows[i] for i in micro], pad_id).to(device)
-        total += _summed_kl(model, batch, version_name)
-    return total / sum(len(row.call.completion_ids) for row in train_rows)
-
-
-def _unscored_row(prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> TrainRow:
-    logprobs = (0.0,) * len(completion_ids)
-    return TrainRow(Call("", tuple(prompt_ids), tuple(completion_ids), logprobs, 1.0, 0, "stop"), 0.0, 0)
-
-
-@torch.no_grad()
-def _summed_kl(model: PeftModel, batch: Batch, version_name: str | None) -> float:
-    with active_adapter(model, version_name):
-        hidden_NH = completion_hidden(model, batch)
-    with active_adapter(model, None):
-        base_hidden_NH = completion_hidden(model, batch)
-    return sum(float(full_kl(p, q).sum()) for p, q in paired_logits(model, hidden_NH, base_hidden_NH))

@@ -48,9 +48,13 @@ def test_grpo_clips_low_ratios_of_bad_answers() -> None:
     assert logprobs_BT.grad is not None and logprobs_BT.grad.item() == 0
 
 
-def test_dr_grpo_has_grpos_token_loss() -> None:
-    ours, theirs = (loss(LOGPROBS_BT, OLD_BT, ADVANTAGES_B) for loss in (dr_grpo, grpo))
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+def test_dr_grpo_clips_as_grpo_does() -> None:
+    loss_BT, ratio_BT, clipped_BT = dr_grpo(LOGPROBS_BT, OLD_BT, ADVANTAGES_B, clip_low=0.6, clip_high=0.05)
+    # -min(rA, clip(r, .4, 1.05)A). Row 0, A = 2: -min(2, 2), -min(1, 1), -min(16, 2.1).
+    # Row 1, A = -1: -min(-2, -1.05), -min(-1, -1), -min(-1.1, -1.05).
+    assert loss_BT == approx([[-2.0, -1.0, -2.1], [2.0, 1.0, 1.1]])
+    assert ratio_BT == approx(RATIOS_BT.tolist())
+    assert clipped_BT.tolist() == [[False, False, True], [False, False, False]]
 
 
 def test_cispos_gradient_is_the_capped_weighted_score() -> None:

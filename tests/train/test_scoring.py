@@ -12,7 +12,7 @@ from fst_optimizer.model import lora
 from fst_optimizer.train import scoring
 from fst_optimizer.train.batch import make_batch
 from fst_optimizer.train.losses import full_kl
-from fst_optimizer.train.trainer import kl_to_base
+from fst_optimizer.train.scoring import kl_to_base
 from fst_optimizer.types import TrainRow
 
 MakeRows = Callable[..., list[TrainRow]]

@@ -19,7 +19,8 @@ from fst_optimizer.errors import TrainingError
 from fst_optimizer.model import lora
 from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import Batch, token_weights
-from fst_optimizer.train.trainer import StepReport, Trainer, kl_to_base
+from fst_optimizer.train.scoring import kl_to_base
+from fst_optimizer.train.trainer import StepReport, Trainer
 from fst_optimizer.types import TrainRow
 
 MakeRows = Callable[..., list[TrainRow]]
@@ -39,7 +40,7 @@ def gradients_of_step(
             assert p.grad is not None
             seen[name] = p.grad.clone()
 
-    monkeypatch.setattr(trainer._optimizer, "step", record)
+    monkeypatch.setattr(trainer.optimizer, "step", record)
     return seen, trainer.step(rows)
 
 
@@ -352,7 +353,7 @@ def test_the_shares_of_two_processes_sum_to_the_whole(
     shares = []
     for rank in range(2):
         trainer = Trainer(model, 0, config)
-        monkeypatch.setattr(trainer, "_processes", SimpleNamespace(process_index=rank, num_processes=2))
+        monkeypatch.setattr(trainer, "processes", SimpleNamespace(process_index=rank, num_processes=2))
         shares.append(gradients_of_step(monkeypatch, trainer, model, rows))
     (first, first_report), (second, second_report) = shares
     assert all((first[name] + second[name] - whole[name]).abs().max() <= 1e-6 for name in whole)
@@ -365,7 +366,7 @@ def test_a_process_without_a_microbatch_takes_part(
 ) -> None:
     monkeypatch.setattr(trainer_module, "reduce", lambda tensor, reduction: tensor)
     trainer = Trainer(model, 0, TrainConfig())
-    monkeypatch.setattr(trainer, "_processes", SimpleNamespace(process_index=1, num_processes=2))
+    monkeypatch.setattr(trainer, "processes", SimpleNamespace(process_index=1, num_processes=2))
     gradients, report = gradients_of_step(monkeypatch, trainer, model, make_rows(1))
     assert report.loss == 0
     assert not any(gradient.any() for gradient in gradients.values())
