@@ -107,6 +107,7 @@ class ScriptedEngine:
         self.policy = policy
         self.answer = answer
         self.context_length = context_length
+        self.max_rank: int | None = None
         self.requests: list[GenerationRequest] = []
         """All that was asked, in order of arrival."""
         self.published: list[int] = []

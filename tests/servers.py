@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import psutil
 import pytest
 
-from fst_optimizer.engines.vllm.server import installed_version
+from fst_optimizer.engines.vllm.installed import installed_version
 
 REQUIRED = os.environ.get("FST_REQUIRE_VLLM") == "1"
 """Set where vLLM must be there: its absence is then a failure, not a skip."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fst_optimizer.errors import EngineError
+from fst_optimizer.errors import EngineError, RetiredVersion
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,13 +44,20 @@ class Generation:
 class Engine(Protocol):
     """A generator of policy versions. Every method may be called from any thread."""
 
-    context_length: int
-    """Most tokens of prompt and completion together."""
+    @property
+    def context_length(self) -> int:
+        """Most tokens of prompt and completion together."""
+        ...
+
+    @property
+    def max_rank(self) -> int | None:
+        """Largest rank of an adapter that can be published. None: any, or not known before it is tried."""
+        ...
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
         """Queue a request. A cancelled future is skipped if it has not started.
 
-        Raises (from the future): RetiredVersion, EngineError; EngineDied once the engine is beyond repair.
+        Raises (from the future): RetiredVersion, EngineError; EngineDied once the engine has failed for good.
         """
         ...
 
@@ -67,7 +74,7 @@ class Engine(Protocol):
         ...
 
     def outage_s(self) -> float:
-        """Seconds so far in which the engine was down and being brought back: no rollout's own time."""
+        """Seconds so far in which the engine was down and being restarted; they count against no rollout's timeout."""
         ...
 
     def close(self) -> None:
@@ -84,6 +91,38 @@ class CallObserver(Protocol):
     def add(self, request: GenerationRequest, generation: Generation, text: str) -> None:
         """A call was answered; the program saw `text`."""
         ...
+
+
+class ServedPolicy(Protocol):
+    """What the recorder needs of a policy."""
+
+    name: str
+    engine: Engine
+    version: int
+    """The current one."""
+    max_tokens: int
+    """Of a call that does not say."""
+    temperature: float
+    """Of a call outside of rollouts that does not say, where there is no observer."""
+    observer: CallObserver | None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Prompt token ids of a conversation, ready for the assistant's turn."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of sampled tokens, without special tokens."""
+        ...
+
+    def fresh_seed(self) -> int:
+        """The sampling seed of the next call outside of any rollout."""
+        ...
+
+
+def not_served(version: int, served: Iterable[int]) -> RetiredVersion:
+    """The error of a request for a version that was retired, or was never there."""
+    numbers = ", ".join(map(str, sorted(served)))
+    return RetiredVersion(f"policy version {version} is not served any more; these are: {numbers}")
 
 
 def end_ids(generation_config: Any, tokenizer: Any) -> list[int]:

@@ -17,7 +17,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.engines.base import Generation, GenerationRequest
+from fst_optimizer.engines.base import CallObserver, Generation, GenerationRequest, ServedPolicy
 from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.types import Call, Outcome
@@ -25,8 +25,6 @@ from fst_optimizer.types import Call, Outcome
 if TYPE_CHECKING:
     import dspy
     from dspy.lm15 import Request, Response
-
-    from fst_optimizer.policy.policy import Policy
 
 SETTING = "fst_recorder"
 """The key in `dspy.settings` under which a rollout's recorder travels, into dspy's worker threads too."""
@@ -42,7 +40,7 @@ class RolloutCancelled(EngineError):
 class Recorder:
     """Collects the calls of one rollout, and decides what they are sampled from."""
 
-    policy: Policy
+    policy: ServedPolicy
     policy_version: int
     temperature: float
     """Used by every call for which the program did not ask for its own."""
@@ -54,7 +52,7 @@ class Recorder:
     failure: Outcome | None = None
     """Set when the engine refused or failed a call."""
     died: EngineDied | None = None
-    """Set when the engine is beyond repair, even where the program caught that."""
+    """Set when the engine failed for good, even where the program caught that."""
     _cancelled: bool = False
     _seen: Counter[tuple[object, ...]] = field(default_factory=Counter)
     _pending: set[Future[Generation]] = field(default_factory=set)
@@ -75,13 +73,26 @@ class Recorder:
             self.calls.append(call)
             self.prompts.append(prompt)
 
-    def track(self, future: Future[Generation]) -> Future[Generation]:
-        """Let `cancel` reach this request."""
+    def failed(self, error: BaseException) -> None:
+        """Note that a call failed. A retired version says nothing about the rollout: its run moved on."""
+        if isinstance(error, PromptTooLong):
+            self.failure = Outcome.PROMPT_TOO_LONG
+        elif isinstance(error, Exception) and not isinstance(error, RetiredVersion):
+            self.failure = Outcome.ENGINE_ERROR
+            if isinstance(error, EngineDied):
+                self.died = error
+
+    def track(self, future: Future[Generation]) -> None:
+        """Let `cancel` reach this request.
+
+        Raises:
+            RolloutCancelled: it was called already.
+        """
         with self._lock:
             if not self._cancelled:
                 self._pending.add(future)
                 future.add_done_callback(self._pending.discard)
-                return future
+                return
         future.cancel()
         raise RolloutCancelled("the rollout was cancelled")
 
@@ -111,14 +122,26 @@ def name_components(program: dspy.Module, component_names: Sequence[tuple[str, A
         setattr(predictor, COMPONENT, name)
 
 
+@dataclass(frozen=True)
+class _Pending:
+    """A call on its way."""
+
+    request: GenerationRequest
+    future: Future[Generation]
+    recorder: Recorder | None
+    """None outside of rollouts."""
+    component: str
+    prompt: str
+
+
 class RecordingEngine:
     """A dspy engine over a policy. `version=None` serves the policy's current version.
 
     `trainable=False` marks a frozen use of the policy (its base as a judge or a reflector): such calls are sampled
-    from `version` even inside a rollout, and never recorded.
+    from `version` even inside a rollout, and neither recorded nor observed.
     """
 
-    def __init__(self, policy: Policy, version: int | None = None, *, trainable: bool = True) -> None:
+    def __init__(self, policy: ServedPolicy, version: int | None = None, *, trainable: bool = True) -> None:
         self.policy = policy
         self.version = version
         self.trainable = trainable
@@ -133,7 +156,7 @@ class RecordingEngine:
         try:
             generation = failpoint("engine.answer", pending.future.result())
         except BaseException as error:
-            raise self._failed(pending, error) from error
+            raise _failure(pending, error) from error
         return self._finish(pending, generation)
 
     async def acomplete(self, request: Request) -> Response:
@@ -145,16 +168,13 @@ class RecordingEngine:
             pending.future.cancel()
             raise
         except BaseException as error:
-            raise self._failed(pending, error) from error
+            raise _failure(pending, error) from error
         return self._finish(pending, generation)
 
     def _submit(self, request: Request) -> _Pending:
-        import dspy
         from dspy.lm15 import ContextLengthError
 
-        recorder: Recorder | None = dspy.settings.get(SETTING)
-        if recorder is not None and (not self.trainable or recorder.policy is not self.policy):
-            recorder = None
+        recorder = self._recorder()
         component = calling_component() if recorder else ""
         messages = chat_messages(request)
         try:
@@ -162,36 +182,39 @@ class RecordingEngine:
             max_tokens = self._room(prompt_ids, request.config.max_tokens)
         except PromptTooLong as error:
             if recorder:
-                recorder.failure = Outcome.PROMPT_TOO_LONG
+                recorder.failed(error)
             raise ContextLengthError(str(error)) from error
-        temperature = request.config.temperature
-        if temperature is None:
-            temperature = recorder.temperature if recorder else self._own_temperature()
+        if recorder:
+            version, temperature = recorder.policy_version, recorder.temperature
+        else:
+            version = self.policy.version if self.version is None else self.version
+            observer = self._observer()
+            temperature = self.policy.temperature if observer is None else observer.temperature
         seed = request.config.seed
         if seed is None:
             seed = recorder.sampling_seed(component, prompt_ids) if recorder else self.policy.fresh_seed()
         generation_request = GenerationRequest(
             prompt_ids=prompt_ids,
             max_tokens=max_tokens,
-            temperature=temperature,
+            temperature=temperature if request.config.temperature is None else request.config.temperature,
             stop=tuple(request.config.stop or ()),
             seed=seed,
-            version=self._version(recorder),
+            version=version,
         )
         future = self.policy.engine.submit(generation_request)
         if recorder:
             recorder.track(future)
         return _Pending(generation_request, future, recorder, component, messages[-1]["content"])
 
-    def _version(self, recorder: Recorder | None) -> int:
-        if recorder:
-            return recorder.policy_version
-        return self.policy.version if self.version is None else self.version
+    def _recorder(self) -> Recorder | None:
+        """The recorder of the rollout that calls, if its program calls this policy to be trained by it."""
+        import dspy
 
-    def _own_temperature(self) -> float:
-        """Of a call outside of rollouts that does not say."""
-        observer = self.policy.observer if self.trainable else None
-        return self.policy.temperature if observer is None else observer.temperature
+        recorder: Recorder | None = dspy.settings.get(SETTING)
+        return recorder if self.trainable and recorder is not None and recorder.policy is self.policy else None
+
+    def _observer(self) -> CallObserver | None:
+        return self.policy.observer if self.trainable else None
 
     def _room(self, prompt_ids: tuple[int, ...], wanted: int | None) -> int:
         room = self.policy.engine.context_length - len(prompt_ids)
@@ -202,42 +225,41 @@ class RecordingEngine:
             )
         return min(wanted or self.policy.max_tokens, room)
 
-    def _failed(self, pending: _Pending, error: BaseException) -> BaseException:
-        if isinstance(error, CancelledError):
-            return RolloutCancelled("the rollout was cancelled")
-        if pending.recorder and isinstance(error, Exception) and not isinstance(error, RetiredVersion):
-            pending.recorder.failure = Outcome.ENGINE_ERROR
-            if isinstance(error, EngineDied):
-                pending.recorder.died = error
-        return error
-
     def _finish(self, pending: _Pending, generation: Generation) -> Response:
         from dspy.lm15 import Message, Response, TextPart, Usage
 
-        sampled = self.policy.decode(generation.completion_ids)
+        request, sampled = pending.request, self.policy.decode(generation.completion_ids)
+        text = visible_text(sampled, request.stop)
         if pending.recorder:
             call = Call(
                 predictor=pending.component,
-                prompt_ids=pending.request.prompt_ids,
+                prompt_ids=request.prompt_ids,
                 completion_ids=generation.completion_ids,
                 logprobs=generation.logprobs,
-                temperature=pending.request.temperature,
-                policy_version=pending.request.version,
+                temperature=request.temperature,
+                policy_version=request.version,
                 finish_reason=generation.finish_reason,
                 text=sampled,
             )
             pending.recorder.add(call, pending.prompt)
-        text = visible_text(sampled, pending.request.stop)
-        observer = None if pending.recorder or not self.trainable else self.policy.observer
-        if observer is not None:
-            observer.add(pending.request, generation, text)
+        elif (observer := self._observer()) is not None:
+            observer.add(request, generation, text)
         return Response(
             id=f"fst-{next(self._ids)}",
             model=self.policy.name,
             message=Message.assistant([TextPart(text or " ")]),  # dspy refuses an empty part
             finish_reason="length" if generation.finish_reason == "length" else "stop",
-            usage=Usage(input_tokens=len(pending.request.prompt_ids), output_tokens=len(generation.completion_ids)),
+            usage=Usage(input_tokens=len(request.prompt_ids), output_tokens=len(generation.completion_ids)),
         )
+
+
+def _failure(pending: _Pending, error: BaseException) -> BaseException:
+    """What the program is told of a call that failed; the rollout's recorder notes it."""
+    if isinstance(error, CancelledError):
+        return RolloutCancelled("the rollout was cancelled")
+    if pending.recorder:
+        pending.recorder.failed(error)
+    return error
 
 
 class AsyncRecordingEngine:
@@ -252,15 +274,6 @@ class AsyncRecordingEngine:
     async def complete(self, request: Request) -> Response:
         """Sample one completion without blocking the event loop."""
         return await self.sync.acomplete(request)
-
-
-@dataclass(frozen=True)
-class _Pending:
-    request: GenerationRequest
-    future: Future[Generation]
-    recorder: Recorder | None
-    component: str
-    prompt: str
 
 
 def chat_messages(request: Request) -> list[dict[str, str]]:

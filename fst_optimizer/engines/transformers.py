@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids
-from fst_optimizer.errors import EngineError, RetiredVersion
+from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids, not_served
+from fst_optimizer.errors import EngineError
 from fst_optimizer.model import lora
 
 if TYPE_CHECKING:
@@ -32,12 +32,7 @@ if TYPE_CHECKING:
 _Queued = tuple[GenerationRequest, "Future[Generation]"]
 
 
-def adapter_name(version: int) -> str | None:
-    """The peft adapter that holds a policy version; None for the base."""
-    return f"policy-{version:06d}" if version else None
-
-
-class InProcessEngine:
+class TransformersEngine:
     """A micro-batcher over `model.generate`.
 
     Args:
@@ -46,8 +41,11 @@ class InProcessEngine:
         lock: Held while a batch runs; the trainer holds it while it steps.
         max_batch: Most requests in one batch.
         max_batch_tokens: Most padded tokens (prompt and completion room) in one batch.
-        max_wait_s: How long the first request of a batch waits for company, in seconds.
+        max_wait_s: How long the first request of a batch waits for others, in seconds.
     """
+
+    max_rank: int | None = None
+    """peft takes adapters of any rank."""
 
     def __init__(
         self,
@@ -65,10 +63,11 @@ class InProcessEngine:
         self.max_batch = max_batch
         self.max_batch_tokens = max_batch_tokens
         self.max_wait_s = max_wait_s
-        self.context_length = _context_length(model, tokenizer)
+        own = getattr(model.get_base_model().config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = min(own or 1 << 30, int(tokenizer.model_max_length), 1 << 30)
         self.end_ids = end_ids(model.get_base_model().generation_config, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
-        # The model's own defaults (top_p, top_k, penalties) would shape the distribution behind our back.
+        # The model's own defaults (top_p, top_k, penalties) would change what is sampled from.
         model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.pad_id)
         model.get_base_model().generation_config = model.generation_config
         self._versions: set[int] = {0}
@@ -84,9 +83,7 @@ class InProcessEngine:
         if self._closed:
             future.set_exception(EngineError("the engine is closed"))
         elif request.version not in self._versions:
-            served = ", ".join(map(str, sorted(self._versions)))
-            text = f"policy version {request.version} is not served any more; these are: {served}"
-            future.set_exception(RetiredVersion(text))
+            future.set_exception(not_served(request.version, self._versions))
         else:
             self._queue.put((request, future))
         return future
@@ -94,7 +91,7 @@ class InProcessEngine:
     def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine.publish`."""
         with self.lock:
-            lora.add_version(self.model, str(adapter_name(version)), dict(tensors))
+            lora.add_version(self.model, str(_adapter_name(version)), dict(tensors))
         self._versions.add(version)
 
     def retire(self, version: int) -> None:
@@ -102,14 +99,14 @@ class InProcessEngine:
         if version in self._versions and version:
             self._versions.discard(version)
             with self.lock:
-                lora.drop_version(self.model, str(adapter_name(version)))
+                lora.drop_version(self.model, str(_adapter_name(version)))
 
     def versions(self) -> frozenset[int]:
         """See `Engine.versions`."""
         return frozenset(self._versions)
 
     def outage_s(self) -> float:
-        """See `Engine.outage_s`; there is no server to lose."""
+        """See `Engine.outage_s`: there is no server that could be down."""
         return 0.0
 
     def close(self) -> None:
@@ -151,26 +148,27 @@ class InProcessEngine:
         return batch
 
     def _run(self, batch: Sequence[_Queued]) -> None:
-        requests = [request for request, _ in batch]
         try:
-            generations = self.generate(requests)
-        except Exception as error:
+            generations = self.generate([request for request, _ in batch])
+        except Exception as cause:
             for _, future in batch:
-                _settle(future, error=EngineError(f"generating {len(batch)} completions failed: {error}"), cause=error)
+                error = EngineError(f"generating {len(batch)} completions failed: {cause}")
+                error.__cause__ = cause
+                future.set_exception(error)
             return
         for (_, future), generation in zip(batch, generations, strict=True):
-            _settle(future, result=generation)
+            future.set_result(generation)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Sample one batch, all of one policy version, in this thread."""
         version = requests[0].version
         if version not in self._versions:
-            raise RetiredVersion(f"policy version {version} was retired")
+            raise not_served(version, self._versions)
         sampler = _Sampler(requests)
         criteria: list[StoppingCriteria] = [_RowLimits(sampler)]
         if any(request.stop for request in requests):
-            criteria.append(_StopStrings(requests, self.tokenizer, sampler))
-        with self.lock, torch.no_grad(), lora.active_adapter(self.model, adapter_name(version)):
+            criteria.append(_StopStrings(sampler, self.tokenizer))
+        with self.lock, torch.no_grad(), lora.active_adapter(self.model, _adapter_name(version)):
             self.model.eval()
             prompts = _left_pad([request.prompt_ids for request in requests], self.pad_id).to(self.model.device)
             widest = prompts.shape[1]
@@ -193,13 +191,14 @@ class InProcessEngine:
     def _collect(
         self, requests: Sequence[GenerationRequest], rows: list[list[int]], sampler: _Sampler
     ) -> list[Generation]:
+        """Each row up to its end: an end-of-turn token, a stop string, or its limit."""
         logprobs = torch.stack(sampler.logprobs, dim=1).tolist()
-        ends = set(self.end_ids)
         generations = []
         for index, request in enumerate(requests):
-            row = rows[index][: min(request.max_tokens, sampler.stopped_at.get(index, request.max_tokens))]
-            length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-            ended = row[length - 1] in ends or (sampler.stopped_at.get(index) == length)
+            stopped_at = sampler.stopped_at.get(index)
+            row = rows[index][: min(request.max_tokens, stopped_at or request.max_tokens)]
+            length = next((place + 1 for place, token in enumerate(row) if token in self.end_ids), len(row))
+            ended = row[length - 1] in self.end_ids or stopped_at == length
             generations.append(
                 Generation(tuple(row[:length]), tuple(logprobs[index][:length]), "stop" if ended else "length")
             )
@@ -207,7 +206,7 @@ class InProcessEngine:
 
 
 class _Sampler(LogitsProcessor):  # type: ignore[misc]
-    """Chooses each row's next token itself, and leaves generate's argmax nothing else to find."""
+    """Samples each row's next token and masks out all others, so that generate's own argmax takes it."""
 
     def __init__(self, requests: Sequence[GenerationRequest]) -> None:
         self.requests = requests
@@ -218,30 +217,33 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         temperatures = [request.temperature for request in requests]
         self.greedy_B = torch.tensor([t == 0 for t in temperatures])
         self.temperature_B1 = torch.tensor([t or 1.0 for t in temperatures])[:, None]
-        self.uniform_BT = torch.from_numpy(
-            np.stack([_uniforms(request) for request in _padded(requests)])
-            if not self.greedy_B.all()
-            else np.zeros((1, 1))
-        )
+        self.uniform_BT = None if self.greedy_B.all() else _uniforms(requests)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         device = scores.device
         logprobs_BV = torch.log_softmax(scores.float() / self.temperature_B1.to(device), dim=-1)
         tokens_B = logprobs_BV.argmax(dim=-1)
-        if not self.greedy_B.all():
-            tokens_B = torch.where(self.greedy_B.to(device), tokens_B, self._sample(logprobs_BV))
+        if self.uniform_BT is not None:
+            sampled_B = _sample(logprobs_BV, self.uniform_BT[:, self.step].to(device))
+            tokens_B = torch.where(self.greedy_B.to(device), tokens_B, sampled_B)
         self.logprobs.append(logprobs_BV.gather(1, tokens_B[:, None])[:, 0].cpu())
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens_B[:, None], 0.0)
 
-    def _sample(self, logprobs_BV: Tensor) -> Tensor:
-        """Inverse of the cumulative distribution at each row's own uniform number."""
-        cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
-        uniform_B1 = self.uniform_BT[:, self.step : self.step + 1].to(logprobs_BV.device)
-        # Scaled by the total, which rounding keeps a little off 1; a token of zero probability is never taken.
-        return torch.searchsorted(cumulative_BV, uniform_B1 * cumulative_BV[:, -1:], right=True)[:, 0].clamp_(
-            max=logprobs_BV.shape[1] - 1
-        )
+
+def _sample(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token at which each row's cumulative distribution passes its uniform number. Shape: (B,)."""
+    cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+    # Scaled by the total, which rounding keeps a little off 1; a token of zero probability is never taken.
+    threshold_B1 = uniform_B[:, None] * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0].clamp_(max=logprobs_BV.shape[1] - 1)
+
+
+def _uniforms(requests: Sequence[GenerationRequest]) -> Tensor:
+    """Each request's numbers from its own seed, as many as the longest needs: a longer draw starts the same."""
+    room = max(request.max_tokens for request in requests)
+    generators = [np.random.Generator(np.random.PCG64(request.seed)) for request in requests]
+    return torch.from_numpy(np.stack([generator.random(room) for generator in generators]))
 
 
 class _RowLimits(StoppingCriteria):  # type: ignore[misc]
@@ -256,20 +258,19 @@ class _RowLimits(StoppingCriteria):  # type: ignore[misc]
 
 
 class _StopStrings(StoppingCriteria):  # type: ignore[misc]
-    """Stop strings are a matter of text, so each such row is decoded as it grows."""
+    """A stop string may begin and end inside tokens, so the text of each such row is decoded as it grows."""
 
-    def __init__(self, requests: Sequence[GenerationRequest], tokenizer: Any, sampler: _Sampler) -> None:
-        self.requests, self.tokenizer, self.sampler = requests, tokenizer, sampler
+    def __init__(self, sampler: _Sampler, tokenizer: Any) -> None:
+        self.sampler, self.tokenizer = sampler, tokenizer
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        stopped = []
-        for row, request in enumerate(self.requests):
-            if request.stop and row not in self.sampler.stopped_at:
-                text = self.tokenizer.decode(input_ids[row, -self.sampler.step :], skip_special_tokens=True)
+        requests, step, stopped_at = self.sampler.requests, self.sampler.step, self.sampler.stopped_at
+        for row, request in enumerate(requests):
+            if request.stop and row not in stopped_at:
+                text = self.tokenizer.decode(input_ids[row, -step:], skip_special_tokens=True)
                 if any(word in text for word in request.stop):
-                    self.sampler.stopped_at[row] = self.sampler.step
-            stopped.append(row in self.sampler.stopped_at)
-        return torch.tensor(stopped, device=input_ids.device)
+                    stopped_at[row] = step
+        return torch.tensor([row in stopped_at for row in range(len(requests))], device=input_ids.device)
 
 
 def split_batch(
@@ -292,45 +293,11 @@ def split_batch(
     return batch, rest
 
 
-def _settle(
-    future: Future[Generation],
-    *,
-    result: Generation | None = None,
-    error: Exception | None = None,
-    cause: Exception | None = None,
-) -> None:
-    try:
-        if result is not None:
-            future.set_result(result)
-        elif error is not None:
-            error.__cause__ = cause
-            future.set_exception(error)
-    except InvalidStateError:
-        pass  # cancelled while it ran: nobody waits for it
-
-
-def _uniforms(request: GenerationRequest) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.random.Generator(np.random.PCG64(request.seed)).random(request.max_tokens)
-
-
-def _padded(requests: Sequence[GenerationRequest]) -> list[GenerationRequest]:
-    """The same requests with equal room, so that their random numbers stack; a longer draw starts the same."""
-    room = max(request.max_tokens for request in requests)
-    return [
-        request
-        if request.max_tokens == room
-        else GenerationRequest(
-            request.prompt_ids, room, request.temperature, request.stop, request.seed, request.version
-        )
-        for request in requests
-    ]
+def _adapter_name(version: int) -> str | None:
+    """The peft adapter that holds a policy version; None for the base."""
+    return f"policy-{version:06d}" if version else None
 
 
 def _left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     width = max(len(row) for row in rows)
     return torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-
-
-def _context_length(model: PeftModel, tokenizer: Any) -> int:
-    own = getattr(model.get_base_model().config.get_text_config(), "max_position_embeddings", None)
-    return min(own or 1 << 30, int(tokenizer.model_max_length), 1 << 30)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.engines.vllm.server import SERVED_NAME, served_rank
+from fst_optimizer.engines.vllm.installed import served_rank
+from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import finished
 from fst_optimizer.store.files import RunFiles, read_json, write_json

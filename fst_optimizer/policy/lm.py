@@ -31,9 +31,9 @@ class PolicyLM(dspy.LM):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The end of a deep copy: it follows the policy as its original does, until a job trains that."""
         super().__setstate__(state)
-        engine = self.engine
-        if isinstance(engine, RecordingEngine) and engine.trainable and engine.version is None:
-            engine.policy.jobs.add_copy(self)
+        policy = trainable_policy(self)
+        if policy is not None and not self.pinned:
+            policy.jobs.add_copy(self)
 
     @property
     def pinned(self) -> bool:
@@ -90,7 +90,7 @@ def make_lm(policy: Policy, version: int | None, *, trainable: bool) -> PolicyLM
 def trainable_policy(lm: object) -> Policy | None:
     """The policy that an LM trains, or None for an API model or a frozen use of a policy."""
     engine = getattr(lm, "engine", None)
-    return engine.policy if isinstance(engine, RecordingEngine) and engine.trainable else None
+    return cast("Policy", engine.policy) if isinstance(engine, RecordingEngine) and engine.trainable else None
 
 
 def policy_to_train(lm: object, what: str) -> Policy:

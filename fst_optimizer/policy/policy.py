@@ -9,30 +9,30 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
+from fst_optimizer.config.policy import LoraConfig, VLLMConfig
 from fst_optimizer.config.run import TrainConfig
-from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.errors import UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model import lora as adapters
 from fst_optimizer.model.load import (
-    QUANTIZATIONS,
     check_model_folder,
     check_tokenizer,
     fingerprint,
     load_base,
     load_tokenizer,
 )
+from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
 from fst_optimizer.policy.sharing import TrainingJobs
 
 if TYPE_CHECKING:
     import dspy
     from torch import Tensor
 
-    from fst_optimizer.engines.base import CallObserver, Engine
+    from fst_optimizer.engines.base import CallObserver
     from fst_optimizer.engines.recorder import RecordingEngine
     from fst_optimizer.engines.vllm.server import OnWait
     from fst_optimizer.train.trainer import Trainer
@@ -73,7 +73,7 @@ class Policy:
         self,
         model: str | Path,
         *,
-        engine: str | Callable[[Policy], Engine] = "torch",
+        engine: EngineChoice = "torch",
         lora: LoraConfig | None = None,
         adapter: str | Path | None = None,
         dtype: str = "auto",
@@ -92,7 +92,7 @@ class Policy:
         quantization: str | None = None,
         on_wait: OnWait | None = None,
     ) -> None:
-        _check_engine(engine, url, vllm, quantization)
+        check_choice(engine, url, vllm, quantization)
         check_model_folder(model)
         self.source = str(model)
         self.name = Path(self.source).name
@@ -123,24 +123,16 @@ class Policy:
         self.version = 0
         """The version that `lm` serves now."""
         self._newest = 0
-        if callable(engine):
-            self.engine_name, self.engine = "custom", engine(self)
-        elif engine == "vllm":
-            from fst_optimizer.engines.vllm.engine import vllm_engine
-
-            self.engine_name, self.engine = engine, vllm_engine(self, api_key, on_wait)
-        else:
-            from fst_optimizer.engines.transformers import InProcessEngine
-
-            self.engine_name = engine
-            self.engine = InProcessEngine(
-                self.model,
-                self.tokenizer,
-                lock=self.lock,
-                max_batch=max_batch,
-                max_batch_tokens=max_batch_tokens,
-                max_wait_s=max_wait_s,
-            )
+        self.engine_name = engine if isinstance(engine, str) else "custom"
+        self.engine = make_engine(
+            self,
+            engine,
+            api_key=api_key,
+            on_wait=on_wait,
+            max_batch=max_batch,
+            max_batch_tokens=max_batch_tokens,
+            max_wait_s=max_wait_s,
+        )
         if adapter is not None:
             self.publish()
         self.lm = self._make_lm(None)
@@ -234,7 +226,7 @@ class Policy:
             UserError: The rank is larger than what the policy's own vLLM server was started for.
         """
         wanted = lora or self.lora
-        most = getattr(getattr(self.engine, "server", None), "max_lora_rank", None)
+        most = self.engine.max_rank
         if most is not None and wanted.rank > most:
             raise UserError(f"lora.rank is {wanted.rank}: this policy's vLLM server was started for at most {most}")
         self.lora = wanted
@@ -243,14 +235,7 @@ class Policy:
             self.engine.retire(version)
         self._tensors.clear()
         with self.lock:
-            adapters.replace_trained(
-                self.model,
-                rank=self.lora.rank,
-                alpha=self.lora.alpha,
-                dropout=self.lora.dropout,
-                target_modules=self.lora.target_modules,
-                seed=self.seed,
-            )
+            adapters.replace_trained(self.model, **self.lora.model_dump(), seed=self.seed)
             self.zero_adapter = _zero_adapter(self.model)
         self._seeds = itertools.count(self.seed << 32)
         self.version = self._newest = 0
@@ -325,6 +310,11 @@ class Policy:
         return int(self.model.peft_config[TRAINED].r)
 
     @property
+    def dtype(self) -> str:
+        """The base's, as torch names it: `float32`, ..."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def pad_id(self) -> int:
         """The padding token's id; masked wherever it appears."""
         pad = self.tokenizer.pad_token_id
@@ -341,20 +331,6 @@ class Policy:
         return f"Policy({self.source!r}, engine={self.engine_name!r}, version={self.version})"
 
 
-def _check_engine(engine: object, url: str | None, vllm: VLLMConfig | None, quantization: str | None) -> None:
-    """The settings that say what generates fit each other."""
-    if isinstance(engine, str) and engine not in ENGINES:
-        raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
-    if engine != "vllm":
-        for name, value in (("url", url), ("vllm", vllm)):
-            if value is not None:
-                raise UserError(f"{name} is {value!r} and engine is {engine!r}: it is for engine='vllm' alone")
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise UserError(f"url is {url!r}: give one that starts with http:// or https://")
-    if quantization is not None and quantization not in QUANTIZATIONS:
-        raise UserError(f"quantization is {quantization!r}: {did_you_mean(quantization, QUANTIZATIONS)}, or None")
-
-
 def _zero_adapter(model: Any) -> dict[str, Tensor]:
     """The adapter's tensors as they are now, its B matrices zero: the base."""
     tensors = adapters.snapshot(model)
@@ -362,16 +338,9 @@ def _zero_adapter(model: Any) -> dict[str, Tensor]:
 
 
 def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:
-
+    """The base with a fresh trainable adapter, or with the one in the folder `adapter`."""
     if adapter is None:
-        return adapters.attach(
-            base,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            seed=seed,
-        )
+        return adapters.attach(base, **lora.model_dump(), seed=seed)
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise UserError(f"adapter is {str(adapter)!r}: no adapter_config.json there; give a peft LoRA folder")
     return adapters.attach_from(base, Path(adapter))

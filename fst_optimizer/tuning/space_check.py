@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fst_optimizer.config.overrides import Settings, check_names
-from fst_optimizer.engines.vllm.server import RANKS
+from fst_optimizer.engines.vllm.installed import RANKS
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.tuning.space import Space, Values, all_values, suggest, with_values
 

@@ -16,7 +16,7 @@ FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 
 """A command that starts another process."""
 
 
-def kept(*command, **settings):
+def supervised(*command, **settings):
     """A supervisor with its command, and the command's process id."""
     process = subprocess.Popen(
         [sys.executable, supervisor.__file__, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, **settings
@@ -31,14 +31,14 @@ def gone(pid):
 
 
 def test_closing_its_input_stops_the_command_and_what_that_started():
-    process, pid = kept(sys.executable, "-c", FAMILY + "time.sleep(600)")
+    process, pid = supervised(sys.executable, "-c", FAMILY + "time.sleep(600)")
     process.stdin.close()
     process.wait(30)
     assert gone(pid)
 
 
 def test_a_command_that_ends_takes_its_children_along_and_its_status_is_told():
-    process, pid = kept(sys.executable, "-c", FAMILY + "sys.exit(7)")
+    process, pid = supervised(sys.executable, "-c", FAMILY + "sys.exit(7)")
     assert process.wait(30) == 7
     assert gone(pid)
 
@@ -49,7 +49,7 @@ def test_a_command_that_ignores_sigterm_is_killed():
         f"import sys; sys.path.insert(0, {os.path.dirname(supervisor.__file__)!r}); import supervisor; "
         "supervisor.GRACE_S = 0.2; "
     )
-    script += "supervisor.keep(sys.argv[1:])"
+    script += "supervisor.supervise(sys.argv[1:])"
     process = subprocess.Popen(
         [sys.executable, "-c", script, sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -61,7 +61,7 @@ def test_a_command_that_ignores_sigterm_is_killed():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_supervisor_stops_the_command(number):
-    process, pid = kept(sys.executable, "-c", "import time; time.sleep(600)")
+    process, pid = supervised(sys.executable, "-c", "import time; time.sleep(600)")
     process.send_signal(number)
     process.wait(30)
     assert gone(pid)
@@ -88,7 +88,7 @@ def test_a_parent_killed_with_sigkill_leaves_nothing_behind():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_a_supervisor_killed_with_sigkill_takes_the_command_along():
-    process, pid = kept(sys.executable, "-c", "import time; time.sleep(600)")
+    process, pid = supervised(sys.executable, "-c", "import time; time.sleep(600)")
     process.kill()
     process.wait()
     assert gone(pid)

@@ -13,7 +13,7 @@ def folder(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-class TestInProcessEngine(EngineContract):
+class TestTransformersEngine(EngineContract):
     @pytest.fixture
     def policy(self, folder):
         policy = Policy(folder)

@@ -17,7 +17,8 @@ import fst_optimizer
 from fst_optimizer import UserError
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm import supervisor
-from fst_optimizer.engines.vllm.server import SERVED_NAME, entry_point, free_port
+from fst_optimizer.engines.vllm.installed import entry_point
+from fst_optimizer.engines.vllm.server import SERVED_NAME, free_port
 from fst_optimizer.finished.export import export_run
 from fst_optimizer.finished.load import load_policy
 from fst_optimizer.store.files import RunFiles, read_json, write_json

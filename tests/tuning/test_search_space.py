@@ -9,7 +9,7 @@ from optuna.trial import FixedTrial
 from fst_optimizer.config.overrides import Settings
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.config.run import FSTConfig, preset
-from fst_optimizer.engines.vllm.server import RANKS
+from fst_optimizer.engines.vllm.installed import RANKS
 from fst_optimizer.errors import UserError
 from fst_optimizer.tuning.space import (
     all_values,

