@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from servers import MISSING, installed_version, need_vllm
 
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.testing import ScriptedEngine, make_tiny_model
+from helpers.servers import MISSING, installed_version, need_vllm
 
 
 @pytest.fixture(scope="session")

@@ -1,93 +1,21 @@
 """Programs of which only a part learns: frozen LMs, judges, roles of predictors, teachers, credit by predictor."""
 
-import threading
-
 import dspy
 import pytest
-from dspy.lm15 import Message, RateLimitError, Response, TextPart
-from dspy.lm15 import Usage as Tokens
 
-from fst_optimizer import FST, FSTConfig, UserError, load
+from fst_optimizer import UserError, load
 from fst_optimizer.errors import EngineError
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.meter import cost_usd
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import Usage
-
-RULE = "Mind the gap."
-SETTINGS = {
-    "fast": {"population": 2, "anchor_size": 2, "max_rollouts": 12, "max_proposals": 1, "minibatch": 2},
-    "rollout": {"group_size": 4, "batch_size": 2, "num_threads": 4},
-    "train": {"steps_per_cycle": 1, "lr": 0.01, "warmup_steps": 0},
-    "eval": {"kl_examples": 2},
-    "budget": {"max_cycles": 1},
-}
-
-
-class Counting:
-    """The engine of an LM that is not trained: answers, and counts 100 prompt and 10 completion tokens a call."""
-
-    def __init__(self, answer=lambda request: chat_answer(middle="m", score="0.5", answer="right"), fails_at=()):
-        self.answer, self.fails_at = answer, fails_at
-        self.calls = 0
-        self._lock = threading.Lock()
-
-    def complete(self, request):
-        with self._lock:
-            self.calls += 1
-            number = self.calls
-        if self.fails_at == "always" or number in self.fails_at:
-            raise RateLimitError("slow down")
-        return Response(
-            id=None,
-            model="frozen",
-            message=Message.assistant([TextPart(self.answer(request))]),
-            finish_reason="stop",
-            usage=Tokens(input_tokens=100, output_tokens=10, total_tokens=110),
-        )
-
-    def __deepcopy__(self, memo):
-        return self
-
-
-def frozen(model="openai/gpt-4o-mini", **settings):
-    engine = Counting(**settings)
-    return dspy.LM(model, engine=engine, cache=False, num_retries=0), engine
-
-
-class Program(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = dspy.Predict(dspy.Signature("question -> middle", "Answer."))
-        self.second = dspy.Predict(dspy.Signature("middle -> answer", "Answer."))
-
-    def forward(self, question):
-        middle = self.first(question=question).middle
-        return dspy.Prediction(middle=middle, answer=self.second(middle=middle).answer)
-
-
-def answer(prompt, request):
-    word = "right" if request.seed % 2 else "wrong"
-    return chat_answer(middle=word, answer=word)
-
-
-def metric(example, prediction, trace=None, pred_name=None, pred_trace=None):
-    parts = {"first": prediction.middle == "right", "second": prediction.answer == "right"}
-    score = sum(parts.values()) / 2 if pred_name is None else float(parts[pred_name])
-    return dspy.Prediction(score=score, feedback="Right." if score == 1 else RULE)
-
-
-def examples(count, start=0):
-    return [dspy.Example(question=f"q{start + i}", answer="right").with_inputs("question") for i in range(count)]
-
-
-TRAIN, VAL = examples(6), examples(4, start=100)
+from helpers.toy import RULE, SHORT, TRAIN, VAL, Program, coin, frozen, metric, optimizer, student_of
 
 
 @pytest.fixture
 def policy(scripted):
-    return scripted(answer)
+    return scripted(coin)
 
 
 @pytest.fixture
@@ -104,18 +32,8 @@ def trained(monkeypatch):
 
 
 def compile_(student, tmp_path, *, metric=metric, teacher=None, run="run", **values):
-    config = FSTConfig.from_dict(SETTINGS).with_values(values)
-    return FST(metric, config=config, run_dir=tmp_path / run).compile(
-        student, trainset=TRAIN, valset=VAL, teacher=teacher
-    )
-
-
-def student_of(policy, **lms):
-    program = Program()
-    program.set_lm(policy.lm)
-    for name, lm in lms.items():
-        getattr(program, name).lm = lm
-    return program
+    fst = optimizer(tmp_path / run, metric=metric, settings=SHORT, values=values)
+    return fst.compile(student, trainset=TRAIN, valset=VAL, teacher=teacher)
 
 
 # -- LMs that are not trained -----------------------------------------------------------------------------------

@@ -7,51 +7,17 @@ import sys
 import time
 from pathlib import Path
 
-import dspy
 import pytest
-from test_optimizer import RULE, TRAIN, VAL, answer, optimizer, student_of
 
 from fst_optimizer import Policy, UserError
 from fst_optimizer.engines.base import Generation
 from fst_optimizer.errors import EngineDied, EngineError, MetricError, StorageError
 from fst_optimizer.failpoints import PLACES, failpoint, inject, raising
 from fst_optimizer.store.files import RunFiles, locked, read_json
-from fst_optimizer.store.metrics import read_metrics
 from fst_optimizer.tasks import load_task
+from helpers.toy import RULE, Reflection, answer, assert_same_run, optimizer, run_toy, untimed_metrics
 
 DOCS = Path(__file__).parents[1] / "docs" / "faults.md"
-
-
-class Reflection(dspy.LM):
-    """A reflection LM that always finds the rule, and counts its calls."""
-
-    def __init__(self):
-        super().__init__("openai/reflection", api_key="none")
-        self.calls = 0
-
-    def __call__(self, prompt=None, messages=None, **kwargs):
-        self.calls += 1
-        return [f"```\nAnswer. {RULE} ({self.calls})\n```"]
-
-
-def compiled(run_dir, policy, **options):
-    program = optimizer(run_dir, **options).compile(student_of(policy), trainset=TRAIN, valset=VAL)
-    return program.detailed_results.result
-
-
-def lines(run_dir):
-    return [line | {"time_s": 0, "step_s": 0} for line in read_metrics(run_dir / "metrics.jsonl")]
-
-
-def same(one, other):
-    """Two runs came to the same: metrics without their times, state and result."""
-    assert lines(one) == lines(other)
-    states = [read_json(run / "state.json")["state"] for run in (one, other)]
-    assert states[0] == states[1]
-    results = [read_json(run / "result.json") | {"wall_s": 0} for run in (one, other)]
-    assert results[0] == results[1]
-    for path in (one / "population").glob("*"):
-        assert path.read_bytes() == (other / "population" / path.name).read_bytes()
 
 
 def garbage(generation):
@@ -72,7 +38,7 @@ def whole(scripted, tmp_path):
     """The run that nothing disturbs, made when asked for."""
 
     def make(**options):
-        compiled(tmp_path / "whole", scripted(answer), **options)
+        run_toy(tmp_path / "whole", scripted(answer), **options)
         return tmp_path / "whole"
 
     return make
@@ -102,9 +68,9 @@ def test_a_fault_that_stops_the_run_loses_nothing(whole, scripted, tmp_path, fau
     place, effect, after, error, words = STOPS[fault]
     reference = whole()
     with inject(place, effect, after=after), pytest.raises(error, match=words):
-        compiled(tmp_path / "run", scripted(answer))
-    compiled(tmp_path / "run", scripted(answer), resume=True)
-    same(reference, tmp_path / "run")
+        run_toy(tmp_path / "run", scripted(answer))
+    run_toy(tmp_path / "run", scripted(answer), resume=True)
+    assert_same_run(reference, tmp_path / "run")
 
 
 # -- faults that are data: the run goes on, and says what happened ----------------------------------------------------
@@ -126,9 +92,9 @@ def test_a_fault_of_one_rollout_is_written_down_and_the_run_goes_on(scripted, tm
     watching = inject("rollout.end", lambda rollout: seen.append(rollout) or rollout)
     after = 12 if place == "engine.answer" else 6  # in the first slow step, behind the evaluation of the start
     with watching, inject(place, effect, after=after, times=3):
-        result = compiled(tmp_path / "run", scripted(answer), values=values | {"method": "rl"})
+        result = run_toy(tmp_path / "run", scripted(answer), values=values | {"method": "rl"})
     assert [rollout.outcome for rollout in seen].count(outcome) in (2, 3)  # two may have hit one rollout's two calls
-    assert sum(line["failed"] for line in lines(tmp_path / "run") if "failed" in line) in (2, 3)
+    assert sum(line["failed"] for line in untimed_metrics(tmp_path / "run") if "failed" in line) in (2, 3)
     assert (result["ended"], result["steps"]) == ("done", 2)
 
 
@@ -147,12 +113,12 @@ REFLECTION = {
 def test_a_fault_of_the_reflection_lm_costs_that_proposal(scripted, tmp_path, caplog, fault):
     effect, note = REFLECTION[fault]
     with inject("reflection.answer", effect, times=2):
-        result = compiled(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
+        result = run_toy(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
     first = read_json(tmp_path / "run" / "population" / "cycle-000000.json")
     assert any(note in found for found in first["notes"])
     if fault == "the reflection LM refuses":
         assert first["notes"] == [note]  # its text was tried like any other
-    fast = [line for line in lines(tmp_path / "run") if line["kind"] == "fast"]
+    fast = [line for line in untimed_metrics(tmp_path / "run") if line["kind"] == "fast"]
     assert [line["proposals"] for line in fast] == [2, 2]
     warned = [record for record in caplog.records if "reflection LM failed" in record.getMessage()]
     assert len([record for record in warned if record.levelname == "WARNING"]) == (fault.endswith("rate-limited"))
@@ -165,9 +131,9 @@ def test_a_fault_of_the_reflection_lm_costs_that_proposal(scripted, tmp_path, ca
 def test_memory_that_runs_out_in_a_slow_step_halves_the_microbatch(whole, scripted, tmp_path, caplog):
     reference = whole(values={"train.microbatch_tokens": 2048})
     with inject("trainer.step", raising(RuntimeError("DefaultCPUAllocator: can't allocate memory")), times=1):
-        compiled(tmp_path / "run", scripted(answer), values={"train.microbatch_tokens": 2048})
+        run_toy(tmp_path / "run", scripted(answer), values={"train.microbatch_tokens": 2048})
     assert "going on with train.microbatch_tokens=1024" in caplog.text
-    steps = [[line for line in lines(run) if line["kind"] == "step"] for run in (reference, tmp_path / "run")]
+    steps = [[line for line in untimed_metrics(run) if line["kind"] == "step"] for run in (reference, tmp_path / "run")]
     assert [line["updated"] for line in steps[0]] == [line["updated"] for line in steps[1]]
     assert steps[0][0]["grad_norm"] == pytest.approx(steps[1][0]["grad_norm"], rel=1e-4)
 
@@ -176,7 +142,7 @@ def test_a_folder_that_is_read_only_is_refused_before_anything_is_spent(scripted
     policy = scripted(answer)
     read_only = inject("files.write", raising(OSError(errno.EROFS, "Read-only file system")))
     with read_only, pytest.raises(UserError, match=r"run_dir .* cannot be written .*Read-only.*another directory"):
-        compiled(tmp_path / "run", policy)
+        run_toy(tmp_path / "run", policy)
     assert policy.engine.requests == []
 
 
@@ -184,27 +150,27 @@ def test_a_checkpoint_that_is_corrupted_costs_one_phase_and_no_rollout(whole, sc
     reference = whole()
     policy = scripted(answer)
     with inject("trainer.step", raising(KeyboardInterrupt()), after=2), pytest.raises(KeyboardInterrupt):
-        compiled(tmp_path / "run", policy)
+        run_toy(tmp_path / "run", policy)
     files = RunFiles(tmp_path / "run")
     newest = files.root / read_json(files.state)["checkpoint"] / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"\0")
     again = scripted(answer)
-    compiled(tmp_path / "run", again, resume=True)
+    run_toy(tmp_path / "run", again, resume=True)
     assert "is damaged or missing; going on from checkpoint/0000" in caplog.text
-    same(reference, tmp_path / "run")
+    assert_same_run(reference, tmp_path / "run")
     assert len(policy.engine.requests) + len(again.engine.requests) == requests_of(scripted, tmp_path)
 
 
 def requests_of(scripted, tmp_path):
     """Completions that the undisturbed run asks for."""
     policy = scripted(answer)
-    compiled(tmp_path / "counted", policy)
+    run_toy(tmp_path / "counted", policy)
     return len(policy.engine.requests)
 
 
 def test_a_second_process_in_the_same_directory_is_refused(scripted, tmp_path):
     with locked(tmp_path / "run"), pytest.raises(UserError, match="being written by another process"):
-        compiled(tmp_path / "run", scripted(answer))
+        run_toy(tmp_path / "run", scripted(answer))
 
 
 # -- what was paid for ------------------------------------------------------------------------------------------------
@@ -219,9 +185,9 @@ def test_no_rollout_that_ended_is_paid_for_twice(whole, scripted, tmp_path, pass
             inject("rollout.end", raising(KeyboardInterrupt()), after=passage, times=1),
             pytest.raises(KeyboardInterrupt),
         ):
-            compiled(tmp_path / "run", scripted(answer), values={"run.grace_s": 0})
-        compiled(tmp_path / "run", scripted(answer), values={"run.grace_s": 0}, resume=True)
-    same(reference, tmp_path / "run")
+            run_toy(tmp_path / "run", scripted(answer), values={"run.grace_s": 0})
+        run_toy(tmp_path / "run", scripted(answer), values={"run.grace_s": 0}, resume=True)
+    assert_same_run(reference, tmp_path / "run")
     counts = read_json(reference / "result.json")["rollouts"]
     in_flight = 4
     assert 0 <= len(ended) - counts["fast"] - counts["slow"] - counts["eval"] <= in_flight
@@ -253,19 +219,21 @@ def test_the_in_process_engine_goes_on_with_the_same_batches_candidates_and_step
 
     assert sorted(map(told, seen["whole"])) == sorted(map(told, seen["run"]))  # each once, the killed step's too
     kept = ("kind", "cycle", "step", "policy_version", "rollouts", "candidate", "groups", "updated", "accepted")
-    one, other = ([{name: line.get(name) for name in kept} for line in lines(tmp_path / name)] for name in seen)
+    one, other = (
+        [{name: line.get(name) for name in kept} for line in untimed_metrics(tmp_path / name)] for name in seen
+    )
     assert one == other
 
 
 def test_no_reflection_that_was_answered_is_paid_for_twice(scripted, tmp_path):
     reference = Reflection()
-    compiled(tmp_path / "whole", scripted(answer), reflection_lm=reference)
+    run_toy(tmp_path / "whole", scripted(answer), reflection_lm=reference)
     one, two = Reflection(), Reflection()
     with inject("reflection.answer", raising(KeyboardInterrupt()), after=1), pytest.raises(KeyboardInterrupt):
-        compiled(tmp_path / "run", scripted(answer), reflection_lm=one)
+        run_toy(tmp_path / "run", scripted(answer), reflection_lm=one)
     two.calls = 1  # its answers are numbered
-    compiled(tmp_path / "run", scripted(answer), reflection_lm=two, resume=True)
-    same(tmp_path / "whole", tmp_path / "run")
+    run_toy(tmp_path / "run", scripted(answer), reflection_lm=two, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert (one.calls, two.calls) == (2, reference.calls)
 
 
@@ -278,21 +246,21 @@ def test_a_guard_that_pauses_leaves_a_checkpoint_and_a_resume_goes_on(whole, scr
     loud = {"monitors.kl_max": 0.0, "monitors.kl": "pause"}
     reference = whole()
     with pytest.raises(Paused, match=r"monitor kl: the policy is .* nats a token away.*Resume to go on"):
-        compiled(tmp_path / "run", scripted(answer), values=loud)
+        run_toy(tmp_path / "run", scripted(answer), values=loud)
     assert not (tmp_path / "run" / "result.json").exists()
-    result = compiled(tmp_path / "run", scripted(answer), values=loud, resume=True)
+    result = run_toy(tmp_path / "run", scripted(answer), values=loud, resume=True)
     assert result["alarms"][0].startswith("kl: ")
-    assert lines(reference) == lines(tmp_path / "run")
+    assert untimed_metrics(reference) == untimed_metrics(tmp_path / "run")
 
 
 def test_a_guard_that_warns_says_so_and_the_run_goes_on(scripted, tmp_path, caplog):
-    result = compiled(tmp_path / "run", scripted(answer), values={"monitors.kl_max": 0.0})
+    result = run_toy(tmp_path / "run", scripted(answer), values={"monitors.kl_max": 0.0})
     assert "monitor kl: the policy is" in caplog.text
     assert (result["ended"], len(result["alarms"])) == ("done", 1)
 
 
 def test_a_run_without_progress_stops_early(scripted, tmp_path):
-    result = compiled(
+    result = run_toy(
         tmp_path / "run",
         scripted(lambda *_: "nothing that parses"),
         values={"budget.patience": 2, "budget.max_cycles": 9},
@@ -319,7 +287,7 @@ def test_every_place_is_passed_by_a_run(scripted, tmp_path):
     with ExitStack() as stack:
         for place in PLACES:
             stack.enter_context(inject(place, lambda value, place=place: passed.add(place) or value))
-        compiled(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
+        run_toy(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
     assert passed == set(PLACES)
 
 

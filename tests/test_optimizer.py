@@ -8,66 +8,16 @@ import pytest
 import torch
 from dspy.utils.dummies import DummyLM
 
-from fst_optimizer import FST, FSTConfig, Policy, UserError, load
+from fst_optimizer import FST, Policy, UserError, load
 from fst_optimizer.errors import MetricError
 from fst_optimizer.store.files import read_json
-from fst_optimizer.testing import chat_answer, make_tiny_model
-
-RULE = "Say right, never wrong."
-SETTINGS = {
-    "fast": {"population": 2, "anchor_size": 3, "max_rollouts": 24, "max_proposals": 2, "minibatch": 2},
-    "rollout": {"group_size": 4, "batch_size": 2, "num_threads": 4},
-    "train": {"steps_per_cycle": 2, "lr": 0.01, "warmup_steps": 0},
-    "eval": {"kl_examples": 2},
-    "budget": {"max_cycles": 2},
-}
-
-
-class Program(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = dspy.Predict(dspy.Signature("question -> middle", "Answer."))
-        self.second = dspy.Predict(dspy.Signature("middle -> answer", "Answer."))
-
-    def forward(self, question):
-        middle = self.first(question=question).middle
-        return dspy.Prediction(middle=middle, answer=self.second(middle=middle).answer)
-
-
-def answer(prompt, request):
-    """Right half of the time, and more often where the instruction has the rule."""
-    right = request.seed % 4 < (3 if RULE in prompt else 2)
-    word = "right" if right else "wrong"
-    return chat_answer(middle=word, answer=word)
-
-
-def metric(example, prediction, trace=None, pred_name=None, pred_trace=None):
-    parts = {"first": prediction.middle == "right", "second": prediction.answer == "right"}
-    score = sum(parts.values()) / 2 if pred_name is None else float(parts[pred_name])
-    return dspy.Prediction(score=score, feedback="Right." if score == 1 else RULE)
-
-
-def examples(count, start=0):
-    return [dspy.Example(question=f"q{start + i}", answer="right").with_inputs("question") for i in range(count)]
-
-
-TRAIN, VAL = examples(6), examples(4, start=100)
+from fst_optimizer.testing import make_tiny_model
+from helpers.toy import TRAIN, VAL, Program, answer, examples, metric, optimizer, student_of
 
 
 @pytest.fixture
 def policy(scripted):
     return scripted(answer)
-
-
-def student_of(policy):
-    program = Program()
-    program.set_lm(policy.lm)
-    return program
-
-
-def optimizer(run_dir, **settings):
-    config = FSTConfig.from_dict(SETTINGS).with_values(settings.pop("values", {}))
-    return FST(settings.pop("metric", metric), config=config, run_dir=run_dir, **settings)
 
 
 @pytest.fixture(scope="module")

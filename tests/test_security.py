@@ -5,19 +5,12 @@ import logging
 
 import dspy
 import pytest
-from test_compound import examples, metric, student_of
 
 from fst_optimizer import FST, EngineError, FSTConfig
 from fst_optimizer.testing import chat_answer
+from helpers.toy import SHORT, examples, metric, student_of
 
 PLANTED = "sk-planted-0123456789abcdef"
-SETTINGS = {
-    "fast": {"population": 2, "anchor_size": 2, "max_rollouts": 12, "max_proposals": 1, "minibatch": 2},
-    "rollout": {"group_size": 4, "batch_size": 2, "num_threads": 4},
-    "train": {"steps_per_cycle": 1},
-    "eval": {"kl_examples": 2},
-    "budget": {"max_cycles": 1},
-}
 
 
 def words(prompt, request):
@@ -35,7 +28,7 @@ def without_network():
 
 def test_a_run_whose_api_model_cannot_be_reached_does_not_tell_its_key(scripted, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    fst = FST(metric, config=FSTConfig.from_dict(SETTINGS), run_dir=tmp_path / "run")
+    fst = FST(metric, config=FSTConfig.from_dict(SHORT), run_dir=tmp_path / "run")
     student = student_of(scripted(words), first=without_network())
     with pytest.raises(EngineError) as refused:
         fst.compile(student, trainset=examples(4), valset=examples(2, start=100))
@@ -52,7 +45,7 @@ def test_a_finished_run_has_no_key_in_it(scripted, tmp_path, monkeypatch, caplog
     monkeypatch.setenv("FST_API_KEY", PLANTED)
     monkeypatch.setenv("OPENAI_API_KEY", PLANTED)
     reflector = without_network()  # fails at every proposal, which is recorded
-    fst = FST(metric, config=FSTConfig.from_dict(SETTINGS), run_dir=tmp_path / "run", reflection_lm=reflector)
+    fst = FST(metric, config=FSTConfig.from_dict(SHORT), run_dir=tmp_path / "run", reflection_lm=reflector)
     better = fst.compile(student_of(scripted(words)), trainset=examples(4), valset=examples(2, start=100))
     better.save(tmp_path / "run" / "again.json")
     files = everything(tmp_path / "run")
@@ -64,7 +57,7 @@ def test_a_finished_run_has_no_key_in_it(scripted, tmp_path, monkeypatch, caplog
 
 
 def test_only_json_and_safetensors_are_left_to_be_read_back(scripted, tmp_path):
-    fst = FST(metric, config=FSTConfig.from_dict(SETTINGS), run_dir=tmp_path / "run")
+    fst = FST(metric, config=FSTConfig.from_dict(SHORT), run_dir=tmp_path / "run")
     fst.compile(student_of(scripted(words)), trainset=examples(4), valset=examples(2, start=100))
     kinds = {path.suffix for path in everything(tmp_path / "run")}
     assert kinds <= {".json", ".jsonl", ".safetensors", ".md", ""}

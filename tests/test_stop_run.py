@@ -1,11 +1,11 @@
 """A callback that ends a run."""
 
 import pytest
-from run_check import assert_as_designed
-from test_optimizer import TRAIN, VAL, answer, optimizer, student_of
 
 from fst_optimizer.errors import StopRun
 from fst_optimizer.store.files import read_json
+from helpers.run_check import assert_as_designed
+from helpers.toy import TRAIN, VAL, answer, optimizer, student_of
 
 
 def stopping_at(kind, number):

@@ -5,14 +5,24 @@ import re
 
 import dspy
 import pytest
-from test_failpoints import Reflection, compiled, lines, same
-from test_optimizer import TRAIN, VAL, Program, answer, optimizer, student_of
 
 from fst_optimizer import UserError
 from fst_optimizer.errors import StorageError
 from fst_optimizer.failpoints import inject, raising
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.text import without_secrets
+from helpers.toy import (
+    TRAIN,
+    VAL,
+    Program,
+    Reflection,
+    answer,
+    assert_same_run,
+    optimizer,
+    run_toy,
+    student_of,
+    untimed_metrics,
+)
 
 INTERRUPTED = KeyboardInterrupt()
 
@@ -20,13 +30,13 @@ INTERRUPTED = KeyboardInterrupt()
 def stopped(run_dir, policy, *, place="trainer.step", after=1, **options):
     """A run that is interrupted at a place."""
     with inject(place, raising(INTERRUPTED), after=after), pytest.raises(KeyboardInterrupt):
-        compiled(run_dir, policy, **options)
+        run_toy(run_dir, policy, **options)
 
 
 def test_a_second_cap_in_the_last_evaluation_ends_the_run_in_order(scripted, tmp_path):
     values = {"method": "rl", "budget.max_steps": 1}
-    tokens = compiled(tmp_path / "whole", scripted(answer), values=values)["tokens"]
-    result = compiled(tmp_path / "run", scripted(answer), values=values | {"budget.max_tokens": tokens - 1})
+    tokens = run_toy(tmp_path / "whole", scripted(answer), values=values)["tokens"]
+    result = run_toy(tmp_path / "run", scripted(answer), values=values | {"budget.max_tokens": tokens - 1})
     assert (result["ended"], result["cap"], result["steps"]) == ("budget", "max_steps", 1)
 
 
@@ -34,18 +44,18 @@ def test_a_second_cap_in_the_last_evaluation_ends_the_run_in_order(scripted, tmp
 @pytest.mark.parametrize("passage", [2, 7, 12])
 def test_every_method_resumes_to_the_same(scripted, tmp_path, method, passage):
     values = {"method": method, "budget.max_rollouts": 60, "budget.max_cycles": 3}
-    compiled(tmp_path / "whole", scripted(answer), values=values)
+    run_toy(tmp_path / "whole", scripted(answer), values=values)
     stopped(tmp_path / "run", scripted(answer), place="rollout.end", after=passage, values=values)
-    compiled(tmp_path / "run", scripted(answer), values=values, resume=True)
-    same(tmp_path / "whole", tmp_path / "run")
+    run_toy(tmp_path / "run", scripted(answer), values=values, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_rollouts_that_come_twice_in_one_phase_resume_to_the_same(scripted, tmp_path):
     values = {"fast.temperature": 1.0, "eval.temperature": 1.0}
-    compiled(tmp_path / "whole", scripted(answer), values=values)
+    run_toy(tmp_path / "whole", scripted(answer), values=values)
     stopped(tmp_path / "run", scripted(answer), place="rollout.end", after=30, values=values)
-    compiled(tmp_path / "run", scripted(answer), values=values, resume=True)
-    same(tmp_path / "whole", tmp_path / "run")
+    run_toy(tmp_path / "run", scripted(answer), values=values, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_another_programs_weights_are_not_taken_for_the_own_ones(scripted, tmp_path):
@@ -59,9 +69,9 @@ def test_another_programs_weights_are_not_taken_for_the_own_ones(scripted, tmp_p
         policy.publish()
     pinned = policy.lm_at(version)
     with pytest.raises(UserError, match=rf"version {version} is in use by another program.*make a new Policy"):
-        compiled(tmp_path / "run", policy, resume=True)
+        run_toy(tmp_path / "run", policy, resume=True)
     del pinned
-    assert compiled(tmp_path / "run", policy, resume=True)["ended"] == "done"
+    assert run_toy(tmp_path / "run", policy, resume=True)["ended"] == "done"
 
 
 def test_a_teachers_version_keeps_its_number_over_a_resume(scripted, tmp_path):
@@ -81,12 +91,12 @@ def test_a_teachers_version_keeps_its_number_over_a_resume(scripted, tmp_path):
         run(tmp_path / "run", scripted(answer))
     again = scripted(answer)
     run(tmp_path / "run", again, resume=True)
-    same(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert again.engine.published == list(range(1, len(again.engine.published) + 1))
 
 
 def test_a_damaged_newest_adapter_costs_computing_and_no_rollout(scripted, tmp_path, caplog):
-    compiled(tmp_path / "whole", scripted(answer))
+    run_toy(tmp_path / "whole", scripted(answer))
     policy = scripted(answer)
     stopped(tmp_path / "run", policy, place="files.commit", after=8)
     files = RunFiles(tmp_path / "run")
@@ -95,9 +105,9 @@ def test_a_damaged_newest_adapter_costs_computing_and_no_rollout(scripted, tmp_p
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
     ended = []
     with inject("rollout.end", lambda rollout: ended.append(rollout) or rollout):
-        compiled(tmp_path / "run", scripted(answer), resume=True)
+        run_toy(tmp_path / "run", scripted(answer), resume=True)
     assert "adapter_model.safetensors is damaged or missing" in caplog.text
-    one, other = lines(tmp_path / "whole"), lines(tmp_path / "run")
+    one, other = untimed_metrics(tmp_path / "whole"), untimed_metrics(tmp_path / "run")
     assert [line["rollouts"] for line in one] == [line["rollouts"] for line in other]
     counts = one[-1]["rollouts"]
     assert len(ended) < counts["fast"] + counts["slow"] + counts["eval"]
@@ -111,7 +121,7 @@ def test_a_logprob_that_is_no_number_does_not_end_a_run_in_the_journal(scripted,
         return Generation(generation.completion_ids, (bad, *generation.logprobs[1:]), generation.finish_reason)
 
     with inject("engine.answer", broken, after=10, times=1):
-        result = compiled(tmp_path / "run", scripted(answer))
+        result = run_toy(tmp_path / "run", scripted(answer))
     assert result["ended"] == "done"
 
 
@@ -120,7 +130,7 @@ def test_a_text_that_is_no_unicode_is_written_down_and_read_back(scripted, tmp_p
         return dspy.Prediction(score=0.5, feedback="no such file: \udcff")
 
     stopped(tmp_path / "run", scripted(answer), place="rollout.end", after=20, metric=odd)
-    assert compiled(tmp_path / "run", scripted(answer), metric=odd, resume=True)["ended"] == "done"
+    assert run_toy(tmp_path / "run", scripted(answer), metric=odd, resume=True)["ended"] == "done"
 
 
 def test_a_full_disk_at_a_reflection_stops_the_run_and_is_no_failed_proposal(scripted, tmp_path):
@@ -140,8 +150,8 @@ def test_a_full_disk_at_a_reflection_stops_the_run_and_is_no_failed_proposal(scr
         inject("files.write", write),
         pytest.raises(StorageError, match="No space left on device"),
     ):
-        compiled(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
-    compiled(tmp_path / "run", scripted(answer), reflection_lm=Reflection(), resume=True)
+        run_toy(tmp_path / "run", scripted(answer), reflection_lm=Reflection())
+    run_toy(tmp_path / "run", scripted(answer), reflection_lm=Reflection(), resume=True)
 
 
 def test_a_cap_is_looked_at_before_each_reflection(scripted, tmp_path):
@@ -152,7 +162,7 @@ def test_a_cap_is_looked_at_before_each_reflection(scripted, tmp_path):
             return [f"```\nuseless {self.calls}\n```"]
 
     values = {"method": "gepa", "budget.max_cost_usd": 1.5, "fast.max_proposals": 8, "fast.max_rollouts": 200}
-    result = compiled(tmp_path / "run", scripted(lambda *_: "nothing that parses"), reflection_lm=Dear(), values=values)
+    result = run_toy(tmp_path / "run", scripted(lambda *_: "nothing that parses"), reflection_lm=Dear(), values=values)
     assert result["cost_usd"] <= 2.0
     assert (result["ended"], result["cap"]) == ("budget", "max_cost_usd")
 
@@ -195,8 +205,8 @@ def test_a_full_disk_at_the_end_leaves_a_run_that_can_be_resumed(scripted, tmp_p
         return path
 
     with inject("files.write", write), pytest.raises(StorageError, match=r"program\.json could not be written"):
-        compiled(tmp_path / "run", scripted(answer))
-    assert compiled(tmp_path / "run", scripted(answer), resume=True)["ended"] == "done"
+        run_toy(tmp_path / "run", scripted(answer))
+    assert run_toy(tmp_path / "run", scripted(answer), resume=True)["ended"] == "done"
     assert not list((tmp_path / "run").glob(".program*"))
 
 

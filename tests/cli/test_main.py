@@ -6,17 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_check import assert_as_designed
-from typer.testing import CliRunner
 
-from fst_optimizer.cli.main import app
+from helpers.fst import LETTERS, SMALL, fst
+from helpers.run_check import assert_as_designed
 
-LETTERS = "programs/letters:sort-rotate"
-SMALL = [
-    *("--max-cycles", "1", "--train-size", "16", "--val-size", "8", "--test-size", "8"),
-    *("--set", "train.steps_per_cycle=1", "--set", "rollout.batch_size=2", "--set", "policy.max_tokens=32"),
-    *("--set", "fast.anchor_size=4", "--set", "fast.max_rollouts=16", "--set", "eval.kl_examples=4"),
-]
 STOPPING_TASK = """
 from pathlib import Path
 
@@ -41,10 +34,6 @@ def metric(example, prediction, trace=None, pred_name=None, pred_trace=None):
         raise KeyboardInterrupt
     return letters.metric(example, prediction, trace, pred_name, pred_trace)
 """
-
-
-def fst(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def result_of(run):

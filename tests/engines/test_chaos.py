@@ -6,11 +6,11 @@ import signal
 
 import psutil
 import pytest
-from run_check import assert_as_designed
-from servers import group, need_vllm
 
 from fst_optimizer import FST, Policy, VLLMConfig
 from fst_optimizer.tasks import load_task
+from helpers.run_check import assert_as_designed
+from helpers.servers import group, need_vllm
 
 STEPS, BATCH, GROUP, CYCLES = 2, 4, 4, 2
 CONFIG = {

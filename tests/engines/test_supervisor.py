@@ -7,10 +7,10 @@ import sys
 
 import psutil
 import pytest
-from servers import group
 
 from fst_optimizer.engines.vllm import supervisor
 from fst_optimizer.engines.vllm.auth import RequireKey
+from helpers.servers import group
 
 FAMILY = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
 """A command that starts another process."""

@@ -7,8 +7,6 @@ import time
 from itertools import pairwise
 
 import pytest
-from servers import Proxy
-from soak import versions
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig
 from fst_optimizer.config.policy import LoraConfig
@@ -17,6 +15,8 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm import client as vllm_client
 from fst_optimizer.engines.vllm import engine as vllm_engine
 from fst_optimizer.testing import EngineContract, as_row, make_tiny_model, move_adapter
+from helpers.servers import Proxy
+from soak import versions
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import urllib.request
 
 import psutil
 import pytest
-from servers import group, hear_interrupts, need_vllm
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig, VLLMServer
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm import server as vllm_server
 from fst_optimizer.errors import EngineDied
 from fst_optimizer.testing import move_adapter
+from helpers.servers import group, hear_interrupts, need_vllm
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,6 @@ import urllib.request
 
 import psutil
 import pytest
-from servers import group, hear_interrupts, need_vllm
-from test_main import LETTERS, SMALL, fst
 
 import fst_optimizer
 from fst_optimizer import UserError
@@ -24,6 +22,8 @@ from fst_optimizer.finished.load import load_policy
 from fst_optimizer.store.files import RunFiles, read_json, write_json
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import as_row
+from helpers.fst import LETTERS, SMALL, fst
+from helpers.servers import group, hear_interrupts, need_vllm
 
 ALONE = "import json, sys; sys.modules['fst_optimizer'] = None\n"
 """Makes `import fst_optimizer` fail."""

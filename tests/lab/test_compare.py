@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from runs import FST_CURVE, GEPA_CURVE, RL_CURVE, write_run
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab import plan
@@ -11,6 +10,7 @@ from fst_optimizer.lab.plan import Common, Job, check_jobs, variant_name
 from fst_optimizer.lab.report import verdict_lines, write_report
 from fst_optimizer.lab.sweep import pick_rates, picked_sets, save_sweep, sweep_jobs
 from fst_optimizer.task_run import plan_run
+from helpers.runs import FST_CURVE, GEPA_CURVE, RL_CURVE, write_run
 
 EXTRA = {"command": "fst lab compare programs/letters --out out", "max_rollouts": 300, "sweep": {}}
 

@@ -15,10 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from soak import CONFIG, Usage, growth
-
 from fst_optimizer import FST, Policy
 from fst_optimizer.tasks import load_task
+from soak import CONFIG, Usage, growth
 
 
 def main() -> int:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from servers import memory_mib
-
 from fst_optimizer import Policy
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import as_row, move_adapter
+from helpers.servers import memory_mib
 
 WARM = 4
 """Versions after which memory is measured first: caches have filled then."""

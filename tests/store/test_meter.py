@@ -3,13 +3,13 @@
 import time
 
 import pytest
-from test_compound import answer, examples, frozen, metric, student_of
 
 from fst_optimizer import FST, FSTConfig, UserError
 from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.types import Call, Outcome, Rollout, Usage
+from helpers.toy import coin, examples, frozen, metric, student_of
 
 TRAIN, VAL, TEST = examples(6), examples(4, start=100), examples(3, start=200)
 IN_FLIGHT = 3
@@ -35,7 +35,7 @@ def rollout(tokens, **usage):
 
 @pytest.fixture
 def policy(scripted):
-    return scripted(answer)
+    return scripted(coin)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def tokens_of(policy):
 
 
 def generated(policy, request):
-    text = answer(policy.engine.prompt_text(request), request)
+    text = coin(policy.engine.prompt_text(request), request)
     return policy.tokenizer(text, add_special_tokens=False)["input_ids"] + [0]
 
 

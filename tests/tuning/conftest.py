@@ -1,4 +1,7 @@
-from postgres import MISSING
+import pytest
+
+from helpers.postgres import MISSING
+from helpers.tune import make_task
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -6,3 +9,8 @@ def pytest_terminal_summary(terminalreporter):
     if any(MISSING in str(report.longrepr) for report in skipped):
         terminalreporter.section("ATTENTION", red=True, bold=True)
         terminalreporter.write_line(MISSING, red=True, bold=True)
+
+
+@pytest.fixture
+def task(tmp_path, tiny_model):
+    return make_task(tmp_path / "tiny", tiny_model)

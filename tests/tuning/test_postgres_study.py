@@ -6,12 +6,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from postgres import need_postgres, postgres
-from test_tune_command import check_killed_study, options, started, task, trials_of, wait_for
 
 from fst_optimizer.store.files import read_json
-
-__all__ = ["task"]  # a fixture
+from helpers.postgres import need_postgres, postgres
+from helpers.tune import check_killed_study, options, started, trials_of, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_study import SPACE, TRAIN, TRAINING, VAL, answer, metric, student_of, tuned
 
 from fst_optimizer import FST, FSTConfig, LoraConfig, Policy, UserError
 from fst_optimizer.config.overrides import read_settings, settled
@@ -16,6 +15,7 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.model import lora
 from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import ScriptedEngine, move_adapter
+from helpers.tiny_study import SPACE, TRAIN, TRAINING, VAL, answer, metric, student_of, tuned
 
 CLOCKS = ("time_s", "step_s")
 

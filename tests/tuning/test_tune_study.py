@@ -6,8 +6,6 @@ from importlib.util import find_spec
 import dspy
 import optuna
 import pytest
-from run_check import assert_as_designed
-from tiny_study import SETTINGS, SPACE, TEST, TRAIN, TRAINING, VAL, Program, answer, examples, metric, student_of, tuned
 
 from fst_optimizer import FSTConfig, LoraConfig, UserError, tune
 from fst_optimizer.config.overrides import Settings
@@ -22,6 +20,21 @@ from fst_optimizer.tuning.storage import open_storage
 from fst_optimizer.tuning.study import Plan, distinct_presets
 from fst_optimizer.tuning.work import failure_cause
 from fst_optimizer.tuning.worker import StudyStopped
+from helpers.run_check import assert_as_designed
+from helpers.tiny_study import (
+    SETTINGS,
+    SPACE,
+    TEST,
+    TRAIN,
+    TRAINING,
+    VAL,
+    Program,
+    answer,
+    examples,
+    metric,
+    student_of,
+    tuned,
+)
 
 STATES = ("complete", "pruned")
 

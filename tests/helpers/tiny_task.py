@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tiny_study import SETTINGS
+from helpers.tiny_study import SETTINGS
 
 SOURCE = '''
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, {helpers!r})
 
 import fst_optimizer.task_run
-import tiny_study
+from helpers import tiny_study
 from fst_optimizer import FSTConfig, Policy
 from fst_optimizer.testing import ScriptedEngine
 
@@ -72,6 +72,6 @@ def model():
 def write_task(folder, model):
     """A folder that is a TASK for the command line."""
     folder.mkdir(parents=True)
-    helpers = str(Path(__file__).parent)
+    helpers = str(Path(__file__).parents[1])
     (folder / "task.py").write_text(SOURCE.format(helpers=helpers, model=str(model), settings=SETTINGS))
     return folder

@@ -1,0 +1,3 @@
+from helpers.lora_models import make_base, make_model, model, moved
+
+__all__ = ["make_base", "make_model", "model", "moved"]
