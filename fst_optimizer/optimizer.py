@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy.teleprompt import Teleprompter
 
+from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.cycle import Parts, committed, counting, run_cycle, validated
 from fst_optimizer.data import split_data
@@ -44,7 +45,6 @@ from fst_optimizer.store.files import (
     RunFiles,
     locked,
     open_run,
-    read_json,
     sync,
     write_json,
     writing,
@@ -184,7 +184,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             "reflection_lm": None if self.reflection_lm is None else str(self.reflection_lm.model),
         }
         if resuming:
-            before = read_json(files.config)
+            before = read_config(files.config)
             changes = record.changes(before, description)
             record.check_same_run(changes, allowed=self.allow_changes)
             if changes:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import KEY_VARIABLE, finished
-from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.store.files import RunFiles
 from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def plan_run(choices: Choices) -> Plan:
     """
     task = load_task(choices.task)
     path = RunFiles(choices.run_dir).config
-    recorded = read_json(path) if choices.resume and path.exists() else None
+    recorded = read_config(path) if choices.resume and path.exists() else None
     file = read_settings(choices.config_file) if choices.config_file else {}
     given = (file, choices.flags, assignments(choices.sets))
     if recorded is None:

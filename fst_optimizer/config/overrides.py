@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.run import OPEN, FSTConfig, preset
 from fst_optimizer.errors import UserError, did_you_mean
-from fst_optimizer.store.files import read_json
 
 Values = Mapping[str, Any]
 """Dotted setting name -> value."""
@@ -83,7 +83,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """A JSON file of nested settings as dotted ones; a run's `config.json` gives the settings of that run."""
-    data = read_json(path)
+    data = read_config(path)
     if isinstance(data.get("config"), dict):
         policy = data.get("policy", {})
         apart = {"lora": policy.get("lora", {}), "vllm": policy.get("vllm") or {}}

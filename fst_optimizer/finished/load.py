@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.store.files import RunFiles, read_json
@@ -31,7 +32,7 @@ def finished(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(
             f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
         )
-    return read_json(files.result), read_json(files.config)
+    return read_json(files.result), read_config(files.config)
 
 
 def load(

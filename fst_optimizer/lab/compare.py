@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from fst_optimizer.config.formats import read_config
 from fst_optimizer.lab.curves import (
     Point,
     against,
@@ -76,7 +77,7 @@ def read_run(folder: Path) -> RunRead:
     lines = read_metrics(files.metrics)
     curve, signal = tuple(curve_of(lines)), signal_left(lines)
     ends = tuple(curve_of(at_cycle_ends(lines)))
-    recorded = read_json(files.config)
+    recorded = read_config(files.config)
     label = folder.name.rpartition(f"-seed{result['seed']}")[0] or result["method"]
     return RunRead(label, result["seed"], folder, curve, result, recorded, signal, ends)
 

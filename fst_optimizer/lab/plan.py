@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import assignments, flat
 from fst_optimizer.config.policy import ENGINES
 from fst_optimizer.config.run import METHODS, FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
-from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.store.files import RunFiles
 from fst_optimizer.task_run import Choices, Sizes, plan_run
 
 DSPY_METHODS = ("dspy-gepa", "dspy-grpo", "dspy-together")
@@ -171,7 +172,7 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         plan = plan_run(job.choices)
         path = RunFiles(job.folder).config
         if path.exists():
-            _check_recorded(job, plan.settings.config, read_json(path))
+            _check_recorded(job, plan.settings.config, read_config(path))
 
 
 def _check_recorded(job: Job, config: FSTConfig, recorded: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import check_format
 from fst_optimizer.errors import UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.run.state import Best, State
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
+"""Of `state.json`."""
 
 OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer.json")
 """What a checkpoint's folders hold; whatever else lies there is the user's."""
@@ -193,10 +195,8 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
         problems.append(f"{name} is damaged ({error})")
         return None
     number = content.get("format")
-    if isinstance(number, int) and number != FORMAT:
-        raise UserError(
-            f"{path}: format {number}, this version reads {FORMAT}; resume with the fst_optimizer that wrote it"
-        )
+    if isinstance(number, int):  # else it is damaged
+        check_format(path, number, FORMAT, FORMAT)
     if content.get("sha256") != _digest(content):
         problems.append(f"{name} is damaged (its checksum is another)")
     elif not _NAME.fullmatch(content["checkpoint"]):

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import CONFIG_FORMAT
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
@@ -47,6 +48,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """The content of `config.json`."""
     return {
+        "format": CONFIG_FORMAT,
         "task": task,
         "config": config.to_dict(),
         "policy": {

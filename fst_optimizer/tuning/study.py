@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import migrated
 from fst_optimizer.config.overrides import Settings, flat
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
 from fst_optimizer.config.run import FSTConfig
@@ -157,7 +158,7 @@ def _about(study: Study) -> dict[str, Any] | None:
     while True:
         about: dict[str, Any] | None = study.user_attrs.get(ABOUT)
         if about is not None or time.monotonic() > deadline:
-            return about
+            return about and {**about, "settings": migrated(about["settings"])}
         time.sleep(0.2)
 
 

@@ -34,6 +34,7 @@ def test_values_are_json_where_they_parse_and_strings_elsewhere():
         ("train.lrr=1", "unknown setting 'train.lrr'; did you mean 'train.lr'?"),
         ("lr=1", "unknown setting 'lr'; did you mean 'train.lr'?"),
         ("train=1", "setting 'train' is a section: set one of train.steps_per_cycle"),
+        ("guards.kl=pause", "unknown setting 'guards.kl'; did you mean 'monitors.kl'?"),
         ("lora.rank=0", "lora.rank is 0"),
         ("policy.max_tokens=none", "policy.max_tokens is 'none'"),
     ],

@@ -28,6 +28,7 @@ def describe(scripted):
 def test_the_description_is_plain_json_with_versions_and_digests(describe, tiny_model):
     found = describe()
     assert found["policy"]["model"] == str(tiny_model)
+    assert found["format"] == 2
     assert found["policy"]["seed"] == 3
     assert found["policy"]["lora"]["rank"] == 16
     assert found["data"]["train"]["examples"] == 2
