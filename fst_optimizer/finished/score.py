@@ -21,6 +21,8 @@ from fst_optimizer.types import Candidate, items_of
 if TYPE_CHECKING:
     import dspy
 
+    from fst_optimizer.policy.policy import Policy
+
 
 @dataclass(frozen=True)
 class TestScore:
@@ -60,17 +62,22 @@ def score_run(
     settings = FSTConfig.from_dict(recorded["config"])
     program = load(run_dir, model=model, engine=engine)
     policy, version = checked_student(program)
-    collector = Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(metric),
-        seed=settings.seed,
-        num_threads=settings.rollout.num_threads,
-        timeout_s=settings.rollout.timeout_s,
-    )
+    collector = collector_of(program, policy, metric, settings)
     items = items_of(examples, "test")
     try:
         found = evaluate(collector, Candidate(seed_texts(program)), items, version=version, on_rollout=on_rollout)
     finally:
         policy.close()
     return TestScore(found, result["test_score_after"], digest(items) == recorded["data"].get("test"))
+
+
+def collector_of(program: dspy.Module, policy: Policy, metric: Callable[..., Any], config: FSTConfig) -> Collector:
+    """A collector that runs `program` with a candidate's texts, as `config` says."""
+    return Collector(
+        lambda candidate: apply_texts(program, candidate.texts),
+        policy,
+        Metric(metric),
+        seed=config.seed,
+        num_threads=config.rollout.num_threads,
+        timeout_s=config.rollout.timeout_s,
+    )

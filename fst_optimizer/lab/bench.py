@@ -11,18 +11,20 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
+from fst_optimizer.finished.score import collector_of
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.program.student import attach_policy
-from fst_optimizer.program.texts import apply_texts, seed_texts
+from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.rollout.groups import grouped
-from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.types import Candidate, Rollout, TrainRow, items_of
 
@@ -54,7 +56,7 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
         "trl_step_tokens_per_s": None if trl_s is None else prompt_and_completion / trl_s,
         "slow_step_over_trl": None if trl_s is None else trl_s / ours_s,
         "logprob_difference_max": _logprob_difference(policy, rows, config.train),
-        "publish_ms": 1e3 * _median_time(policy.publish, 5),
+        "publish_ms": 1e3 * take_turns({"publish": policy.publish}, 5)["publish"].seconds,
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -69,14 +71,7 @@ def rollout_side(
     program = with_max_tokens(task.build_program(), max_tokens)
     program.set_lm(policy.lm)
     program = attach_policy(program, policy)
-    collector = Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(task.metric),
-        seed=config.seed,
-        num_threads=config.rollout.num_threads,
-        timeout_s=config.rollout.timeout_s,
-    )
+    collector = collector_of(program, policy, task.metric, config)
     candidate = Candidate(seed_texts(program))
     items = items_of(task.load("train", examples), "train")
     return collector, [Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)]
@@ -111,7 +106,8 @@ def _rollout_times(
         for start in range(0, len(calls), size):
             policy.engine.generate(calls[start : start + size])  # type: ignore[attr-defined]
 
-    return rollouts, *_taking_turns(collect, raw, repeats)
+    turns = take_turns({"collect": collect, "raw": raw}, repeats)
+    return rollouts, turns["collect"].seconds, turns["raw"].seconds
 
 
 def _step_times(
@@ -120,19 +116,15 @@ def _step_times(
     """Seconds of our slow step, and of TRL's on the same rows; None for TRL where it is not installed."""
     trainer = policy.trainer(config)
     start = policy.tensors(policy.version)
+    contenders: dict[str, Callable[[], Any]] = {"ours": lambda: trainer.step(rows)}
+    with tempfile.TemporaryDirectory() as folder:
+        if find_spec("trl"):
+            from fst_optimizer.lab.trl_step import TRLStep
 
-    def ours() -> None:
-        trainer.step(rows)
-
-    try:
-        from fst_optimizer.lab.trl_step import TRLStep
-    except ImportError:
-        result: tuple[float, float | None] = (_median_time(ours, repeats), None)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            result = _taking_turns(ours, TRLStep(policy, rows, config, folder), repeats)
+            contenders["trl"] = TRLStep(policy, rows, config, folder)
+        turns = take_turns(contenders, repeats)
     policy.restore(policy.version, start)
-    return result
+    return turns["ours"].seconds, turns["trl"].seconds if "trl" in turns else None
 
 
 def _logprob_difference(policy: Policy, rows: Sequence[TrainRow], config: TrainConfig) -> float:
@@ -141,17 +133,27 @@ def _logprob_difference(policy: Policy, rows: Sequence[TrainRow], config: TrainC
     return max(abs(a - b) for row, new in pairs for a, b in zip(row.call.logprobs, new, strict=True))
 
 
-def _taking_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of both, run alternately so that a busy machine slows both; the first turn warms up."""
-    times: list[tuple[float, float]] = [(_seconds(one), _seconds(other)) for _ in range(repeats + 1)][1:]
-    return statistics.median(a for a, _ in times), statistics.median(b for _, b in times)
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of a contender took."""
+
+    seconds: float
+    cpu_s: float
+    """CPU time of this process, a server's not counted."""
 
 
-def _median_time(function: Callable[[], Any], repeats: int) -> float:
-    return statistics.median([_seconds(function) for _ in range(repeats + 1)][1:])
+def take_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Turn]:
+    """The median turn of each, run alternately so that a busy machine slows all alike; the first turns warm up."""
+    rounds = [{name: _turn(run) for name, run in contenders.items()} for _ in range(repeats + 1)][1:]
+    return {
+        name: Turn(
+            statistics.median(one[name].seconds for one in rounds), statistics.median(one[name].cpu_s for one in rounds)
+        )
+        for name in contenders
+    }
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+def _turn(run: Callable[[], Any]) -> Turn:
+    cpu_s, started = time.process_time(), time.perf_counter()
+    run()
+    return Turn(time.perf_counter() - started, time.process_time() - cpu_s)

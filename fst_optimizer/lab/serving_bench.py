@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,22 +27,13 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm.client import completion_body
 from fst_optimizer.engines.vllm.engine import VLLMEngine
 from fst_optimizer.errors import UserError
-from fst_optimizer.lab.bench import rollout_side, with_max_tokens
+from fst_optimizer.lab.bench import rollout_side, take_turns, with_max_tokens
 from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
     from fst_optimizer.config.run import FSTConfig
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.tasks import Task
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One contender's turn."""
-
-    seconds: float
-    cpu_s: float
-    """CPU time of this process, the server's not counted."""
 
 
 def serving_bench(
@@ -67,9 +56,7 @@ def serving_bench(
     in_flight = config.rollout.num_threads
     bodies = _bodies(engine, policy, calls)
     bare = _bare_predict(task, policy, engine, len(calls), in_flight)
-    turns = taking_turns(
-        {"collect": collect, "raw": lambda: _post_all(engine, bodies, in_flight), "bare": bare}, repeats
-    )
+    turns = take_turns({"collect": collect, "raw": lambda: _post_all(engine, bodies, in_flight), "bare": bare}, repeats)
     tokens = [len(call.completion_ids) for call in calls]
     per_s = {name: len(calls) / turn.seconds for name, turn in turns.items()}
     cpu_ms = {name: 1e3 * turn.cpu_s / len(calls) for name, turn in turns.items()}
@@ -101,28 +88,6 @@ def endless_copy(model: Path, folder: Path) -> Path:
     tokenizer["eos_token"] = tokenizer["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     return folder
-
-
-def taking_turns(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Turn]:
-    """Median turns of all, run alternately so that a busy machine slows all alike; the first turns warm up."""
-    rounds = [{name: _turn(run) for name, run in contenders.items()} for _ in range(repeats + 1)][1:]
-    return {
-        name: Turn(
-            statistics.median(one[name].seconds for one in rounds), statistics.median(one[name].cpu_s for one in rounds)
-        )
-        for name in contenders
-    }
-
-
-def _turn(run: Callable[[], Any]) -> Turn:
-    cpu, started = _cpu_s(), time.perf_counter()
-    run()
-    return Turn(time.perf_counter() - started, _cpu_s() - cpu)
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _bodies(engine: VLLMEngine, policy: Policy, calls: Sequence[Call]) -> list[bytes]:
