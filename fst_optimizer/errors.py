@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 
 class FSTError(Exception):
@@ -66,3 +67,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     options = sorted(known)
     near = get_close_matches(name, options, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(options)}"
+
+
+def need_extra(extra: str, *modules: str) -> None:
+    """The modules that an extra of this package brings are installed.
+
+    Raises:
+        UserError: says how to install them.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise UserError(f"{module} is not installed: pip install 'fst-optimizer[{extra}]'")

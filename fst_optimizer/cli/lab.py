@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
+from fst_optimizer.errors import need_extra
 from fst_optimizer.task_run import Sizes
 
 lab = typer.Typer(
@@ -74,7 +75,7 @@ def compare_command(
         from fst_optimizer.lab import compare, figures, launch, plan
         from fst_optimizer.lab import sweep as sweeping
 
-        figures.need_lab()
+        need_extra("lab", "matplotlib", "scipy")
         console, progress = consoles()
         names, numbers, folders = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.by_folder(tasks)
         own = sweeping.picked_sets(sweep, names) if sweep else {}
@@ -129,16 +130,15 @@ def sweep_command(
         names, numbers, rates = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.parse_rates(lrs)
         own = plan.by_method(set_method or ())
         common = plan.Common(max_rollouts, tuple(sets or ()), model, Sizes(train_size, val_size, test_size), config)
-        work = [
-            pair
+        everything = [
+            job
             for folder, task in plan.by_folder(tasks).items()
-            for pair in sweep.sweep_jobs(task, out / folder, names, rates, numbers, common, own)
+            for job in sweep.sweep_jobs(task, out / folder, names, rates, numbers, common, own)
         ]
-        everything = [job for _, job in work]
         plan.check_jobs(everything)
         launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
         extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
-        _show_sweep(console, sweep.save_sweep(work, out, extra=extra), out / "sweep.json")
+        _show_sweep(console, sweep.save_sweep(everything, out, extra=extra), out / "sweep.json")
 
 
 @lab.command("bench")
@@ -225,10 +225,10 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
     from fst_optimizer.lab import tables
 
     title = f"{data['task']}: means over seeds ± 95% interval, at most {data['max_rollouts']} training rollouts"
-    console.print(tables.rich_table(title, tables.METHOD_HEAD, tables.method_rows(data, tables.format_ci_short)))
+    console.print(tables.rich_table(title, *tables.method_table(data, tables.format_ci_short)))
     if data["against_rl"]:
-        rows = tables.against_rows(data["against_rl_at_cycle_ends"], tables.format_ci_short)
-        console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", tables.AGAINST_HEAD, rows))
+        table = tables.against_table(data["against_rl_at_cycle_ends"], tables.format_ci_short)
+        console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", *table))
     for path in paths:
         console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
@@ -236,18 +236,6 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
 def _show_sweep(console: Any, data: dict[str, Any], path: Path) -> None:
     from fst_optimizer.lab import tables
 
-    rows = [
-        [
-            method,
-            f"{entry['lr']:g}",
-            f"{entry['val_score_after']:.3f}",
-            f"{entry['settled_rollouts']:.0f}",
-            "picked" if entry["lr"] == picked else "",
-        ]
-        for method, entries in data["means"].items()
-        for picked in (data["picked"][method],)
-        for entry in entries
-    ]
-    head = ("method", "lr", "score", "rollouts", "")
-    console.print(tables.rich_table("Final validation score, and the rollouts to level off", head, rows))
+    title = "Final validation score, and the rollouts to level off"
+    console.print(tables.rich_table(title, *tables.sweep_table(data)))
     console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.formats import read_config
-from fst_optimizer.lab.curves import (
-    Point,
-    against,
-    at_cycle_ends,
-    ceiling,
-    curve_of,
-    settled_best,
-    signal_left,
-)
+from fst_optimizer.lab.curves import Point, against, at_cycle_ends, ceiling, curve_of, settled_best, signal_left
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json, write_json
@@ -28,23 +20,27 @@ from fst_optimizer.store.metrics import read_metrics
 
 REFERENCE = "rl"
 FINAL = ("val_score_before", "val_score_after", "test_score_before", "test_score_after", "kl_to_base", "wall_s")
+COPIED = ("rollouts", "steps", "cycles", "reflection_calls", "cost_usd", "policy_version", "candidate", "ended")
+"""What of a run's `result.json` is in `compare.json` beside the final numbers."""
 
 
 @dataclass(frozen=True)
-class RunRead:
+class FinishedRun:
     """A finished run, read back."""
 
     method: str
     """As the comparison was asked for it: METHOD, METHOD@ENGINE, METHOD+LABEL."""
     seed: int
     folder: Path
-    curve: tuple[Point, ...]
     result: Mapping[str, Any]
+    """Its `result.json`."""
     recorded: Mapping[str, Any]
-    signal: Mapping[str, float] | None = None
+    """Its `config.json`."""
+    curve: tuple[Point, ...]
+    end_curve: tuple[Point, ...]
+    """The curve at the ends of cycles alone: as often as RL is evaluated."""
+    signal: Mapping[str, float] | None
     """See `signal_left`."""
-    end_curve: tuple[Point, ...] = ()
-    """The curve at the ends of cycles alone, as often as RL is looked at."""
 
     @property
     def val_examples(self) -> int:
@@ -70,60 +66,58 @@ def comparison_jobs(
     ]
 
 
-def read_run(folder: Path) -> RunRead:
+def read_run(folder: Path) -> FinishedRun:
     """One finished run's numbers."""
     files = RunFiles(folder)
-    result = read_json(files.result)
-    lines = read_metrics(files.metrics)
-    curve, signal = tuple(curve_of(lines)), signal_left(lines)
-    ends = tuple(curve_of(at_cycle_ends(lines)))
-    recorded = read_config(files.config)
-    label = folder.name.rpartition(f"-seed{result['seed']}")[0] or result["method"]
-    return RunRead(label, result["seed"], folder, curve, result, recorded, signal, ends)
+    result, lines = read_json(files.result), read_metrics(files.metrics)
+    return FinishedRun(
+        method=folder.name.rpartition(f"-seed{result['seed']}")[0] or result["method"],
+        seed=result["seed"],
+        folder=folder,
+        result=result,
+        recorded=read_config(files.config),
+        curve=tuple(curve_of(lines)),
+        end_curve=tuple(curve_of(at_cycle_ends(lines))),
+        signal=signal_left(lines),
+    )
 
 
-def compared(runs: Sequence[RunRead], *, root: Path, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `compare.json` for one task.
+def save_comparison(runs: Sequence[FinishedRun], folder: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `compare.json` into a task's folder and return what is in it.
 
     Args:
-        runs: All runs of the task.
-        root: The comparison's folder; paths are written relative to it.
+        runs: All runs of the task, below the folder.
+        folder: Where it is written; paths in it are relative to it.
         extra: What else to write down: command, cap, learning rates.
     """
-    methods = list(dict.fromkeys(run.method for run in runs))
-    first = runs[0]
-    examples = first.val_examples
-    of = {method: [run for run in runs if run.method == method] for method in methods}
-    curves = {method: {run.seed: run.curve for run in of[method]} for method in methods}
-    ends = {method: {run.seed: run.end_curve for run in of[method]} for method in methods}
-    return {
+    first, examples = runs[0], runs[0].val_examples
+    by_method = {method: [run for run in runs if run.method == method] for method in (run.method for run in runs)}
+    reference = {run.seed: run.curve for run in by_method.get(REFERENCE, ())}
+    others = {method: some for method, some in by_method.items() if reference and method != REFERENCE}
+    data = {
         "task": first.result["task"],
         **extra,
         "val_examples": examples,
         "test_examples": (first.recorded["data"].get("test") or {}).get("examples"),
         "model": shown_model(first.recorded["policy"]["model"]),
         "versions": first.recorded["versions"],
-        "settings": {method: of[method][0].recorded["config"] for method in methods},
-        "runs": [_run_json(run, root) for run in runs],
-        "methods": {method: _method_json(of[method]) for method in methods},
-        "differences": {f"{a} - {b}": _difference(of[a], of[b]) for a, b in combinations(methods, 2)},
-        "rl_best": _best_json(curves[REFERENCE], examples) if REFERENCE in of else None,
+        "settings": {method: some[0].recorded["config"] for method, some in by_method.items()},
+        "runs": [_run_json(run, folder) for run in runs],
+        "methods": {method: _method_json(some) for method, some in by_method.items()},
+        "differences": {f"{a} - {b}": _difference(by_method[a], by_method[b]) for a, b in combinations(by_method, 2)},
+        "rl_best": [
+            {"seed": seed, **asdict(settled_best(curve, examples))} for seed, curve in sorted(reference.items())
+        ]
+        or None,
         "against_rl": {
-            method: against(curves[method], curves[REFERENCE], examples)
-            for method in methods
-            if REFERENCE in of and method != REFERENCE
+            method: against({run.seed: run.curve for run in some}, reference, examples)
+            for method, some in others.items()
         },
         "against_rl_at_cycle_ends": {
-            method: against(ends[method], curves[REFERENCE], examples)
-            for method in methods
-            if REFERENCE in of and method != REFERENCE
+            method: against({run.seed: run.end_curve for run in some}, reference, examples)
+            for method, some in others.items()
         },
     }
-
-
-def save_comparison(runs: Sequence[RunRead], folder: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `compare.json` into the task's folder and return what is in it."""
-    data = compared(runs, root=folder, extra=extra)
     write_json(folder / "compare.json", data)
     return data
 
@@ -133,34 +127,32 @@ def shown_model(model: str) -> str:
     return "/".join(Path(model).parts[-2:])
 
 
-def _run_json(run: RunRead, root: Path) -> dict[str, Any]:
-    kept = ("rollouts", "steps", "cycles", "reflection_calls", "cost_usd", "policy_version", "candidate", "ended")
+def _run_json(run: FinishedRun, root: Path) -> dict[str, Any]:
     return {
         "method": run.method,
         "seed": run.seed,
         "dir": run.folder.relative_to(root).as_posix(),
         "curve": [[point.rollouts, point.score, point.kl] for point in run.curve],
-        **{name: run.result[name] for name in (*FINAL, *kept)},
+        **{name: run.result[name] for name in (*FINAL, *COPIED)},
         "ceiling": ceiling(run.curve),
         "signal": run.signal,
     }
 
 
-def _method_json(runs: Sequence[RunRead]) -> dict[str, Any]:
+def _method_json(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Means with intervals over the seeds."""
-    training = [run.result["rollouts"]["fast"] + run.result["rollouts"]["slow"] for run in runs]
     signals = [run.signal for run in runs if run.signal]
-    ceilings = [found["A"] for run in runs if (found := ceiling(run.curve))]
+    ceilings = [fit["A"] for run in runs if (fit := ceiling(run.curve))]
     return {
         "seeds": [run.seed for run in runs],
         **{name: mean_ci(run.result[name] for run in runs) for name in FINAL},
-        "training_rollouts": mean_ci(training),
+        "training_rollouts": mean_ci(run.result["rollouts"]["fast"] + run.result["rollouts"]["slow"] for run in runs),
         "ceiling": mean_ci(ceilings),
         "signal": {name: mean_ci(one[name] for one in signals) for name in signals[0]} if signals else None,
     }
 
 
-def _difference(ours: Sequence[RunRead], theirs: Sequence[RunRead]) -> dict[str, Any]:
+def _difference(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Final scores of one method over another's, paired by seed."""
     other = {run.seed: run.result for run in theirs}
     pairs = [(run.result, other[run.seed]) for run in ours if run.seed in other]
@@ -168,7 +160,3 @@ def _difference(ours: Sequence[RunRead], theirs: Sequence[RunRead]) -> dict[str,
         name: mean_ci(a[name] - b[name] for a, b in pairs if a[name] is not None and b[name] is not None)
         for name in ("val_score_after", "test_score_after")
     }
-
-
-def _best_json(curves: Mapping[int, Sequence[Point]], examples: int) -> list[dict[str, Any]]:
-    return [{"seed": seed, **asdict(settled_best(curve, examples))} for seed, curve in sorted(curves.items())]

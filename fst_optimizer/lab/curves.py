@@ -1,7 +1,7 @@
 """The numbers of a comparison, as pure functions: when a curve levels off, who gets there first, and how sure we are.
 
-A curve is a run's validation evaluations in order. Its rollouts are the training ones, fast and slow together: what a
-method pays to learn.
+A curve is a run's validation evaluations in order. Its rollouts are the training ones, fast and slow together: the cost
+of learning.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from fst_optimizer.stats import mean, mean_ci, standard_error
 
 SLOPES = (0.05, 20.0)
 """Bounds of the ceiling fit's B. A single jump has no slope, and drives it to the upper one."""
+SIGNAL_STEPS = 6
+"""Steps at either end of a run that `signal_left` averages over."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def curve_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
 def at_cycle_ends(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines without evaluations between a fast round and its slow steps.
 
-    RL has no such evaluation: only so are all methods looked at equally often, at the ends of cycles.
+    RL has no such evaluation. Without them all methods are evaluated equally often, at the ends of cycles.
     """
     kept, fast_cycle = [], None
     for line in lines:
@@ -81,7 +83,7 @@ def ratio(value: float, reference: float) -> float | None:
 
 
 def last_at(curve: Curve, rollouts: float) -> Point | None:
-    """The last evaluation that this many rollouts pay for. None: before the first."""
+    """The last evaluation within this many rollouts. None: before the first."""
     return next((point for point in reversed(curve) if point.rollouts <= rollouts), None)
 
 
@@ -170,10 +172,6 @@ def against(runs: Mapping[int, Curve], reference: Mapping[int, Curve], examples:
         "of": len(pairs),
         **{name: mean_ci([pair[name] for pair in reached]) for name in ("rollouts", "ratio", "kl", "kl_ratio")},
     }
-
-
-SIGNAL_STEPS = 6
-"""Steps at either end of a run that `signal_left` averages over."""
 
 
 def signal_left(lines: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.errors import UserError
 from fst_optimizer.lab.curves import Point, score_band
 
 COLORS = {
@@ -23,19 +22,6 @@ OTHERS = ("#d98880", "#7fb3d5", "#7dcea0", "#c39bd3", "#f0b27a", "#909497")
 SCORES, DRIFT = "score_by_rollouts.png", "kl_by_score.png"
 
 
-def need_lab() -> None:
-    """The extra `lab` is there.
-
-    Raises:
-        UserError: says how to install it.
-    """
-    try:
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed: pip install 'fst-optimizer[lab]'") from error
-
-
 def draw_all(data: Mapping[str, Any], folder: Path, prefix: str = "") -> list[Path]:
     """Both figures of one task's `compare.json`."""
     return [_score_figure(data, folder / f"{prefix}{SCORES}"), _drift_figure(data, folder / f"{prefix}{DRIFT}")]
@@ -49,8 +35,8 @@ def curves_by_method(data: Mapping[str, Any]) -> dict[str, list[list[Point]]]:
     return found
 
 
-def without_course(curves: Sequence[Sequence[Point]]) -> bool:
-    """Whether a method was only looked at before and after: a line between the two would tell what nobody saw."""
+def only_ends(curves: Sequence[Sequence[Point]]) -> bool:
+    """Whether a method was evaluated only before and after: a line between the two points would show no measurement."""
     return all(len(curve) <= 2 for curve in curves)
 
 
@@ -62,7 +48,7 @@ def _score_figure(data: Mapping[str, Any], path: Path) -> Path:
     figure, axes = _axes("training rollouts (fast + slow)", "validation score (greedy)", data["task"])
     for place, (method, curves) in enumerate(curves_by_method(data).items()):
         color = _color(method, place)
-        if without_course(curves):
+        if only_ends(curves):
             ends = [curve[-1] for curve in curves]
             spent, scores = [point.rollouts for point in ends], [point.score for point in ends]
             axes.scatter(spent, scores, label=f"{method}, {len(curves)} seed(s)", color=color, marker="x", zorder=3)
@@ -80,7 +66,7 @@ def _drift_figure(data: Mapping[str, Any], path: Path) -> Path:
     for method, curves in curves_by_method(data).items():
         for number, curve in enumerate(curves):
             label = method if not number else None
-            shown, marker = (curve[-1:], "x") if without_course(curves) else (curve, ".")
+            shown, marker = (curve[-1:], "x") if only_ends(curves) else (curve, ".")
             scores, kls = [point.score for point in shown], [point.kl for point in shown]
             axes.plot(scores, kls, label=label, color=colors[method], marker=marker, linewidth=0.8, alpha=0.8)
     return _save(figure, axes, path, "one line a seed, one point an evaluation")

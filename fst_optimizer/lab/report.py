@@ -5,9 +5,7 @@ No number on the page is typed. Sentences that judge are chosen by the numbers t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,9 @@ from fst_optimizer.lab.figures import DRIFT, SCORES, draw_all
 from fst_optimizer.store.files import read_json
 from fst_optimizer.text import plain
 
+NOTE = Path(__file__).with_name("how_to_read.md")
+"""The section of the page that explains its numbers."""
+
 MOST_ROLLOUTS, MOST_KL, LEAST_GAIN = 1 / 3, 1 / 2, 0.10
 """The aims: FST's share of RL's rollouts and of RL's KL at RL's best, and its lead over GEPA alone."""
 
@@ -25,59 +26,47 @@ MOST_FLAT, ENTROPY_KEPT, SOLVED = 0.5, 0.2, 0.9
 lower: at the top all groups are flat as well."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """One task's comparison and the folder that it lies in."""
-
-    data: Mapping[str, Any]
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The folder's name; it names headings and figures."""
-        return self.folder.resolve().name
-
-
-def find_comparisons(folders: Sequence[Path]) -> list[Compared]:
-    """Every `compare.json` in these folders or one level below.
+def find_comparisons(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Every `compare.json` in these folders or one level below, by its folder's name, which headings and figures have.
 
     Raises:
         UserError: a folder has none, or two have one name.
     """
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for folder in folders:
         paths = [path for path in (folder / "compare.json", *sorted(folder.glob("*/compare.json"))) if path.exists()]
         if not paths:
             raise UserError(f"{folder} has no compare.json: make one with fst lab compare ... --out {folder}")
-        found += [Compared(read_json(path), path.parent) for path in paths]
-    twice = [name for name, count in Counter(one.name for one in found).items() if count > 1]
-    if twice:
-        raise UserError(f"two folders are called {twice[0]!r}: their figures would be the same files; rename one")
+        for path in paths:
+            name = path.parent.resolve().name
+            if name in found:
+                raise UserError(f"two folders are called {name!r}: their figures would be the same files; rename one")
+            found[name] = read_json(path)
     return found
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
     """Write the page, and the figures beside it."""
-    everything = find_comparisons(folders)
-    for one in everything:
-        draw_all(one.data, out.parent / "figures", prefix=f"{one.name}-")
+    comparisons = find_comparisons(folders)
+    for name, data in comparisons.items():
+        draw_all(data, out.parent / "figures", prefix=f"{name}-")
     command = f"fst lab report {' '.join(map(str, folders))} --out {out}"
-    parts = [_opening(everything, command), _reading_note(), *map(_task_part, everything)]
+    sections = [_task_section(name, data) for name, data in comparisons.items()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n\n".join(parts) + "\n")
+    out.write_text("\n\n".join([_opening(comparisons, command), NOTE.read_text().strip(), *sections]) + "\n")
 
 
 # -- the page's parts -------------------------------------------------------------------------------------------
 
 
-def _opening(everything: Sequence[Compared], command: str) -> str:
+def _opening(comparisons: Mapping[str, Mapping[str, Any]], command: str) -> str:
     commands = dict.fromkeys(
         line
-        for one in everything
-        for line in (one.data.get("sweep", {}).get("command"), one.data.get("command"))
+        for data in comparisons.values()
+        for line in (data.get("sweep", {}).get("command"), data.get("command"))
         if line
     )
-    verdicts = [f"- **{one.name}**: {line}" for one in everything for line in verdict_lines(one.data)]
+    verdicts = [f"- **{name}**: {line}" for name, data in comparisons.items() for line in verdict_lines(data)]
     return "\n\n".join(
         [
             "# Results",
@@ -89,46 +78,14 @@ def _opening(everything: Sequence[Compared], command: str) -> str:
     )
 
 
-def _reading_note() -> str:
-    return """## How to read this
-
-**What counts.** All methods share every line of code but the parts that they leave out, and have the same cap of
-training rollouts: program runs of the fast side (prompt search) and of the slow side (weight updates) together.
-Evaluations are not counted, for any method. A task named without a variant is its default one; that of
-`programs/letters` is `pipeline`. Scores are means over the examples with greedy decoding. Intervals are 95%
-Student-t intervals over seeds: with few seeds they are wide, and with one there is none.
-
-**Names.** A section is named after its folder. `fst@vllm` is fst on the vLLM engine; `rl+own` is rl with settings of
-its own, which the command above tells. Methods called `dspy-...` are DSPy's own optimizers on the same policy, from the
-same start and with the same cap. They share policy, data and final scoring with the others, do not look at the
-validation set on the way, and so have no curve. dspy-gepa has the same extractive reflector.
-
-**RL's best** is its first validation score within one standard error of its maximum, the standard error taken as
-sqrt(s(1-s)/n) over the n validation examples. "Reached" is the first evaluation of the other method, on the same seed,
-with at least that score; a method can only be seen to reach it when it is evaluated. RL is evaluated after each cycle,
-methods with a fast side also after a fast round that changed the leading prompt. The verdicts count evaluations at the
-ends of cycles alone, for all methods; the second table counts all of them, which favours methods with a fast side.
-
-**Validation chooses, test reports.** The best (prompt, weights) pair of a run is chosen on the validation set, so its
-validation score flatters it a little. The test set chooses nothing.
-
-**What the feedback gives away.** Methods with a fast side (fst, gepa, sequential) read the metric's feedback on failed
-rollouts; RL sees one number a rollout and no word of it. On the letters tasks the feedback on a wrong answer states the
-predictor's hidden rule as a sentence, and without a reflection LM the built-in extractive reflector copies sentences
-that recur in feedback into the instruction. The prompt side is in effect told the rule and has to find out which
-sentence helps; RL has to discover the same rule from scores. A lead of the fast side here shows what such feedback is
-worth when a task has it. It does not show that prompts beat weights where feedback says only "wrong"."""
-
-
-def _task_part(one: Compared) -> str:
-    data = one.data
+def _task_section(name: str, data: Mapping[str, Any]) -> str:
     parts = [
-        f"## {one.name}",
+        f"## {name}",
         _setup(data),
-        tables.markdown_table(tables.METHOD_HEAD, tables.method_rows(data)),
+        tables.markdown_table(*tables.method_table(data)),
         "\n".join(f"- {line}" for line in verdict_lines(data)),
-        f"![Score against training rollouts](figures/{one.name}-{SCORES})",
-        f"![KL to base against score](figures/{one.name}-{DRIFT})",
+        f"![Score against training rollouts](figures/{name}-{SCORES})",
+        f"![KL to base against score](figures/{name}-{DRIFT})",
         _against(data),
         _differences(data),
         _signal(data),
@@ -176,10 +133,10 @@ def _against(data: Mapping[str, Any]) -> str:
         [
             "**What it took to reach RL's best**, at the ends of cycles alone, paired by seed; means are over the "
             "seeds that reached it.",
-            tables.markdown_table(tables.AGAINST_HEAD, tables.against_rows(data["against_rl_at_cycle_ends"])),
-            tables.markdown_table(tables.PAIR_HEAD, tables.pair_rows(data["against_rl_at_cycle_ends"])),
+            tables.markdown_table(*tables.against_table(data["against_rl_at_cycle_ends"])),
+            tables.markdown_table(*tables.pair_table(data["against_rl_at_cycle_ends"])),
             "The same, with the evaluations after fast rounds:",
-            tables.markdown_table(tables.AGAINST_HEAD, tables.against_rows(data["against_rl"])),
+            tables.markdown_table(*tables.against_table(data["against_rl"])),
         ]
     )
 
@@ -197,7 +154,7 @@ def _differences(data: Mapping[str, Any]) -> str:
 
 def _signal(data: Mapping[str, Any]) -> str:
     """What was left to learn from, and who ran out of it."""
-    rows = tables.signal_rows(data)
+    head, rows = tables.signal_table(data)
     if not rows:
         return ""
     dry = [method for method, found in data["methods"].items() if found["signal"] and _lost_signal(found)]
@@ -210,7 +167,7 @@ def _signal(data: Mapping[str, Any]) -> str:
     return (
         f"**What was left to learn from**: entropy of the sampled tokens in nats, and the share of groups whose "
         f"rewards were all equal, over each run's first and last steps.{note}\n\n"
-        f"{tables.markdown_table(tables.SIGNAL_HEAD, rows)}"
+        f"{tables.markdown_table(head, rows)}"
     )
 
 
@@ -262,9 +219,8 @@ def verdict_lines(data: Mapping[str, Any]) -> list[str]:
             _reaching("training rollouts", ours, "ratio", MOST_ROLLOUTS),
             _reaching("KL to base", ours, "kl_ratio", MOST_KL),
         ]
-    lead = _lead_over_gepa(data)
-    if lead:
-        split, found = lead
+    split, found = _lead_over_gepa(data["differences"])
+    if found:
         met = "met" if found["mean"] >= LEAST_GAIN else "missed"
         lines.append(
             f"aim {met}: FST ends {100 * found['mean']:.1f} points above GEPA alone on {split} "
@@ -289,20 +245,12 @@ def _reaching(what: str, found: Mapping[str, Any], name: str, most: float) -> st
     )
 
 
-def _lead_over_gepa(data: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """FST less GEPA, on the test set where there is one; None without both methods."""
-    for name, sign in (("fst - gepa", 1), ("gepa - fst", -1)):
-        found = data["differences"].get(name)
-        if found is None:
-            continue
-        for split in ("test", "val"):
-            if gap := found[f"{split}_score_after"]:
-                return ("test" if split == "test" else "validation"), _signed(gap, sign)
-    return None
-
-
-def _signed(found: Mapping[str, Any], sign: int) -> Mapping[str, Any]:
-    if sign > 0:
-        return found
-    bounds = [None if found[name] is None else -found[name] for name in ("high", "low")]
-    return {"mean": -found["mean"], "low": bounds[0], "high": bounds[1], "n": found["n"]}
+def _lead_over_gepa(differences: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
+    """FST less GEPA, on the test set where there is one. None without both methods."""
+    for split, name in (("test", "test_score_after"), ("validation", "val_score_after")):
+        if ours := differences.get("fst - gepa", {}).get(name):
+            return split, ours
+        if theirs := differences.get("gepa - fst", {}).get(name):
+            low, high = (None if theirs[bound] is None else -theirs[bound] for bound in ("high", "low"))
+            return split, {**theirs, "mean": -theirs["mean"], "low": low, "high": high}
+    return "", None

@@ -11,7 +11,7 @@ from fst_optimizer.lab.compare import read_run
 from fst_optimizer.lab.curves import settled_best
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.stats import mean, standard_error
-from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.store.files import read_json, write_json
 
 WITHOUT_RATE = "gepa"
 """Never trains, so its learning rate decides nothing."""
@@ -25,19 +25,16 @@ def sweep_jobs(
     seeds: Sequence[int],
     common: Common,
     own_sets: Mapping[str, Sequence[str]],
-) -> list[tuple[float, Job]]:
+) -> list[Job]:
     """Every method x learning rate x seed."""
     return [
-        (
-            rate,
-            Job(
-                task,
-                method,
-                seed,
-                folder / f"{method}-lr{rate:g}-seed{seed}",
-                common,
-                (*own_sets.get(method, ()), f"train.lr={rate!r}"),
-            ),
+        Job(
+            task,
+            method,
+            seed,
+            folder / f"{method}-lr{rate:g}-seed{seed}",
+            common,
+            (*own_sets.get(method, ()), f"train.lr={rate!r}"),
         )
         for seed in seeds
         for method in methods
@@ -52,42 +49,48 @@ def pick_rates(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     A final score alone would choose by noise among rates that end level, and may take the slowest.
     """
     picked = {}
-    for method, rates in by_rate(runs).items():
-        final = {rate: mean([one["val_score_after"] for one in own]) for rate, own in rates.items()}
-        cost = {rate: mean([one["settled_rollouts"] for one in own]) for rate, own in rates.items()}
-        best = max(final.values())
+    for method, rates in _means(runs).items():
+        best = max(one["val_score_after"] for one in rates)
         floor = best - standard_error(best, min(run["val_examples"] for run in runs))
-        picked[method] = min((rate for rate in final if final[rate] >= floor), key=lambda rate: (cost[rate], rate))
+        level = [one for one in rates if one["val_score_after"] >= floor]
+        picked[method] = min(level, key=lambda one: (one["settled_rollouts"], one["lr"]))["lr"]
     return picked
 
 
-def by_rate(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[float, list[Mapping[str, Any]]]]:
-    """Method -> rate -> its runs, over tasks and seeds."""
+def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Method -> its rates in order, each with means over tasks and seeds."""
     found: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for run in runs:
         found.setdefault(run["method"], {}).setdefault(run["lr"], []).append(run)
-    return found
-
-
-def save_sweep(jobs: Sequence[tuple[float, Job]], out: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `sweep.json` from the finished runs and return what is in it."""
-    runs = []
-    for rate, job in jobs:
-        result = read_json(RunFiles(job.folder).result)
-        kept = ("val_score_before", "val_score_after", "kl_to_base", "rollouts", "wall_s")
-        about = {"task": job.task, "method": job.method, "lr": rate, "seed": job.seed}
-        read = read_run(job.folder)
-        settled = {"settled_rollouts": settled_best(read.curve, read.val_examples).rollouts}
-        numbers = {name: result[name] for name in kept} | settled | {"val_examples": read.val_examples}
-        runs.append({**about, "dir": job.folder.relative_to(out).as_posix(), **numbers})
-    means = {
+    names = ("val_score_after", "settled_rollouts")
+    return {
         method: [
-            {"lr": rate, **{name: mean([one[name] for one in own]) for name in ("val_score_after", "settled_rollouts")}}
+            {"lr": rate, **{name: mean([run[name] for run in own]) for name in names}}
             for rate, own in sorted(rates.items())
         ]
-        for method, rates in by_rate(runs).items()
+        for method, rates in found.items()
     }
-    data = {**extra, "picked": pick_rates(runs), "means": means, "runs": runs}
+
+
+def save_sweep(jobs: Sequence[Job], out: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `sweep.json` from the finished runs and return what is in it."""
+    runs = []
+    for job in jobs:
+        run = read_run(job.folder)
+        copied = ("val_score_before", "val_score_after", "kl_to_base", "rollouts", "wall_s")
+        runs.append(
+            {
+                "task": job.task,
+                "method": job.method,
+                "lr": run.recorded["config"]["train"]["lr"],
+                "seed": job.seed,
+                "dir": job.folder.relative_to(out).as_posix(),
+                **{name: run.result[name] for name in copied},
+                "settled_rollouts": settled_best(run.curve, run.val_examples).rollouts,
+                "val_examples": run.val_examples,
+            }
+        )
+    data = {**extra, "picked": pick_rates(runs), "means": _means(runs), "runs": runs}
     write_json(out / "sweep.json", data)
     return data
 
@@ -96,7 +99,7 @@ def picked_sets(path: Path, methods: Sequence[str]) -> dict[str, list[str]]:
     """Method -> `train.lr=...`, as the sweep picked.
 
     Raises:
-        UserError: the sweep knows nothing of a method that trains.
+        UserError: the sweep has no rate for a method that trains.
     """
     picked = read_json(path).get("picked", {})
     lacking = [method for method in methods if method not in picked and method != WITHOUT_RATE]

@@ -1,4 +1,4 @@
-"""Numbers for people: the same words in the terminal and on the results page."""
+"""The tables of a comparison, the same in the terminal and on the results page, and how their numbers are written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Rows = list[list[str]]
+HeadAndRows = tuple[Sequence[str], Rows]
 FormatCI = Callable[..., str]
 """How a mean with its interval is written."""
 
@@ -33,58 +34,45 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-METHOD_HEAD = (
-    "method",
-    "seeds",
-    "val before",
-    "val after",
-    "test before",
-    "test after",
-    "KL to base",
-    "rollouts",
-    "seconds",
-)
-
-
-def method_rows(data: Mapping[str, Any], format_ci: FormatCI = format_ci) -> Rows:
+def method_table(data: Mapping[str, Any], format_ci: FormatCI = format_ci) -> HeadAndRows:
     """One row a method: means over seeds with 95% intervals."""
-    return [
-        [
-            method,
-            str(len(found["seeds"])),
-            *(format_ci(found[name]) for name in ("val_score_before", "val_score_after")),
-            *(format_ci(found[name]) for name in ("test_score_before", "test_score_after", "kl_to_base")),
-            format_ci(found["training_rollouts"], 0),
-            format_ci(found["wall_s"], 0),
-        ]
+    columns = {
+        "val before": ("val_score_before", 3),
+        "val after": ("val_score_after", 3),
+        "test before": ("test_score_before", 3),
+        "test after": ("test_score_after", 3),
+        "KL to base": ("kl_to_base", 3),
+        "rollouts": ("training_rollouts", 0),
+        "seconds": ("wall_s", 0),
+    }
+    return ("method", "seeds", *columns), [
+        [method, str(len(found["seeds"])), *(format_ci(found[name], digits) for name, digits in columns.values())]
         for method, found in data["methods"].items()
     ]
 
 
-AGAINST_HEAD = ("method", "reached", "rollouts", "of RL's", "KL there", "of RL's KL")
-
-
-def against_rows(against: Mapping[str, Any], format_ci: FormatCI = format_ci) -> Rows:
+def against_table(against: Mapping[str, Any], format_ci: FormatCI = format_ci) -> HeadAndRows:
     """One row a method: what it took to reach RL's best."""
-    return [
+    columns = {
+        "rollouts": ("rollouts", 0),
+        "of RL's": ("ratio", 2),
+        "KL there": ("kl", 4),
+        "of RL's KL": ("kl_ratio", 2),
+    }
+    return ("method", "reached", *columns), [
         [
             method,
             f"{found['reached']} of {found['of']}",
-            format_ci(found["rollouts"], 0),
-            format_ci(found["ratio"], 2),
-            format_ci(found["kl"], 4),
-            format_ci(found["kl_ratio"], 2),
+            *(format_ci(found[name], digits) for name, digits in columns.values()),
         ]
         for method, found in against.items()
     ]
 
 
-PAIR_HEAD = ("method", "seed", "RL's best", "RL's rollouts", "RL's KL", "rollouts", "ratio", "KL", "ratio of KL")
-
-
-def pair_rows(against: Mapping[str, Any]) -> Rows:
+def pair_table(against: Mapping[str, Any]) -> HeadAndRows:
     """One row a method and seed, for those who want to check."""
-    return [
+    head = ("method", "seed", "RL's best", "RL's rollouts", "RL's KL", "rollouts", "ratio", "KL", "ratio of KL")
+    return head, [
         [
             method,
             str(pair["seed"]),
@@ -101,16 +89,33 @@ def pair_rows(against: Mapping[str, Any]) -> Rows:
     ]
 
 
-SIGNAL_HEAD = ("method", "entropy at first", "entropy at last", "flat groups at first", "flat groups at last")
-
-
-def signal_rows(data: Mapping[str, Any]) -> Rows:
+def signal_table(data: Mapping[str, Any]) -> HeadAndRows:
     """One row a method that trains: how much its rollouts still differed."""
-    names = ("entropy_start", "entropy_end", "flat_start", "flat_end")
-    return [
-        [method, *(format_ci(found["signal"][name], 2) for name in names)]
+    columns = {
+        "entropy at first": "entropy_start",
+        "entropy at last": "entropy_end",
+        "flat groups at first": "flat_start",
+        "flat groups at last": "flat_end",
+    }
+    return ("method", *columns), [
+        [method, *(format_ci(found["signal"][name], 2) for name in columns.values())]
         for method, found in data["methods"].items()
         if found["signal"]
+    ]
+
+
+def sweep_table(data: Mapping[str, Any]) -> HeadAndRows:
+    """One row a method and learning rate."""
+    return ("method", "lr", "score", "rollouts", ""), [
+        [
+            method,
+            f"{entry['lr']:g}",
+            f"{entry['val_score_after']:.3f}",
+            f"{entry['settled_rollouts']:.0f}",
+            "picked" if entry["lr"] == data["picked"][method] else "",
+        ]
+        for method, entries in data["means"].items()
+        for entry in entries
     ]
 
 

@@ -189,8 +189,8 @@ def test_of_the_rates_that_end_level_the_one_that_gets_there_first_is_picked():
 
 def test_a_sweep_is_written_and_its_picks_are_used(tmp_path):
     jobs = sweep_jobs("programs/letters", tmp_path / "letters", ("rl", "gepa"), (3e-4, 1e-3), (100,), Common(300), {})
-    assert [job.folder.name for _, job in jobs] == ["rl-lr0.0003-seed100", "rl-lr0.001-seed100"]
-    for (rate, job), curve in zip(jobs, (RL_CURVE[:2], RL_CURVE), strict=True):
+    assert [job.folder.name for job in jobs] == ["rl-lr0.0003-seed100", "rl-lr0.001-seed100"]
+    for rate, job, curve in zip((3e-4, 1e-3), jobs, (RL_CURVE[:2], RL_CURVE), strict=True):
         write_run(job.folder, "rl", 100, curve, lr=rate)
     data = save_sweep(jobs, tmp_path, extra={"seeds": [100]})
     assert data["picked"] == {"rl": 1e-3}
@@ -227,11 +227,11 @@ def test_two_folders_of_one_name_cannot_share_a_page(fabricated, tmp_path):
 
 
 def test_a_method_that_was_looked_at_twice_has_ends_and_no_line(fabricated):
-    from fst_optimizer.lab.figures import curves_by_method, without_course
+    from fst_optimizer.lab.figures import curves_by_method, only_ends
 
     root, runs = fabricated
     curves = curves_by_method(save_comparison(runs, root, extra=EXTRA))
-    assert {method: without_course(some) for method, some in curves.items()} == {
+    assert {method: only_ends(some) for method, some in curves.items()} == {
         "fst": False,  # one of its seeds has three points
         "rl": False,
         "gepa": True,
