@@ -10,7 +10,6 @@ The cycles themselves are in `cycle`.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,32 +21,31 @@ from dspy.teleprompt import Teleprompter
 
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.run import FSTConfig, preset
-from fst_optimizer.cycle import Parts, committed, counting, run_cycle, validated
+from fst_optimizer.cycle import run_cycle, validate
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.phases import commit, within_caps
 from fst_optimizer.program.student import (
     Teacher,
     attach_policy,
     check_roles,
     checked_student,
     checked_teachers,
-    without_unsaveable_lms,
 )
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.evaluate import evaluate
+from fst_optimizer.run.run import Run
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import (
     RunFiles,
     locked,
     open_run,
-    sync,
     write_json,
-    writing,
 )
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
@@ -70,6 +68,20 @@ class CompileResult:
     """The last population, with scores on its anchor."""
     best: Best
     """The (candidate, policy version) pair that the program carries."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `compile` was given, checked."""
+
+    student: dspy.Module
+    task: str
+    """The name in `result.json`."""
+    policy: Policy
+    start_version: int
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    teachers: tuple[Teacher, ...]
 
 
 class FST(Teleprompter):  # type: ignore[misc]
@@ -152,6 +164,23 @@ class FST(Teleprompter):  # type: ignore[misc]
             MetricError, EngineError, TrainingError, StorageError: a part broke; the last checkpoint stands.
             Paused: a monitor with `pause` saw what it watches for.
         """
+        given = self.check(student, trainset, teacher, valset)
+        run_dir = self.run_dir or default_run_dir(student)
+        with locked(run_dir):
+            return self._run(run_dir, given)
+
+    def check(
+        self,
+        student: dspy.Module,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+    ) -> Given:
+        """What `compile` would work with; nothing is spent or written.
+
+        Raises:
+            UserError: as `compile` does.
+        """
         policy, start_version = checked_student(student)
         check_roles(seed_texts(student), self.config)
         if self.config.train.credit == "predictor" and not self.metric.per_predictor:
@@ -161,62 +190,53 @@ class FST(Teleprompter):  # type: ignore[misc]
             )
         teachers = checked_teachers(teacher, policy)
         train, val = split_data(trainset, valset, self.config.seed)
-        run_dir = self.run_dir or default_run_dir(student)
-        with locked(run_dir):
-            return self._run(run_dir, student, policy, start_version, train, val, teachers)
+        return Given(student, self.task or type(student).__name__, policy, start_version, train, val, teachers)
 
-    def _run(
-        self,
-        run_dir: Path,
-        student: dspy.Module,
-        policy: Policy,
-        start_version: int,
-        train: tuple[Item, ...],
-        val: tuple[Item, ...],
-        teachers: tuple[Teacher, ...],
-    ) -> dspy.Module:
+    def _run(self, run_dir: Path, given: Given) -> dspy.Module:
+        """Cycles from the first or the last committed state to the end, and the compiled program."""
         files, resuming = open_run(run_dir, resume=self.resume)
-        changes: list[str] = []
-        name = self.task or type(student).__name__
-        description = record.describe_run(self.config, policy, name, train, val, self.testset, teachers)
-        description["program"] = {
-            "instructions": seed_texts(student),
-            "reflection_lm": None if self.reflection_lm is None else str(self.reflection_lm.model),
-        }
-        if resuming:
-            before = read_config(files.config)
-            changes = record.changes(before, description)
-            record.check_same_run(changes, allowed=self.allow_changes)
-            if changes:
-                write_json(files.config, {**description, "changes": [*before.get("changes", []), *changes]})
-        else:
-            write_json(files.config, description)
-            policy.restore(start_version, policy.tensors(start_version) if start_version else None)
-        program = attach_policy(student, policy)
-        parts = self._parts(program, policy, train, val, files, teachers)
+        policy, start = given.policy, given.start_version
+        changes = self._describe(files, given, resuming)
+        if not resuming:
+            policy.restore(start, policy.tensors(start) if start else None)
+        program = attach_policy(given.student, policy)
+        run = self.prepare(program, given, files)
         try:
-            state = self._start(parts, program, resuming, changed=bool(changes))
+            state = self._start(run, program, resuming, changed=bool(changes))
             while not state.over:
-                state = run_cycle(parts, state)
-            return self._finish(student, parts, state)
+                state = run_cycle(run, state)
+            return self._finish(given, run, state)
         except KeyboardInterrupt:
             logger.info("interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)", str(files.root))
             raise
         finally:
-            parts.saver.close()
+            run.saver.close()
 
-    def _parts(
-        self,
-        program: dspy.Module,
-        policy: Policy,
-        train: tuple[Item, ...],
-        val: tuple[Item, ...],
-        files: RunFiles,
-        teachers: tuple[Teacher, ...],
-    ) -> Parts:
+    def _describe(self, files: RunFiles, given: Given, resuming: bool) -> list[str]:
+        """Write `config.json`; what a resumed run has otherwise than it began with."""
+        description = record.describe_run(
+            self.config, given.policy, given.task, given.train, given.val, self.testset, given.teachers
+        )
+        description["program"] = {
+            "instructions": seed_texts(given.student),
+            "reflection_lm": None if self.reflection_lm is None else str(self.reflection_lm.model),
+        }
+        if not resuming:
+            write_json(files.config, description)
+            return []
+        before = read_config(files.config)
+        changes = record.changes(before, description)
+        record.check_same_run(changes, allowed=self.allow_changes)
+        if changes:
+            write_json(files.config, {**description, "changes": [*before.get("changes", []), *changes]})
+        return changes
+
+    def prepare(self, program: dspy.Module, given: Given, files: RunFiles) -> Run:
+        """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
+        policy, teachers = given.policy, given.teachers
         config = self.config
         reflector = LMReflector(self.reflection_lm) if self.reflection_lm else ExtractiveReflector(config.seed)
-        meter = Meter(config.budget, lambda: reflector.cost_usd)
+        meter = Meter(config.budget, reflector)
         taught = {one.candidate.id: one.program for one in teachers}
         collector = Collector(
             lambda candidate: taught.get(candidate.id) or apply_texts(program, candidate.texts),
@@ -231,7 +251,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         trainer = policy.trainer(config.train) if config.method != "gepa" else None
         metrics = MetricsLog(files.metrics, self.listeners)
         payers = (collector, reflector) if isinstance(reflector, LMReflector) else (collector,)
-        return Parts(
+        return Run(
             config=config,
             policy=policy,
             collector=collector,
@@ -240,77 +260,58 @@ class FST(Teleprompter):  # type: ignore[misc]
             reflector=reflector,
             components=tuple(filter(config.evolves, seed_texts(program))),
             teachers=teachers,
-            trainset=train,
-            valset=val,
+            trainset=given.train,
+            valset=given.val,
             files=files,
             metrics=metrics,
             saver=Saver(files, policy, trainer, metrics, meter, payers, config.run.keep_checkpoints),
         )
 
-    def _start(self, parts: Parts, program: dspy.Module, resuming: bool, *, changed: bool) -> State:
+    def _start(self, run: Run, program: dspy.Module, resuming: bool, *, changed: bool) -> State:
         """The committed state, or the first one; evaluated before any cycle."""
         if resuming:
-            state = parts.saver.resume(changed=changed)
+            state = run.saver.resume(changed=changed)
         else:
-            seed, version = Candidate(seed_texts(program)), parts.policy.version
+            seed, version = Candidate(seed_texts(program)), run.policy.version
             state = State(population=Population((seed,), version), best=Best(seed, version), policy_version=version)
-            state = committed(parts, state)
+            state = commit(run, state)
         if state.started:
             return state
-        with parts.meter.free():
-            state = validated(parts, state)
+        with run.meter.uncapped():
+            state = within_caps(run, state, "eval", validate)
         state = replace(state, val_score_before=state.best.score)
-        state, test_score = self._tested(parts, state)
-        return committed(parts, replace(state, test_score_before=test_score, started=True))
+        state, test_score = self._tested(run, state)
+        return commit(run, replace(state, test_score_before=test_score, started=True))
 
-    def _tested(self, parts: Parts, state: State) -> tuple[State, float | None]:
+    def _tested(self, run: Run, state: State) -> tuple[State, float | None]:
         """The best pair's test score so far, its rollouts counted."""
         if self.testset is None:
             return state, None
-        with parts.meter.free():
+        with run.meter.uncapped(), run.meter.charging("eval"):
             found = evaluate(
-                parts.collector,
+                run.collector,
                 state.best.candidate,
                 self.testset,
                 version=state.best.policy_version,
-                on_rollout=counting(parts.metrics, "test", len(self.testset)),
+                on_rollout=run.metrics.counting("test", len(self.testset)),
             )
-        counts = state.rollouts.plus(eval=found.rollouts)
-        return replace(state, rollouts=counts, **parts.meter.spent()), found.score
+        return replace(state, **run.meter.spent()), found.score
 
-    def _finish(self, student: dspy.Module, parts: Parts, state: State) -> dspy.Module:
+    def _finish(self, given: Given, run: Run, state: State) -> dspy.Module:
         """The compiled program, on disk and in hand."""
-        policy, best = parts.policy, state.best
+        policy, best = run.policy, state.best
         version = best.policy_version
         policy.restore(version, policy.tensors(version) if version else None)
-        compiled = apply_texts(attach_policy(student, policy, version), best.candidate.texts)
+        compiled = apply_texts(attach_policy(given.student, policy, version), best.candidate.texts)
         compiled._compiled = True
-        save_program(compiled, parts.files.program)
+        record.save_program(compiled, run.files.program)
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
-        state, test_score = self._tested(parts, state)
-        name = self.task or type(student).__name__
-        result = record.result_of(self.config, name, state, parts.metrics.time_s, test_score)
-        write_json(parts.files.result, result)
-        parts.saver.finish()
-        compiled.detailed_results = CompileResult(parts.files.root, result, state.population, best)
+        state, test_score = self._tested(run, state)
+        result = record.result_of(self.config, given.task, state, run.metrics.time_s, test_score)
+        write_json(run.files.result, result)
+        run.saver.finish()
+        compiled.detailed_results = CompileResult(run.files.root, result, state.population, best)
         return compiled
-
-
-def save_program(program: dspy.Module, path: Path) -> None:
-    """Write a program's DSPy state, without LMs that cannot be saved, whole or not at all.
-
-    Raises:
-        StorageError: It could not be written.
-    """
-    temporary = path.with_name(".program.tmp.json")
-    with writing(path):
-        try:
-            without_unsaveable_lms(program).save(str(temporary))
-        except RuntimeError as error:  # dspy's own, around whatever it was
-            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
 
 
 def default_run_dir(student: dspy.Module) -> Path:

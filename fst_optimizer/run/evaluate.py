@@ -11,6 +11,7 @@ from fst_optimizer.errors import TrainingError
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.rollout import Request
+from fst_optimizer.run.state import ValidationScore
 from fst_optimizer.types import Candidate, Item, Rollout
 
 OnRollout = Callable[[Rollout], None]
@@ -44,6 +45,24 @@ def evaluate(
     scores = {rollout.example_id: rollout.score for rollout in rollouts}
     failed = sum(rollout.outcome != "ok" for rollout in rollouts)
     return Evaluation(sum(scores.values()) / len(scores), scores, len(rollouts), failed)
+
+
+def evaluate_pair(
+    collector: Collector,
+    candidate: Candidate,
+    valset: Sequence[Item],
+    config: EvalConfig,
+    *,
+    version: int,
+    on_rollout: OnRollout | None = None,
+) -> ValidationScore:
+    """The score of a (candidate, policy version) pair on the validation set, and how far the policy has moved."""
+    items = valset[: config.max_examples]
+    found = evaluate(
+        collector, candidate, items, version=version, temperature=config.temperature, on_rollout=on_rollout
+    )
+    kl, extra = measure_kl(collector, collector.policy, candidate, valset, config, version=version)
+    return ValidationScore(version, found.score, kl, found.failed, found.rollouts + extra)
 
 
 def measure_kl(

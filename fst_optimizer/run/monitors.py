@@ -6,12 +6,20 @@ Each monitor is off, warns, or pauses the run. What it has seen so far is a `Wat
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import MonitorsConfig
+from fst_optimizer.types import Outcome, Rollout
+
+if TYPE_CHECKING:
+    from fst_optimizer.rollout.credit import Credit
+    from fst_optimizer.train.trainer import StepReport
+
+UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)
+"""Outcomes that say that the answer's format failed."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,17 @@ def after_step(
         "steps in a row: raise policy.max_tokens, or give rollout.parse_error_reward a negative number",
     }
     return _told(config, watch, seen)
+
+
+def seen_in_step(rollouts: Sequence[Rollout], credited: Credit, report: StepReport) -> dict[str, Any]:
+    """The numbers of a slow step that `after_step` looks at."""
+    return {
+        "reward_mean": credited.reward_mean,
+        "flat": credited.flat_groups == credited.groups,
+        "updated": report.updated,
+        "entropy": report.entropy,
+        "failed_share": sum(rollout.outcome in UNREADABLE for rollout in rollouts) / len(rollouts),
+    }
 
 
 def after_eval(

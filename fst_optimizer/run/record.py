@@ -5,19 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.formats import CONFIG_FORMAT
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
+from fst_optimizer.program.student import without_unsaveable_lms
+from fst_optimizer.store.files import sync, writing
 from fst_optimizer.store.meter import cost_usd
 
 if TYPE_CHECKING:
+    import dspy
+
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.program.student import Teacher
     from fst_optimizer.run.state import State
@@ -156,3 +162,20 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
         keys = [*old, *(key for key in new if key not in old)]
         return [found for key in keys for found in _differences(f"{name}.{key}", old.get(key), new.get(key))]
     return [] if old == new else [(name, old, new)]
+
+
+def save_program(program: dspy.Module, path: Path) -> None:
+    """Write a program's DSPy state, without LMs that cannot be saved, whole or not at all.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    temporary = path.with_name(".program.tmp.json")
+    with writing(path):
+        try:
+            without_unsaveable_lms(program).save(str(temporary))
+        except RuntimeError as error:  # dspy's own, around whatever it was
+            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)

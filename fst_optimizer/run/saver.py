@@ -92,8 +92,10 @@ class Saver:
         elapsed_s = max(found.elapsed_s, self._journal.last_s)
         self.metrics.resume(found.metrics_size, elapsed_s)
         self.meter.resume(
+            rollouts=found.state.rollouts,
             tokens=found.state.tokens,
             usage=found.state.usage,
+            reflection_calls=found.state.reflection_calls,
             reflection_cost_usd=found.state.reflection_cost_usd,
             elapsed_s=elapsed_s,
         )

@@ -1,7 +1,7 @@
-"""What a run spends: tokens, seconds and dollars, against its caps; and what LMs that are not trained cost.
+"""What a run spends, counted in one place and by kind; its caps; and what LMs that are not trained cost.
 
-Caps on rollouts and steps are known before a phase and are checked in `cycle`. The others are only known as rollouts
-end: the meter is asked before each one starts.
+Caps on rollouts and steps are known before a phase starts: `schedule` looks at them. Tokens, seconds and dollars are
+only known as rollouts end: the meter is asked before each one starts.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.errors import FSTError, UserError
-from fst_optimizer.types import Rollout, Usage, total_usage
+from fst_optimizer.types import Rollout, RolloutCounts, Usage, total_usage
+
+if TYPE_CHECKING:
+    from fst_optimizer.config.run import BudgetConfig
 
 OWN_SERVERS = ("hosted_vllm", "vllm", "ollama", "ollama_chat", "lm_studio", "llamafile")
 """Providers, as dspy and litellm name them, that run on the user's own machines: no dollars a token."""
@@ -64,46 +66,84 @@ class BudgetSpent(FSTError):
         """The setting's name in `budget`."""
 
 
+class Reflecting(Protocol):
+    """What the meter asks of a reflector."""
+
+    calls: int
+    """Reflections made by this process."""
+    cost_usd: float | None
+    """Dollars paid for them. None once a price is unknown."""
+
+
 class Meter:
-    """Tokens, seconds and dollars of a run so far. Rollouts add to it as they end, from their own threads.
+    """Everything that a run has spent. Rollouts add to it as they end, from their own threads.
 
     Args:
         budget: The caps.
-        reflection_cost_usd: What this process has paid for reflection so far; None once a price is unknown.
+        reflector: Whose calls and dollars count too. None: nothing reflects.
     """
 
-    def __init__(self, budget: BudgetConfig, reflection_cost_usd: Callable[[], float | None] = lambda: 0.0) -> None:
+    def __init__(self, budget: BudgetConfig, reflector: Reflecting | None = None) -> None:
         self.budget = budget
-        self.rollouts = 0
-        """Executed by this process."""
+        self.reflector = reflector
+        self.rollouts = RolloutCounts()
         self.tokens = 0
+        """Sampled from the policy."""
         self.usage: dict[str, Usage] = {}
-        self._reflection_cost_usd = reflection_cost_usd
+        self._reflections_before = 0
         self._reflected_before_usd: float | None = 0.0
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._free = False
+        self._kind = "eval"
+        self._uncapped = False
 
     def resume(
-        self, *, tokens: int, usage: Mapping[str, Usage], reflection_cost_usd: float | None, elapsed_s: float
+        self,
+        *,
+        rollouts: RolloutCounts,
+        tokens: int,
+        usage: Mapping[str, Usage],
+        reflection_calls: int,
+        reflection_cost_usd: float | None,
+        elapsed_s: float,
     ) -> None:
         """Go on from what earlier processes spent."""
-        self.tokens, self.usage = tokens, dict(usage)
-        self._reflected_before_usd = reflection_cost_usd
+        self.rollouts, self.tokens, self.usage = rollouts, tokens, dict(usage)
+        self._reflections_before, self._reflected_before_usd = reflection_calls, reflection_cost_usd
         self._started = time.monotonic() - elapsed_s
+
+    @contextmanager
+    def charging(self, kind: str) -> Iterator[None]:
+        """Rollouts that end meanwhile count as `fast`, `slow` or `eval`. Outside, they count as `eval`."""
+        before, self._kind = self._kind, kind
+        try:
+            yield
+        finally:
+            self._kind = before
 
     def add(self, rollout: Rollout) -> None:
         """A rollout ended."""
         with self._lock:
-            self.rollouts += 1
+            self.rollouts = self.rollouts.plus(**{self._kind: 1})
             self.tokens += rollout.tokens
             if rollout.usage:
                 self.usage = total_usage(self.usage, rollout.usage)
 
-    def spent(self) -> dict[str, Any]:
-        """`tokens` and `usage` so far, as a run's state has them."""
+    def add_reused(self, count: int) -> None:
+        """So many rollouts served a second purpose."""
         with self._lock:
-            return {"tokens": self.tokens, "usage": self.usage}
+            self.rollouts = self.rollouts.plus(reused=count)
+
+    def spent(self) -> dict[str, Any]:
+        """Everything so far, under the names that a run's `State` has for it."""
+        with self._lock:
+            return {
+                "rollouts": self.rollouts,
+                "tokens": self.tokens,
+                "usage": self.usage,
+                "reflection_calls": self._reflections_before + (self.reflector.calls if self.reflector else 0),
+                "reflection_cost_usd": self._reflection_cost_usd(),
+            }
 
     def reached(self) -> str:
         """The name of a cap that is reached, "" while none is.
@@ -112,7 +152,7 @@ class Meter:
             UserError: dollars are capped, and a price is unknown.
         """
         budget = self.budget
-        if self._free:
+        if self._uncapped:
             return ""
         if budget.max_tokens is not None and self.tokens >= budget.max_tokens:
             return "max_tokens"
@@ -123,19 +163,23 @@ class Meter:
         return ""
 
     @contextmanager
-    def free(self) -> Iterator[None]:
+    def uncapped(self) -> Iterator[None]:
         """No cap holds meanwhile: what is evaluated before and after all learning is always evaluated."""
-        self._free = True
+        self._uncapped = True
         try:
             yield
         finally:
-            self._free = False
+            self._uncapped = False
+
+    def _reflection_cost_usd(self) -> float | None:
+        before, now = self._reflected_before_usd, self.reflector.cost_usd if self.reflector else 0.0
+        return None if before is None or now is None else before + now
 
     def _cost_usd(self) -> float:
         with self._lock:
             usage = dict(self.usage)
-        parts = (cost_usd(usage, self.budget.prices), self._reflected_before_usd, self._reflection_cost_usd())
-        if None in parts:
+        rollouts, reflection = cost_usd(usage, self.budget.prices), self._reflection_cost_usd()
+        if rollouts is None or reflection is None:
             unknown = [
                 model for model, used in usage.items() if model_cost_usd(model, used, self.budget.prices) is None
             ]
@@ -143,4 +187,4 @@ class Meter:
                 f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {', '.join(unknown) or 'reflection'} "
                 "costs is unknown: give budget.prices, dollars per million prompt and completion tokens, or no cap"
             )
-        return sum(part for part in parts if part is not None)
+        return rollouts + reflection

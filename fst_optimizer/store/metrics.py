@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import StopRun
 from fst_optimizer.store.files import sync, writing
-from fst_optimizer.types import RolloutCounts
+from fst_optimizer.types import Rollout, RolloutCounts
+
+if TYPE_CHECKING:
+    from fst_optimizer.evolve.round import FastRound
+    from fst_optimizer.rollout.credit import Credit
+    from fst_optimizer.train.trainer import StepReport
 
 Callback = Callable[[Mapping[str, Any]], None]
 """Receives every line of `metrics.jsonl`, and `{"kind": "progress", "phase", "done", "total", ...}` in between.
@@ -56,9 +62,15 @@ class MetricsLog:
             handle.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
         self._tell(data)
 
-    def progress(self, phase: str, done: int, total: int, **fields: Any) -> None:
-        """Tell the callbacks, and nobody else, how far a phase is."""
-        self._tell({"kind": "progress", "phase": phase, "done": done, "total": total, **fields})
+    def counting(self, phase: str, total: int) -> Callable[[Rollout], None]:
+        """Called with each rollout of a phase as it ends: tells the callbacks, and writes nothing."""
+        done = itertools.count(1)
+
+        def count(rollout: Rollout) -> None:
+            event = {"kind": "progress", "phase": phase, "done": next(done), "total": total}
+            self._tell({**event, "example": rollout.example_id, "score": rollout.score})
+
+        return count
 
     def size(self) -> int:
         """Bytes written so far, safe on disk; a checkpoint keeps it, so that a resume can cut what came after."""
@@ -80,6 +92,39 @@ class MetricsLog:
                 callback(data)
             except StopRun:
                 self.stop_asked = True
+
+
+def fast_fields(found: FastRound) -> dict[str, Any]:
+    """What a `fast` line has besides the fields that all lines share."""
+    return {
+        "proposals": found.proposals,
+        "accepted": found.accepted,
+        "population": len(found.population.candidates),
+        "best_score": found.best_score,
+        "frontier": len(found.frontier),
+        "reused": found.reused,
+    }
+
+
+def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepReport, step_s: float) -> dict[str, Any]:
+    """What a `step` line has. `step_s`: seconds from the last rollout to the published version."""
+    return {
+        "reward_mean": credited.reward_mean,
+        "groups": credited.groups,
+        "flat_groups": credited.flat_groups,
+        "calls": sum(len(rollout.calls) for rollout in rollouts),
+        "tokens": sum(rollout.tokens for rollout in rollouts),
+        "updated": report.updated,
+        "failed": sum(rollout.outcome != "ok" for rollout in rollouts),
+        "grad_norm": report.grad_norm,
+        "ratio_mean": report.ratio_mean,
+        "clipped_share": report.clipped_share,
+        "entropy": report.entropy,
+        "advantage_delta": report.advantage_delta,
+        "lr": report.lr,
+        "step_s": round(step_s, 3),
+        "note": report.reason,
+    }
 
 
 def _finite(value: Any) -> Any:

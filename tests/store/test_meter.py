@@ -1,6 +1,7 @@
 """Caps: what ends a run, how far past it a run goes, and what is left when it ends."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +9,7 @@ from fst_optimizer import FST, FSTConfig, UserError
 from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.meter import Meter
-from fst_optimizer.types import Call, Outcome, Rollout, Usage
+from fst_optimizer.types import Call, Outcome, Rollout, RolloutCounts, Usage
 from helpers.toy import coin, examples, frozen, metric, student_of
 
 TRAIN, VAL, TEST = examples(6), examples(4, start=100), examples(3, start=200)
@@ -52,18 +53,18 @@ def test_tokens_add_up_to_their_cap(cap, added, reached):
         meter.add(rollout(tokens))
     assert meter.reached() == reached
     assert meter.spent()["tokens"] == sum(added)
-    with meter.free():
+    with meter.uncapped():
         assert meter.reached() == ""
 
 
 def test_dollars_of_rollouts_and_of_reflection_add_up_to_their_cap():
-    reflected = 0.0
-    prices = {"a/b": (1.0, 2.0)}
-    meter = Meter(BudgetConfig(max_cost_usd=5.0, prices=prices), lambda: reflected)
+    reflector = SimpleNamespace(calls=0, cost_usd=0.0)
+    meter = Meter(BudgetConfig(max_cost_usd=5.0, prices={"a/b": (1.0, 2.0)}), reflector)
     meter.add(rollout(1, **{"a/b": Usage(1, 10**6, 0, 10**6)}))  # 1 + 2 dollars
     assert meter.reached() == ""
-    reflected = 2.0
+    reflector.calls, reflector.cost_usd = 3, 2.0
     assert meter.reached() == "max_cost_usd"
+    assert (meter.spent()["reflection_calls"], meter.spent()["reflection_cost_usd"]) == (3, 2.0)
 
 
 def test_a_price_that_is_unknown_is_an_error_only_where_dollars_are_capped():
@@ -78,14 +79,17 @@ def test_a_price_that_is_unknown_is_an_error_only_where_dollars_are_capped():
 
 def test_a_resumed_meter_goes_on():
     meter = Meter(BudgetConfig(max_time_s=100.0, max_tokens=50))
-    meter.resume(tokens=40, usage={"a/b": Usage(1, 1, 0, 1)}, reflection_cost_usd=0.0, elapsed_s=99.0)
+    spent = {"rollouts": RolloutCounts(1, 2, 3, 4), "tokens": 40, "usage": {"a/b": Usage(1, 1, 0, 1)}}
+    meter.resume(**spent, reflection_calls=5, reflection_cost_usd=0.25, elapsed_s=99.0)
+    assert meter.spent() == {**spent, "reflection_calls": 5, "reflection_cost_usd": 0.25}
     assert meter.reached() == ""
     meter.add(rollout(9))
     assert meter.reached() == ""
     meter.add(rollout(1))
     assert meter.reached() == "max_tokens"
     late = Meter(BudgetConfig(max_time_s=100.0))
-    late.resume(tokens=0, usage={}, reflection_cost_usd=0.0, elapsed_s=100.5)
+    late.resume(**spent, reflection_calls=0, reflection_cost_usd=None, elapsed_s=100.5)
+    assert late.spent()["reflection_cost_usd"] is None
     assert late.reached() == "max_time_s"
 
 

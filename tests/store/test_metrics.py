@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fst_optimizer.store.metrics import MetricsLog, read_metrics
-from fst_optimizer.types import RolloutCounts
+from fst_optimizer.types import Outcome, Rollout, RolloutCounts
 
 
 def line(log, kind="eval", **fields):
@@ -37,10 +37,12 @@ def test_a_number_that_is_not_finite_is_null_and_does_not_stop_the_run(tmp_path,
 def test_callbacks_hear_lines_and_progress_and_the_file_only_lines(tmp_path):
     heard = []
     log = MetricsLog(tmp_path / "metrics.jsonl", [heard.append])
-    log.progress("slow", 3, 8)
+    count = log.counting("slow", 8)
+    for index, score in enumerate((0.5, 1.0)):
+        count(Rollout("c", f"train-{index}", index, 0, Outcome.OK, score))
     line(log)
-    assert [data["kind"] for data in heard] == ["progress", "eval"]
-    assert heard[0] == {"kind": "progress", "phase": "slow", "done": 3, "total": 8}
+    assert [data["kind"] for data in heard] == ["progress", "progress", "eval"]
+    assert heard[1] == {"kind": "progress", "phase": "slow", "done": 2, "total": 8, "example": "train-1", "score": 1.0}
     assert [data["kind"] for data in read_metrics(log.path)] == ["eval"]
 
 

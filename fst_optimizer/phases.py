@@ -1,0 +1,92 @@
+"""A phase of a cycle as a transaction: done once over all resumes, within the caps, a checkpoint after it.
+
+A run that died does its unfinished phase again, from the state before it and with the answers that it has paid for
+already (`store.journal`), and comes to the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from fst_optimizer.errors import Paused
+from fst_optimizer.run.run import Run
+from fst_optimizer.run.state import State
+from fst_optimizer.store.meter import BudgetSpent
+
+logger = logging.getLogger(__name__)
+
+Phase = Callable[..., State]
+"""`phase(run, state, *arguments)` gives the state after it."""
+
+
+class Phases:
+    """The phases of one cycle, in the order in which they are called.
+
+    Args:
+        run: What the phases work with.
+        done: Of this cycle, how many phases the checkpoint has behind it; they are skipped.
+    """
+
+    def __init__(self, run: Run, done: int) -> None:
+        self.run = run
+        self._done = done
+        self._number = 0
+
+    def __call__(self, state: State, phase: Phase, *arguments: Any, kind: str = "") -> State:
+        """The state after the next phase, committed.
+
+        Args:
+            state: The state before it.
+            phase: What to do. Left out once the run has ended, unless it has no `kind`.
+            *arguments: More for `phase`.
+            kind: What its rollouts count as: `fast`, `slow` or `eval`. Without one, the phase spends nothing itself.
+
+        Raises:
+            Paused: A monitor asks for it; the checkpoint is written.
+        """
+        self._number += 1
+        if self._number <= self._done:
+            return state
+        state = replace(stopped_if_asked(self.run, state), phase=self._number)
+        if not kind:
+            state = phase(self.run, state, *arguments)
+        elif not state.ended:
+            state = within_caps(self.run, state, kind, phase, *arguments)
+        return commit(self.run, state)
+
+
+def within_caps(run: Run, state: State, kind: str, phase: Phase, *arguments: Any) -> State:
+    """The state after a phase, with what was spent. Where a cap is reached in it: the state before, ended."""
+    with run.meter.charging(kind):
+        try:
+            state = phase(run, state, *arguments)
+        except BudgetSpent as spent:
+            state = replace(state, ended="budget", cap=state.cap or spent.cap)
+    return replace(state, **run.meter.spent())
+
+
+def stopped_if_asked(run: Run, state: State) -> State:
+    """The state, ended where a callback raised `StopRun`."""
+    return replace(state, ended="stopped") if run.metrics.stop_asked and not state.ended else state
+
+
+def commit(run: Run, state: State) -> State:
+    """The state, written down; its alarms are logged, and pause the run where the settings say so.
+
+    Raises:
+        Paused: After the checkpoint is written.
+        StorageError: It could not be written; the one before stands.
+    """
+    run.saver.commit(state)
+    for alarm in state.alarms:
+        logger.warning("monitor %s: %s", alarm.monitor, alarm.text)
+    pausing = [alarm for alarm in state.alarms if getattr(run.config.monitors, alarm.monitor) == "pause"]
+    if pausing:
+        raise Paused(
+            "; ".join(f"monitor {alarm.monitor}: {alarm.text}" for alarm in pausing)
+            + f". Resume to go on all the same (--resume, or resume=True, with {str(run.files.root)!r})"
+        )
+    return replace(state, alarms=())

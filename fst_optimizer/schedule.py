@@ -1,0 +1,102 @@
+"""What a method's cycle has, and what the budget leaves for it. Pure functions of the settings and the state.
+
+The four methods are one cycle with parts left out, so that comparing them compares the methods: `rl` has no fast
+rounds, `gepa` no slow steps, and `sequential` has fast rounds until half of the rollouts are spent, then slow steps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.data import batch_at
+from fst_optimizer.run.state import State
+from fst_optimizer.types import Item, Population
+
+NO_CAP = 1 << 62
+"""Rollouts left where the run has no cap on them."""
+
+
+def has_fast_round(config: FSTConfig, state: State) -> bool:
+    """Whether this cycle evolves prompts: the method does, and one candidate on the anchor can be paid for."""
+    return config.method != "rl" and fast_rollouts_left(config, state) >= config.fast.anchor_size
+
+
+def has_slow_steps(config: FSTConfig, state: State) -> bool:
+    """Whether this cycle updates the weights."""
+    if config.method == "sequential":
+        return not has_fast_round(config, state)
+    return config.method in ("fst", "rl")
+
+
+def trained_population(config: FSTConfig, state: State) -> Population:
+    """The candidates under whose prompts the weights are trained: `sequential` goes on with the best one alone."""
+    if config.method != "sequential":
+        return state.population
+    return Population((state.best.candidate,), state.policy_version)
+
+
+def rollouts_left(config: FSTConfig, state: State) -> int:
+    """Fast and slow rollouts that the run may still spend."""
+    cap = config.budget.max_rollouts
+    return NO_CAP if cap is None else max(0, cap - state.rollouts.training)
+
+
+def fast_rollouts_left(config: FSTConfig, state: State) -> int:
+    """Rollouts that fast rounds may still spend: for `sequential`, what is left of the first half."""
+    if config.method != "sequential" or config.budget.max_rollouts is None:
+        return rollouts_left(config, state)
+    return max(0, config.budget.max_rollouts // 2 - state.rollouts.training)
+
+
+def reflections_left(config: FSTConfig, state: State) -> int | None:
+    """Reflections that the run may still make. None: no cap."""
+    most = config.fast.reflection_calls
+    return None if most is None else most - state.reflection_calls
+
+
+def cap_before_step(config: FSTConfig, state: State, rollouts: int) -> str:
+    """The name of the cap that a slow step of so many rollouts would pass; "" when there is none."""
+    most = config.budget.max_steps
+    if most is not None and state.step >= most:
+        return "max_steps"
+    return "max_rollouts" if rollouts > rollouts_left(config, state) else ""
+
+
+def leaves_evaluation(state: State) -> bool:
+    """Whether a cycle ends with an evaluation: caps on rollouts and steps leave room for one, other ends do not."""
+    return not state.ended or state.cap in ("max_rollouts", "max_steps")
+
+
+def next_cycle(config: FSTConfig, state: State) -> State:
+    """The state before the next cycle, or the run's last one."""
+    state = replace(state, cycle=state.cycle + 1, batch=state.batch + config.train.steps_per_cycle, phase=0)
+    budget = config.budget
+    if state.ended:
+        return state
+    if state.cycle >= budget.max_cycles:
+        return replace(state, ended="done")
+    if budget.patience is not None and state.watch.stale >= budget.patience:
+        return replace(state, ended="stopped")
+    if budget.max_steps is not None and state.step >= budget.max_steps:
+        return replace(state, ended="budget", cap="max_steps")  # no fast round for steps that will not be taken
+    if not has_fast_round(config, state) and not has_slow_steps(config, state):
+        return replace(state, ended="budget", cap="max_rollouts")
+    return state
+
+
+def next_batches(trainset: Sequence[Item], config: FSTConfig, first: int) -> list[tuple[Item, ...]]:
+    """The T batches of a cycle, from batch number `first` of the data order on."""
+    return [
+        batch_at(trainset, first + offset, config.rollout.batch_size, config.seed)
+        for offset in range(config.train.steps_per_cycle)
+    ]
+
+
+def draw_anchor(batches: Sequence[Sequence[Item]], config: FSTConfig, cycle: int) -> tuple[Item, ...]:
+    """Examples to score candidates on, drawn from those that the cycle's batches will use."""
+    pool = list({item.id: item for batch in batches for item in batch}.values())
+    random.Random(f"anchor/{config.seed}/{cycle}").shuffle(pool)
+    return tuple(pool[: config.fast.anchor_size])

@@ -1,0 +1,121 @@
+"""What a method's cycle has, and what the budget leaves for it, worked by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from fst_optimizer import schedule
+from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.run.monitors import Watch
+from fst_optimizer.run.state import Best, State
+from fst_optimizer.types import Candidate, Item, Population, RolloutCounts
+
+SEED, BETTER = Candidate({"answer": "Say it."}), Candidate({"answer": "Say it backwards."})
+
+
+def config(method="fst", **values):
+    small = {"fast.anchor_size": 4, "fast.population": 2, "rollout.group_size": 4, "rollout.batch_size": 2}
+    if method == "sequential":
+        small["budget.max_rollouts"] = 100
+    return FSTConfig().with_values({**small, "train.steps_per_cycle": 3, "method": method, **values})
+
+
+def state(fast=0, slow=0, **fields):
+    start = State(population=Population((SEED, BETTER), 3), best=Best(BETTER, 2, 0.5))
+    return replace(start, rollouts=RolloutCounts(fast=fast, slow=slow, eval=1000), **fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "fast", "slow"),
+    [("fst", True, True), ("rl", False, True), ("gepa", True, False), ("sequential", True, False)],
+)
+def test_a_method_is_the_cycle_with_parts_left_out(method, fast, slow):
+    assert schedule.has_fast_round(config(method), state()) == fast
+    assert schedule.has_slow_steps(config(method), state()) == slow
+
+
+def test_sequential_turns_to_the_weights_when_half_of_the_rollouts_are_spent():
+    sequential = config("sequential")
+    assert schedule.fast_rollouts_left(sequential, state(fast=46)) == 4
+    assert schedule.has_fast_round(sequential, state(fast=46))
+    # 3 rollouts are less than one candidate on the anchor of 4.
+    assert not schedule.has_fast_round(sequential, state(fast=47))
+    assert schedule.has_slow_steps(sequential, state(fast=47))
+    assert schedule.rollouts_left(sequential, state(fast=47)) == 53
+
+
+def test_sequential_trains_under_the_best_prompt_alone():
+    assert schedule.trained_population(config("sequential"), state(policy_version=5)) == Population((BETTER,), 5)
+    assert schedule.trained_population(config("fst"), state()).candidates == (SEED, BETTER)
+
+
+def test_evaluations_do_not_count_against_the_cap():
+    assert schedule.rollouts_left(config(**{"budget.max_rollouts": 100}), state(fast=30, slow=30)) == 40
+    assert schedule.rollouts_left(config(**{"budget.max_rollouts": 100}), state(fast=99, slow=99)) == 0
+    assert schedule.rollouts_left(config(), state(fast=10**9)) > 10**9
+
+
+def test_reflections_left():
+    assert schedule.reflections_left(config(), state(reflection_calls=7)) is None
+    assert schedule.reflections_left(config(**{"fast.reflection_calls": 10}), state(reflection_calls=7)) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "spent", "cap"),
+    [
+        ({}, {}, ""),
+        ({"budget.max_steps": 5}, {"step": 4}, ""),
+        ({"budget.max_steps": 5}, {"step": 5}, "max_steps"),
+        ({"budget.max_rollouts": 20}, {"slow": 12}, ""),
+        ({"budget.max_rollouts": 20}, {"slow": 13}, "max_rollouts"),
+        ({"budget.max_rollouts": 20, "budget.max_steps": 5}, {"slow": 13, "step": 5}, "max_steps"),
+    ],
+)
+def test_a_step_of_eight_rollouts_that_would_pass_a_cap_is_not_taken(values, spent, cap):
+    assert schedule.cap_before_step(config(**values), state(**spent), 8) == cap
+
+
+@pytest.mark.parametrize(
+    ("ended", "cap", "looks"),
+    [
+        ("", "", True),
+        ("budget", "max_rollouts", True),
+        ("budget", "max_steps", True),
+        ("budget", "max_time_s", False),
+        ("budget", "max_tokens", False),
+        ("stopped", "", False),
+    ],
+)
+def test_which_ends_leave_room_for_a_last_evaluation(ended, cap, looks):
+    assert schedule.leaves_evaluation(state(ended=ended, cap=cap)) == looks
+
+
+@pytest.mark.parametrize(
+    ("values", "fields", "ended", "cap"),
+    [
+        ({}, {}, "", ""),
+        ({"budget.max_cycles": 3}, {"cycle": 2}, "done", ""),
+        ({"budget.max_cycles": 3}, {"cycle": 1}, "", ""),
+        ({"budget.patience": 2}, {"watch": Watch(stale=2)}, "stopped", ""),
+        ({"budget.patience": 3}, {"watch": Watch(stale=2)}, "", ""),
+        ({"budget.max_steps": 6}, {"step": 6}, "budget", "max_steps"),
+        ({"method": "gepa", "budget.max_rollouts": 50}, {"fast": 47}, "budget", "max_rollouts"),
+        ({"budget.max_cycles": 3}, {"cycle": 2, "ended": "stopped"}, "stopped", ""),
+    ],
+)
+def test_whether_another_cycle_follows(values, fields, ended, cap):
+    after = schedule.next_cycle(config(**values), state(batch=9, phase=6, **fields))
+    assert (after.ended, after.cap) == (ended, cap)
+    assert (after.cycle, after.batch, after.phase) == (fields.get("cycle", 0) + 1, 12, 0)
+
+
+def test_the_anchor_is_drawn_from_what_the_cycle_trains_on():
+    items = [Item(f"train-{number}", None) for number in range(20)]
+    batches = schedule.next_batches(items, config(), 6)
+    assert [len(batch) for batch in batches] == [2, 2, 2]
+    anchor = schedule.draw_anchor(batches, config(), cycle=2)
+    assert len(set(anchor)) == 4 and set(anchor) <= {item for batch in batches for item in batch}
+    assert anchor == schedule.draw_anchor(batches, config(), cycle=2)
+    others = {schedule.draw_anchor(batches, config(), cycle) for cycle in range(8)}
+    assert len(others) > 1
+    assert len(schedule.draw_anchor(batches, config(**{"fast.anchor_size": 16}), 0)) == 6  # all there are
