@@ -49,7 +49,7 @@ def split_data(
     if shared:
         warnings.warn(
             f"trainset and valset share {len(shared)} example(s): validation scores will flatter the result",
-            stacklevel=5,
+            stacklevel=6,
         )
     return items_of(trainset, "train"), items_of(valset, "val")
 
