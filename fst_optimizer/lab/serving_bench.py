@@ -92,7 +92,7 @@ def endless_copy(model: Path, folder: Path) -> Path:
 
 def _bodies(engine: VLLMEngine, policy: Policy, calls: Sequence[Call]) -> list[bytes]:
     """The calls as the engine posted them, under other seeds."""
-    name = engine.adapter_name(policy.version)
+    name = engine.adapter(policy.version).name
     ends = engine.end_ids
     return [
         json.dumps(
@@ -131,7 +131,7 @@ def _bare_predict(task: Task, policy: Policy, engine: VLLMEngine, calls: int, in
 
     assert engine.server is not None
     lm = dspy.LM(
-        f"hosted_vllm/{engine.adapter_name(policy.version)}",
+        f"hosted_vllm/{engine.adapter(policy.version).name}",
         api_base=f"{engine.server.url}/v1",
         api_key=engine.server.api_key,
         temperature=1.0,

@@ -3,8 +3,6 @@
 import json
 import os
 import threading
-import time
-from itertools import pairwise
 
 import pytest
 
@@ -12,7 +10,6 @@ from fst_optimizer import EngineError, Policy, UserError, VLLMConfig
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
-from fst_optimizer.engines.vllm import client as vllm_client
 from fst_optimizer.engines.vllm import engine as vllm_engine
 from fst_optimizer.testing import EngineContract, as_row, make_tiny_model, move_adapter
 from helpers.servers import Proxy
@@ -166,19 +163,19 @@ def test_requests_that_do_not_end_are_cancelled_when_their_version_is_retired(at
 def test_files_outlive_the_unloading_of_their_version(attach, monkeypatch):
     policy = attach()
     version = policy.publish()
-    folder = policy.engine.adapter_folder(version)
+    folder = policy.engine.adapter(version).folder
     policy.retire_all_but(())
     assert (folder / "adapter_model.safetensors").is_file()
     monkeypatch.setattr(vllm_engine, "LINGER_S", 0.0)
     newest = policy.publish()
     assert not folder.exists()
-    assert policy.engine.adapter_folder(newest).exists()
+    assert policy.engine.adapter(newest).folder.exists()
 
 
 def test_closing_unloads_what_was_published_and_deletes_the_files(attach, vllm_server):
     policy = attach()
     policy.publish()
-    name, folder = policy.engine.adapter_name(1), policy.engine.adapter_folder(1).parent
+    name, folder = policy.engine.adapter(1).name, policy.engine.adapter(1).folder.parent
     assert name in names(vllm_server)
     policy.close()
     assert name not in names(vllm_server)
@@ -250,96 +247,7 @@ def test_raw_logprobs_are_told_from_processed_ones(attach, proxied, vllm_server)
         attach(proxied(raw).url)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"engine": "torch", "url": "http://localhost:1"}, "url is .*engine='vllm' alone"),
-        ({"engine": "torch", "vllm": VLLMConfig()}, "engine='vllm' alone"),
-        ({"engine": "vllm", "url": "localhost:8000"}, "http://"),
-        ({"engine": "vlm"}, "did you mean 'vllm'"),
-        ({"quantization": "int3"}, "quantization is 'int3'"),
-        ({"quantization": "nf4", "device": "cpu"}, "needs a GPU"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(tiny_model, settings, words):
-    with pytest.raises(UserError, match=words):
-        Policy(tiny_model, **settings)
-
-
-def test_nobody_at_the_url_is_the_users_mistake(tiny_model):
-    with pytest.raises(UserError, match=r"no answer from .*restart it with"):
-        Policy(tiny_model, engine="vllm", url="http://127.0.0.1:9")
-
-
-# -- overload and faults ------------------------------------------------------------------------------------------
-
-
-def overloaded(first, last, header):
-    """Answers 429 to the completions from the first to the last one."""
-    return lambda path, count: (
-        (429, header, b'{"error": {"message": "full"}}')
-        if path == "/v1/completions" and first <= count <= last
-        else None
-    )
-
-
-def test_an_overloaded_server_is_asked_again_later(attach, proxied):
-    proxy = proxied(overloaded(3, 6, {}))
-    policy = attach(proxy.url)  # asks twice
-    assert ask(policy)[1].completion_ids
-    times = [when for path, when in proxy.asked if path == "/v1/completions"][2:]
-    pauses = [later - earlier for earlier, later in pairwise(times)]
-    assert len(pauses) == 4
-    for pause, least in zip(pauses, (0.125, 0.25, 0.5, 1.0), strict=True):
-        assert pause >= least
-
-
-def test_the_servers_own_word_on_when_to_ask_again_counts(attach, proxied):
-    proxy = proxied(overloaded(3, 3, {"Retry-After": "1"}))
-    policy = attach(proxy.url)
-    ask(policy)
-    times = [when for path, when in proxy.asked if path == "/v1/completions"][2:]
-    assert times[1] - times[0] >= 1.0
-
-
-def test_all_requests_wait_while_the_server_is_overloaded(attach, proxied):
-    proxy = proxied(overloaded(3, 3, {"Retry-After": "1"}))
-    policy = attach(proxy.url)
-    ask_later = [GenerationRequest((1, 2, 3), 4, seed=seed) for seed in range(9)]
-    first = policy.engine.submit(ask_later[0])
-    while len([path for path, _ in proxy.asked if path == "/v1/completions"]) < 3:
-        assert not first.done()
-    rejected = [when for path, when in proxy.asked if path == "/v1/completions"][2]
-    time.sleep(0.1)  # the answer is on its way back
-    for future in [first, *(policy.engine.submit(request) for request in ask_later[1:])]:
-        future.result(timeout=60)
-    later = [when for path, when in proxy.asked if path == "/v1/completions"][3:]
-    assert len(later) == 9
-    assert min(later) - rejected >= 1.0
-
-
-def test_a_server_that_stays_overloaded_fails_the_request_and_says_what_to_lower(attach, proxied, monkeypatch):
-    monkeypatch.setattr(vllm_client, "BACKOFF_S", 0.001)
-    policy = attach(proxied(overloaded(3, 10**6, {})).url)
-    with pytest.raises(EngineError, match=r"overloaded.*lower vllm.max_in_flight"):
-        ask(policy)
-
-
-@pytest.mark.parametrize("body", [b"", b"not json", b"{}", b'{"choices": []}', b"[1]"])
-def test_an_answer_that_means_nothing_is_an_engine_error(body):
-    with pytest.raises(EngineError, match="no token ids"):
-        vllm_client.generation_of(body)
-
-
-def test_as_many_logprobs_as_tokens_or_it_is_an_error():
-    body = {"choices": [{"token_ids": [1, 2], "logprobs": {"token_logprobs": [-0.5]}, "finish_reason": "stop"}]}
-    with pytest.raises(EngineError, match="2 token ids with 1 log-probs"):
-        vllm_client.generation_of(json.dumps(body).encode())
-
-
-def test_pauses_double_up_to_a_bound():
-    assert [vllm_client.backoff_s(times, 1.0) for times in (1, 2, 3, 20)] == [0.25, 0.5, 1.0, 30.0]
-    assert vllm_client.backoff_s(1, 0.0) == 0.125
+# -- requests -----------------------------------------------------------------------------------------------------
 
 
 def test_seeds_of_any_size_are_taken(attach):

@@ -10,9 +10,10 @@ import asyncio
 import json
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.errors import EngineError
@@ -34,8 +35,27 @@ class AdapterMissing(EngineError):
     """The server does not know an adapter that it was given: it was started anew in between."""
 
 
+class Answer(NamedTuple):
+    """What came back over HTTP."""
+
+    status: int
+    body: bytes
+    retry_after_s: float | None = None
+    """After how many seconds the server wants to be asked again, where it says so."""
+
+    @property
+    def message(self) -> str:
+        """The words in an error's body."""
+        try:
+            error = json.loads(self.body)
+            error = error.get("error", error)
+            return str(error.get("message", error) if isinstance(error, Mapping) else error)[:500]
+        except (ValueError, AttributeError):
+            return self.body[:500].decode(errors="replace")
+
+
 class VLLMClient:
-    """Speaks to one server at a time; `connect` moves it to another. All coroutines run in one event loop.
+    """Sends requests to one server at a time; `connect` moves it to another. All coroutines run in one event loop.
 
     Args:
         end_ids: The tokens that end a turn, which vLLM would else take from the tokenizer alone.
@@ -49,16 +69,16 @@ class VLLMClient:
         self._places = asyncio.Semaphore(max_in_flight)
         self._session: aiohttp.ClientSession | None = None
         self._url = ""
-        self._open_at = 0.0
-        """Loop time before which nothing more is sent: the server said that it is overloaded."""
-        self._turned_away = 0
-        """Answers of overload in a row."""
+        self._paused_until = 0.0
+        """Loop time before which no request is sent, because the server is overloaded."""
+        self._refusals = 0
+        """Requests turned away in a row, over all that are in flight."""
 
     async def connect(self, url: str, api_key: str) -> None:
-        """Speak to this server from now on."""
+        """Send to this server from now on."""
         await self.close()
         self._url = url
-        self._turned_away, self._open_at = 0, 0.0
+        self._refusals, self._paused_until = 0, 0.0
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
             headers={"Authorization": f"Bearer {api_key}"},
@@ -83,114 +103,117 @@ class VLLMClient:
         """
         body = completion_body(model, request, self.end_ids)
         async with self._places:
-            status, text = await self._when_not_overloaded("/v1/completions", body)
-        if status == 404:
-            raise AdapterMissing(f"the server does not know {model!r}: {message_of(text)}")
-        if status >= 500 and not await self.healthy():
-            raise ServerGone(f"the server broke down: {message_of(text)}")
-        if status != 200:
-            raise EngineError(f"the server answered {status}: {message_of(text)}")
-        return generation_of(text)
+            answer = await self._post_unless_overloaded(body)
+        if answer.status in OVERLOADED:
+            raise EngineError(
+                f"the server is overloaded: it turned a request away {OVERLOAD_TRIES} times, the last time "
+                f"with {answer.message!r}; lower vllm.max_in_flight or rollout.num_threads"
+            )
+        if answer.status == 404:
+            raise AdapterMissing(f"the server does not know {model!r}: {answer.message}")
+        if answer.status >= 500 and not await self.healthy():
+            raise ServerGone(f"the server broke down: {answer.message}")
+        if answer.status != 200:
+            raise EngineError(f"the server answered {answer.status}: {answer.message}")
+        return generation_of(answer.body)
 
-    async def _when_not_overloaded(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
-        """Post until the server has room, all requests waiting together."""
+    async def _post_unless_overloaded(self, body: Mapping[str, Any]) -> Answer:
+        """The answer to a request, which is sent again while the server is overloaded; after the last try, whatever."""
+        answer: Answer = await AsyncRetrying(
+            retry=retry_if_result(lambda answer: answer.status in OVERLOADED),
+            stop=stop_after_attempt(OVERLOAD_TRIES),
+            wait=lambda state: self._pause_s(_answer_of(state)),
+            sleep=self._pause_all,
+            retry_error_callback=_answer_of,
+        )(self._post_completion, body)
+        return answer
+
+    async def _post_completion(self, body: Mapping[str, Any]) -> Answer:
+        await self._pause_all(0.0)
+        try:
+            answer = await self._send("POST", "/v1/completions", body)
+        except TimeoutError:
+            answer = Answer(429, b"no answer in time")
+        self._refusals = self._refusals + 1 if answer.status in OVERLOADED else 0
+        return answer
+
+    def _pause_s(self, refusal: Answer) -> float:
+        return backoff_s(self._refusals, random.random()) if refusal.retry_after_s is None else refusal.retry_after_s
+
+    async def _pause_all(self, seconds: float) -> None:
+        """Hold all requests back for so long, and wait until that and every other pause is over."""
         loop = asyncio.get_running_loop()
-        for _ in range(OVERLOAD_TRIES):
-            while (wait_s := self._open_at - loop.time()) > 0:
-                await asyncio.sleep(wait_s)
-            try:
-                status, text, told_s = await self._post(path, body)
-            except TimeoutError:
-                status, text, told_s = 429, b"no answer in time", None
-            if status not in OVERLOADED:
-                self._turned_away = 0
-                return status, text
-            self._turned_away += 1
-            pause_s = backoff_s(self._turned_away, random.random()) if told_s is None else told_s
-            self._open_at = max(self._open_at, loop.time() + pause_s)
-        raise EngineError(
-            f"the server is overloaded: it turned a request away {OVERLOAD_TRIES} times, the last time "
-            f"with {message_of(text)!r}; lower vllm.max_in_flight or rollout.num_threads"
-        )
+        self._paused_until = max(self._paused_until, loop.time() + seconds)
+        while (left_s := self._paused_until - loop.time()) > 0:
+            await asyncio.sleep(left_s)
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
     async def load_adapter(self, name: str, folder: str) -> None:
         """Have the server load a LoRA folder under a name that it never had before."""
         body = {"lora_name": name, "lora_path": folder, "load_inplace": False}
-        status, text = await self._order("/v1/load_lora_adapter", body)
-        if status != 200:
+        answer = await self._order("/v1/load_lora_adapter", body)
+        if answer.status != 200:
             raise EngineError(
-                f"the server did not load adapter {name!r} from {folder!r} ({status}): {message_of(text)}"
+                f"the server did not load adapter {name!r} from {folder!r} ({answer.status}): {answer.message}"
             )
 
     async def unload_adapter(self, name: str) -> None:
         """Have the server forget a name; one that it does not know is no error."""
-        status, text = await self._order("/v1/unload_lora_adapter", {"lora_name": name})
-        if status not in (200, 404):
-            raise EngineError(f"the server did not unload adapter {name!r} ({status}): {message_of(text)}")
+        answer = await self._order("/v1/unload_lora_adapter", {"lora_name": name})
+        if answer.status not in (200, 404):
+            raise EngineError(f"the server did not unload adapter {name!r} ({answer.status}): {answer.message}")
 
-    async def _order(self, path: str, body: Mapping[str, Any]) -> tuple[int, bytes]:
+    async def _order(self, path: str, body: Mapping[str, Any]) -> Answer:
         try:
-            status, text, _ = await self._post(path, body, _CONTROL_S)
+            return await self._send("POST", path, body, timeout_s=_CONTROL_S)
         except TimeoutError as error:
             raise EngineError(f"the server did not answer {path} within {_CONTROL_S:g} s") from error
-        return status, text
 
     async def models(self) -> list[dict[str, Any]]:
         """What `/v1/models` lists: the base first, then adapters.
 
         Raises:
+            ServerGone: no answer.
             EngineError: the server does not take the key.
         """
-        status, text = await self._get("/v1/models")
-        if status != 200:
-            raise EngineError(f"the server answered {status} to /v1/models: {message_of(text)}")
-        listed: list[dict[str, Any]] = json.loads(text)["data"]
+        try:
+            answer = await self._send("GET", "/v1/models", timeout_s=_CONTROL_S)
+        except TimeoutError as error:
+            raise ServerGone(f"no answer from {self._url} within {_CONTROL_S:g} s") from error
+        if answer.status != 200:
+            raise EngineError(f"the server answered {answer.status} to /v1/models: {answer.message}")
+        listed: list[dict[str, Any]] = json.loads(answer.body)["data"]
         return listed
-
-    async def version(self) -> str:
-        """The server's vLLM version, "" where it does not tell."""
-        status, text = await self._get("/version")
-        return str(json.loads(text).get("version", "")) if status == 200 else ""
 
     async def healthy(self) -> bool:
         """Whether the server answers and its engine lives."""
         try:
-            return (await self._get("/health", 5.0))[0] == 200
-        except EngineError:
+            return (await self._send("GET", "/health", timeout_s=5.0)).status == 200
+        except (EngineError, TimeoutError):
             return False
 
-    # -- the wire ----------------------------------------------------------------------------------------------
+    async def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> Answer:
+        """One HTTP request.
 
-    async def _post(
-        self, path: str, body: Mapping[str, Any], timeout_s: float | None = None
-    ) -> tuple[int, bytes, float | None]:
-        """Status, body, and after how many seconds the server wants to be asked again."""
-        try:
-            async with self._connected().post(
-                self._url + path,
-                data=json.dumps(body).encode(),
-                headers={"Content-Type": "application/json"},
-                timeout=aiohttp.ClientTimeout(total=timeout_s or self.timeout_s),
-            ) as answer:
-                return answer.status, await answer.read(), retry_after_s(answer.headers.get("Retry-After"))
-        except (aiohttp.ClientError, ConnectionError) as error:
-            raise ServerGone(f"no answer from {self._url}: {type(error).__name__}: {error}") from error
-
-    async def _get(self, path: str, timeout_s: float = _CONTROL_S) -> tuple[int, bytes]:
-        try:
-            async with self._connected().get(
-                self._url + path, timeout=aiohttp.ClientTimeout(total=timeout_s)
-            ) as answer:
-                return answer.status, await answer.read()
-        except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ServerGone(f"no answer from {self._url}: {type(error).__name__}: {error}") from error
-
-    def _connected(self) -> aiohttp.ClientSession:
+        Raises:
+            ServerGone: no connection, or it broke.
+            TimeoutError: no answer in time.
+        """
         if self._session is None:
             raise ServerGone("not connected to a server")
-        return self._session
+        try:
+            async with self._session.request(
+                method,
+                self._url + path,
+                json=body,
+                timeout=aiohttp.ClientTimeout(total=timeout_s or self.timeout_s),
+            ) as reply:
+                return Answer(reply.status, await reply.read(), retry_after_s(reply.headers.get("Retry-After")))
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise ServerGone(f"no answer from {self._url}: {type(error).__name__}: {error}") from error
 
 
 def completion_body(model: str, request: GenerationRequest, end_ids: Sequence[int]) -> dict[str, Any]:
@@ -231,10 +254,13 @@ def generation_of(text: bytes) -> Generation:
     return Generation(tuple(token_ids), tuple(min(0.0, float(logprob)) for logprob in logprobs), finish)
 
 
-def backoff_s(times: int, luck: float) -> float:
-    """How long to wait after being turned away `times` times in a row: doubling, half of it left to luck in [0, 1)."""
-    longest = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (times - 1))
-    return longest * (0.5 + 0.5 * luck)
+def backoff_s(refusals: int, draw: float) -> float:
+    """How long to wait after so many refusals in a row: doubling, half of it by a random `draw` in [0, 1).
+
+    tenacity's own strategies count the tries of one request; refusals count over all requests that are in flight.
+    """
+    longest = min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (refusals - 1))
+    return longest * (0.5 + 0.5 * draw)
 
 
 def retry_after_s(header: str | None) -> float | None:
@@ -245,11 +271,7 @@ def retry_after_s(header: str | None) -> float | None:
         return None  # a date, which vLLM does not send
 
 
-def message_of(text: bytes) -> str:
-    """The words in an error's body."""
-    try:
-        error = json.loads(text)
-        error = error.get("error", error)
-        return str(error.get("message", error) if isinstance(error, Mapping) else error)[:500]
-    except (ValueError, AttributeError):
-        return text[:500].decode(errors="replace")
+def _answer_of(state: RetryCallState) -> Answer:
+    assert state.outcome is not None
+    answer: Answer = state.outcome.result()
+    return answer

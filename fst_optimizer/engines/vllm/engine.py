@@ -48,7 +48,9 @@ LINGER_S = 60.0
 
 
 @dataclass(frozen=True)
-class _Adapter:
+class ServedAdapter:
+    """An adapter as the server was told of it."""
+
     name: str
     folder: Path
 
@@ -86,7 +88,7 @@ class VLLMEngine:
         self.end_ids = list(end_ids)
         self.max_live_versions = config.max_live_versions
         self._write_adapter = write_adapter
-        self._adapters: dict[int, _Adapter] = {}
+        self._adapters: dict[int, ServedAdapter] = {}
         self._retiring: set[int] = set()
         """Versions that take no new requests and still answer old ones."""
         self._unfinished: defaultdict[int, set[Future[Generation]]] = defaultdict(set)
@@ -216,21 +218,16 @@ class VLLMEngine:
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
-    def adapter_name(self, version: int) -> str:
-        """The name under which the server knows a version.
+    def adapter(self, version: int) -> ServedAdapter:
+        """How the server knows a version.
 
         Raises:
             RetiredVersion: it is not served.
         """
-        return self._adapter(version).name
-
-    def adapter_folder(self, version: int) -> Path:
-        """Where the files of a version lie that the server was told to read.
-
-        Raises:
-            RetiredVersion: it is not served.
-        """
-        return self._adapter(version).folder
+        adapter = self._adapters.get(version)
+        if adapter is None:
+            raise not_served(version, self.versions())
+        return adapter
 
     def try_adapter(self, tensors: Mapping[str, Tensor], request: GenerationRequest) -> Generation:
         """Sample from an adapter that is no policy version, and unload it again."""
@@ -248,12 +245,6 @@ class VLLMEngine:
         finally:
             self._delete_later(adapter)
 
-    def _adapter(self, version: int) -> _Adapter:
-        adapter = self._adapters.get(version)
-        if adapter is None:
-            raise not_served(version, self.versions())
-        return adapter
-
     def _load_version(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         adapter = self._write(f"policy-{version:06d}", tensors)
         try:
@@ -264,13 +255,13 @@ class VLLMEngine:
         with self._state:
             self._adapters[version] = adapter
 
-    def _write(self, prefix: str, tensors: Mapping[str, Tensor]) -> _Adapter:
+    def _write(self, prefix: str, tensors: Mapping[str, Tensor]) -> ServedAdapter:
         name = f"{prefix}-{secrets.token_hex(3)}"
-        adapter = _Adapter(name, self._folder / name)
+        adapter = ServedAdapter(name, self._folder / name)
         self._write_adapter(tensors, adapter.folder)
         return adapter
 
-    async def _load(self, adapter: _Adapter) -> None:
+    async def _load(self, adapter: ServedAdapter) -> None:
         await self._client.load_adapter(adapter.name, str(adapter.folder))
 
     async def _load_missing(self) -> None:
@@ -281,7 +272,7 @@ class VLLMEngine:
         for adapter in missing:
             await self._load(adapter)
 
-    def _delete_later(self, adapter: _Adapter) -> None:
+    def _delete_later(self, adapter: ServedAdapter) -> None:
         with self._state:
             self._left_behind.append((time.monotonic(), adapter.folder))
         self._delete_old_files()
@@ -306,7 +297,7 @@ class VLLMEngine:
     async def _answer(self, request: GenerationRequest) -> Generation:
         try:
             generation = await self._connection.ask(
-                lambda: self._client.complete(self.adapter_name(request.version), request)
+                lambda: self._client.complete(self.adapter(request.version).name, request)
             )
         except asyncio.CancelledError:
             if self._closed:
@@ -331,7 +322,7 @@ class VLLMEngine:
             future.cancel()
             raise
 
-    async def _leave(self, adapters: Sequence[_Adapter]) -> None:
+    async def _leave(self, adapters: Sequence[ServedAdapter]) -> None:
         for adapter in adapters:
             with contextlib.suppress(EngineError, TimeoutError):
                 await self._client.unload_adapter(adapter.name)
