@@ -6,12 +6,12 @@ import time
 from itertools import pairwise
 
 import pytest
-from servers import Proxy
 
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm import client as vllm_client
 from fst_optimizer.engines.vllm.client import AdapterMissing, ServerGone, VLLMClient
 from fst_optimizer.errors import EngineError
+from helpers.servers import Proxy
 
 SAMPLED = {"choices": [{"token_ids": [7, 2], "logprobs": {"token_logprobs": [-0.5, 0.1]}, "finish_reason": "stop"}]}
 FULL = b'{"error": {"message": "full"}}'
