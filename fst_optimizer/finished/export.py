@@ -12,7 +12,7 @@ from fst_optimizer.engines.vllm.installed import served_rank
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import finished
-from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.store.files import ADAPTER_CONFIG, RunFiles, read_json, write_json
 
 ADAPTER, MODEL, PROGRAM, README = "adapter", "model", "program.json", "README.md"
 
@@ -67,8 +67,8 @@ def export_run(
             _write_merged(made, source, files.adapter(version) if version else None, new / MODEL, trust_remote_code)
         else:
             shutil.copytree(files.adapter(version), new / ADAPTER)
-            config = read_json(new / ADAPTER / "adapter_config.json")
-            write_json(new / ADAPTER / "adapter_config.json", {**config, "base_model_name_or_path": source})
+            config = read_json(new / ADAPTER / ADAPTER_CONFIG)
+            write_json(new / ADAPTER / ADAPTER_CONFIG, {**config, "base_model_name_or_path": source})
         write_json(new / PROGRAM, program)
         (new / README).write_text(_readme(result, made, source, name, merge))
         if out.exists():

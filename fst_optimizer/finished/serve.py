@@ -14,7 +14,7 @@ from fst_optimizer.engines.vllm.server import BASE_NAME, SERVED_NAME, OnWait, VL
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import finished
 from fst_optimizer.model.load import check_model_folder
-from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.store.files import ADAPTER_CONFIG, RunFiles, read_json
 
 
 def policy_server(
@@ -61,7 +61,7 @@ def policy_server(
     folder = files.adapter(version).resolve()
     return VLLMServer(
         source,
-        max_lora_rank=read_json(folder / "adapter_config.json")["r"] if version else None,
+        max_lora_rank=read_json(folder / ADAPTER_CONFIG)["r"] if version else None,
         config=config,
         dtype=made.get("dtype", "auto"),
         served_name=BASE_NAME if version else name,

@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fst_optimizer.errors import UserError
+from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, sync
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
 TEMPORARY = "temporary"
-CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 def attach(
@@ -46,7 +46,7 @@ def attach(
     `target_modules` None means every linear layer but the LM head. The same seed gives the same matrices, and the
     global RNG is left where it was.
     """
-    config = _shape(base_model, rank, alpha, dropout, target_modules)
+    config = _lora_config(base_model, rank, alpha, dropout, target_modules)
     with _seeded(seed):
         model = get_peft_model(cast(Any, base_model), config)
     model.eval()
@@ -68,7 +68,7 @@ def replace_trained(
     """
     others = sorted(set(model.peft_config) - {TRAINED})
     assert not others, others
-    config = _shape(cast(nn.Module, model.get_base_model()), rank, alpha, dropout, target_modules)
+    config = _lora_config(cast(nn.Module, model.get_base_model()), rank, alpha, dropout, target_modules)
     model.delete_adapter(TRAINED)
     with _seeded(seed):
         model.add_adapter(TRAINED, config)
@@ -76,7 +76,7 @@ def replace_trained(
     model.eval()
 
 
-def _shape(
+def _lora_config(
     base_model: nn.Module, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | None
 ) -> LoraConfig:
     return LoraConfig(
@@ -226,21 +226,21 @@ def save_adapter(source: PeftModel | LoraConfig, tensors: Mapping[str, Tensor], 
         written = temporary / "new"
         config.save_pretrained(str(written))
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(plain, written / TENSORS_FILE, metadata={"format": "pt"})
-        for path in (written / CONFIG_FILE, written / TENSORS_FILE, written):
-            _fsync(path)
+        save_file(plain, written / ADAPTER_TENSORS, metadata={"format": "pt"})
+        for path in (written / ADAPTER_CONFIG, written / ADAPTER_TENSORS, written):
+            sync(path)
         if folder.exists():
             # A rename cannot replace a folder that holds files.
             os.replace(folder, temporary / "old")
         os.replace(written, folder)
-        _fsync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     """The tensors that `save_adapter` wrote, on the CPU."""
-    return load_file(Path(folder) / TENSORS_FILE)
+    return load_file(Path(folder) / ADAPTER_TENSORS)
 
 
 def adapter_distance(tensors: Mapping[str, Tensor], scaling: float) -> float:
@@ -257,27 +257,19 @@ def adapter_distance(tensors: Mapping[str, Tensor], scaling: float) -> float:
     return scaling * math.sqrt(max(total, 0.0))
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _check_plain(folder: Path) -> None:
-    for name in (CONFIG_FILE, TENSORS_FILE):
+    for name in (ADAPTER_CONFIG, ADAPTER_TENSORS):
         if not (folder / name).is_file():
             raise UserError(f"adapter folder {str(folder)!r} has no {name}: give one that peft saved")
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
     targets = config.get("target_modules") or []
-    fancy = [name for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(name)]
-    fancy += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
-    fancy += [f"target {t}" for t in targets if t in ("lm_head", "embed_tokens")] if isinstance(targets, list) else []
-    if config.get("peft_type") != "LORA" or fancy:
+    extras = [name for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(name)]
+    extras += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
+    extras += [f"target {t}" for t in targets if t in ("lm_head", "embed_tokens")] if isinstance(targets, list) else []
+    if config.get("peft_type") != "LORA" or extras:
         raise UserError(
             f"adapter folder {str(folder)!r} is not plain LoRA on linear layers "
-            f"({config.get('peft_type')} {', '.join(fancy)}): merge it into the base model first"
+            f"({config.get('peft_type')} {', '.join(extras)}): merge it into the base model first"
         )
 
 

@@ -27,6 +27,7 @@ from fst_optimizer.model.load import (
 )
 from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
 from fst_optimizer.policy.sharing import TrainingJobs
+from fst_optimizer.store.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     import dspy
@@ -341,6 +342,6 @@ def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) 
     """The base with a fresh trainable adapter, or with the one in the folder `adapter`."""
     if adapter is None:
         return adapters.attach(base, **lora.model_dump(), seed=seed)
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise UserError(f"adapter is {str(adapter)!r}: no adapter_config.json there; give a peft LoRA folder")
+    if not (Path(adapter) / ADAPTER_CONFIG).is_file():
+        raise UserError(f"adapter is {str(adapter)!r}: no {ADAPTER_CONFIG} there; give a peft LoRA folder")
     return adapters.attach_from(base, Path(adapter))

@@ -1,8 +1,8 @@
-"""The one checkpoint: everything that a state names, and a crash at any instant leaves the last one or the next.
+"""Checkpoints: everything that a state names, written so that a crash at any instant leaves the last one or the next.
 
-A commit writes adapters and the optimizer first, then the state beside them with the checksum of every file, and
-replaces `state.json`, which names it, last. The few checkpoints before it are kept, so that a damaged file costs
-no more than a phase: the journal that was written after the older one holds what the phase paid for.
+A commit writes adapters and the optimizer first, then a manifest beside them (the state, and the checksum of every
+file), and last replaces `state.json`, a copy of the manifest. A few older checkpoints are kept: where a file of the
+newest is damaged, a resume starts from the one before and does one phase again, from that phase's journal.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from fst_optimizer.failpoints import failpoint
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import (
     ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_TENSORS,
     CHECKPOINT,
     JOURNAL,
     RunFiles,
@@ -42,13 +44,14 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 """Of `state.json`."""
 
-OWN_FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors", "trainer.json")
-"""What a checkpoint's folders hold; whatever else lies there is the user's."""
+OPTIMIZER, TRAINER = "optimizer.safetensors", "trainer.json"
+OWN_FILES = (ADAPTER_CONFIG, ADAPTER_TENSORS, OPTIMIZER, TRAINER)
+"""The files of a checkpoint; whatever else lies in its folders is the user's."""
 KEPT_FOR_VERSIONS = 4
-"""Checkpoints that are kept beyond the number asked for, to have older weights among them."""
+"""Checkpoints kept at most beyond the number asked for, so that older weights are among them."""
 
 _HALF_WRITTEN = re.compile(r"\.policy-\d{6,}\..*")
-"""Adapters that a process was writing when it was killed."""
+"""Adapters that were being written when the process was killed."""
 _NAME = re.compile(r"checkpoint/\d{6,}")
 _FILE = re.compile(rf"(checkpoint/\d{{6,}}|policy/policy-\d{{6,}})/({'|'.join(map(re.escape, OWN_FILES))})")
 
@@ -80,7 +83,7 @@ def commit(
     keep: int = 2,
     checksums: Mapping[str, str] | None = None,
 ) -> Committed:
-    """Make `state` the one that a resume starts from, then drop what no kept checkpoint names any more.
+    """Make `state` the one that a resume starts from, then remove what no kept checkpoint names any more.
 
     Args:
         files: The run's.
@@ -91,7 +94,8 @@ def commit(
         elapsed_s: Seconds that the run has taken.
         metrics_size: Bytes of `metrics.jsonl`, which must be safe on disk.
         keep: Checkpoints to keep, this one included.
-        checksums: Those of the checkpoint before. A file that it names is not read again: damage since then must show.
+        checksums: Those of the checkpoint before. Its adapters are not read again: a fresh checksum would hide that one
+            was damaged since.
 
     Raises:
         StorageError: something could not be written; the checkpoint before stands.
@@ -103,16 +107,18 @@ def commit(
                 policy.save_version(version, files.policy(version))
     folder = files.checkpoint(number)
     _write_trainer(folder, trainer)
-    places = [*map(files.policy, versions), folder]
-    written = [place / name for place in places for name in OWN_FILES if (place / name).exists()]
     known = {name: value for name, value in (checksums or {}).items() if name.startswith("policy/")}
-    names = {path: _relative(files, path) for path in written}
+    sums = {}
+    for path in (place / name for place in (*map(files.policy, versions), folder) for name in OWN_FILES):
+        if path.exists():
+            relative = path.relative_to(files.root).as_posix()
+            sums[relative] = known.get(relative) or checksum(path)
     content = {
         "format": FORMAT,
-        "checkpoint": _relative(files, folder),
+        "checkpoint": folder.relative_to(files.root).as_posix(),
         "elapsed_s": elapsed_s,
         "metrics_size": metrics_size,
-        "files": {name: known.get(name) or checksum(path) for path, name in names.items()},
+        "files": sums,
         "state": state.to_json(),
     }
     content["sha256"] = _digest(content)
@@ -145,15 +151,15 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
     policy.continue_numbers_from(version)
     if trainer:
         folder = files.checkpoint(found.number)
-        tensors = load_file(folder / "optimizer.safetensors")
-        trainer.load_state({"tensors": tensors, "numbers": read_json(folder / "trainer.json")})
+        tensors = load_file(folder / OPTIMIZER)
+        trainer.load_state({"tensors": tensors, "numbers": read_json(folder / TRAINER)})
     return found
 
 
 def last_whole(files: RunFiles) -> Committed:
-    """The newest checkpoint that is undamaged; says so where that is not the last one.
+    """The newest checkpoint that is undamaged; warns where that is not the last one.
 
-    Where the best pair's adapter is all that is damaged, which every checkpoint names, the best pair is forgotten.
+    Every checkpoint names the best pair's adapter. Where nothing but that is damaged, the best pair is given up.
 
     Raises:
         UserError: the run is of another format, or no checkpoint is whole.
@@ -187,7 +193,7 @@ def last_whole(files: RunFiles) -> Committed:
 
 
 def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """A manifest that says nothing wrong; else None, and what is wrong with it among the problems."""
+    """The manifest at `path`; None where it cannot be trusted, and why is added to `problems`."""
     name = "/".join(path.parts[-3:]) if path.parent.name.isdigit() else path.name
     try:
         content = read_json(path)
@@ -239,18 +245,18 @@ def _write_trainer(folder: Path, trainer: Trainer | None) -> None:
     with writing(folder):
         shutil.rmtree(folder, ignore_errors=True)  # of a process that died before `state.json` named it
         folder.mkdir(parents=True)
-        path = folder / "optimizer.safetensors"
+        path = folder / OPTIMIZER
         save_file({name: tensor.contiguous() for name, tensor in trained["tensors"].items()}, path)
         sync(path)
         sync(folder.parent)
-    write_json(folder / "trainer.json", trained["numbers"])
+    write_json(folder / TRAINER, trained["numbers"])
 
 
 def _drop_old(files: RunFiles, number: int, keep: int) -> None:
-    """Remove checkpoints, journals and adapters that nobody will go back to.
+    """Remove checkpoints, journals and adapters that are not needed any more.
 
     The last `keep` checkpoints stay, and a few more where these all have the same weights: one damaged adapter must not
-    be the end of them all.
+    make all of them useless.
     """
     kept: set[str] = set()
     needed: set[str] = set()
@@ -262,7 +268,7 @@ def _drop_old(files: RunFiles, number: int, keep: int) -> None:
             content = read_json(path)
             names, version = set(content["files"]), int(content["state"]["policy_version"])
         except (ValueError, KeyError):
-            continue  # damaged, and no longer the last
+            continue  # damaged: no resume would start there
         if int(path.parent.name) <= number:
             kept.add(path.parent.name)
             needed |= names
@@ -275,7 +281,7 @@ def _drop_old(files: RunFiles, number: int, keep: int) -> None:
 
 
 def _forget_after(files: RunFiles, found: Committed, policy: Policy) -> None:
-    """Drop what came after a checkpoint, on disk and in memory: its version numbers will be given out again."""
+    """Remove what came after a checkpoint, on disk and in memory: its version numbers will be used again."""
     policy.retire_all_but(())
     older = {path.parent.name for path in files.manifests() if int(path.parent.name) <= found.number}
     _keep_only(files.root / "checkpoint", CHECKPOINT, older)
@@ -286,11 +292,7 @@ def _forget_after(files: RunFiles, found: Committed, policy: Policy) -> None:
 
 
 def _keep_only(folder: Path, pattern: re.Pattern[str], names: set[str]) -> None:
-    """Remove what has the run's own kind of name, but these; whatever else lies there is the user's."""
+    """Remove what is called as `pattern` says, except `names`; whatever else lies there is the user's."""
     for entry in folder.glob("*"):
         if pattern.fullmatch(entry.name) and entry.name not in names:
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
-
-
-def _relative(files: RunFiles, path: Path) -> str:
-    return path.relative_to(files.root).as_posix()

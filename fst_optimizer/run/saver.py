@@ -1,4 +1,4 @@
-"""Keeps a run safe: a checkpoint after each phase, and a journal of what the phase after it pays for."""
+"""Saves a run: a checkpoint after each phase, and a journal of the rollouts and reflections of the phase after it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 class Journaled(Protocol):
-    """Whoever pays for something: it looks into the journal first, and writes down what it got."""
+    """Looks into the journal before it runs a rollout or asks an LM, and writes the answer down."""
 
     journal: Journal
 
 
 class Saver:
-    """Where a run's states go.
+    """Writes a run's states, and reads the last one back.
 
     Args:
         files: The run's.
         policy: Its versions are part of a checkpoint.
         trainer: None when the method has no slow steps.
-        metrics: Its size and clock are.
-        meter: Set back by a resume.
-        payers: They get the journal of each phase.
+        metrics: Its size and clock are part of a checkpoint too.
+        meter: Put back by a resume.
+        journaled: They get the journal of each phase.
         keep: Checkpoints that stay on disk.
     """
 
@@ -43,7 +43,7 @@ class Saver:
         trainer: Trainer | None,
         metrics: MetricsLog,
         meter: Meter,
-        payers: Sequence[Journaled],
+        journaled: Sequence[Journaled],
         keep: int,
     ) -> None:
         self.files = files
@@ -51,7 +51,7 @@ class Saver:
         self.trainer = trainer
         self.metrics = metrics
         self.meter = meter
-        self.payers = tuple(payers)
+        self.journaled = tuple(journaled)
         self.keep = keep
         self.number = 0
         """Of the last checkpoint."""
@@ -80,7 +80,7 @@ class Saver:
     def resume(self, *, changed: bool = False) -> State:
         """The last state that is whole; policy, trainer, metrics and meter are put back to it.
 
-        `changed` settings or data make other rollouts of the unfinished phase: what it paid for is forgotten.
+        With `changed` settings or data, the unfinished phase has other rollouts: its journal is removed.
 
         Raises:
             UserError: The run is of another format, or nothing of it is whole.
@@ -102,11 +102,11 @@ class Saver:
         return found.state
 
     def close(self) -> None:
-        """Nothing more is paid for: what was is made safe on disk."""
+        """Make the journal safe on disk; nothing more is added to it."""
         self._journal.close()
 
     def finish(self) -> None:
-        """The result is written: nobody will look for what the last phases paid for."""
+        """The result is written: no resume will read the journals."""
         self.close()
         self.files.drop_journals()
 
@@ -114,5 +114,5 @@ class Saver:
         self._journal.close()
         self.number, self._checksums = last.number, last.checksums
         self._journal = Journal(self.files.journal(last.number), clock=lambda: self.metrics.time_s)
-        for payer in self.payers:
-            payer.journal = self._journal
+        for one in self.journaled:
+            one.journal = self._journal

@@ -11,16 +11,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.failpoints import failpoint
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: there, two processes that write one run directory are not noticed
+    fcntl = None  # type: ignore[assignment]
+
+ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a LoRA adapter, as peft and vLLM name them."""
 
 CHECKPOINT = re.compile(r"\d{6,}")
 JOURNAL = re.compile(r"\d{6,}\.jsonl")
 ADAPTER = re.compile(r"policy-\d{6,}")
 CYCLE = re.compile(r"cycle-\d{6,}\.jsonl?")
-"""The names that a run gives to what is in its folders. All else is the user's."""
+"""The names that a run gives to what is in its folders. Whatever else lies there is the user's and stays."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class RunFiles:
         return self.root / "checkpoint" / f"{number:06d}"
 
     def journal(self, number: int) -> Path:
-        """What was paid for after the n-th checkpoint."""
+        """Rollouts and reflections made after the n-th checkpoint."""
         return self.root / "journal" / f"{number:06d}.jsonl"
 
     def policy(self, version: int) -> Path:
@@ -87,7 +95,7 @@ class RunFiles:
         return path.resolve().is_relative_to(self.root.resolve())
 
     def drop_journals(self) -> None:
-        """Remove all journals; whatever else lies in their folder is the user's."""
+        """Remove all journals."""
         for path in self.journal(0).parent.glob("*.jsonl"):
             if JOURNAL.fullmatch(path.name):
                 path.unlink(missing_ok=True)
@@ -123,20 +131,13 @@ def locked(root: Path) -> Iterator[None]:
         raise UserError(f"run_dir {str(root)!r} cannot be written ({error}): give another directory") from error
     with handle:
         try:
-            _lock(handle)
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
                 f"run_dir {str(root)!r} is being written by another process: wait for it, or give another directory"
             ) from error
         yield
-
-
-def _lock(handle: IO[str]) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: two writers are not told apart there
-        return
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
@@ -153,7 +154,7 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
             )
     if files.result.exists():
         raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
-    # The first checkpoint is written before anything is paid for; later ones without state.json are a run that lost it.
+    # The first checkpoint is written before the first rollout: one alone, without state.json, has nothing to resume.
     if files.state.exists() or any(int(path.parent.name) > 1 for path in files.manifests()):
         if not resume:
             raise UserError(
@@ -167,10 +168,10 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
 
 
 def _clear(files: RunFiles) -> None:
-    """Remove what a run that died before its first checkpoint left; nothing else in the folder is touched.
+    """Remove what a run that died before its first checkpoint left.
 
     Raises:
-        UserError: there is something of a run's names, and it was no run of ours.
+        UserError: there are files with the names of a run's, and no run's config beside them.
     """
     folders = {"checkpoint": CHECKPOINT, "journal": JOURNAL, "policy": ADAPTER, "population": CYCLE, "rollouts": CYCLE}
     found = [
@@ -195,7 +196,7 @@ def _is_runs(config: Path) -> bool:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Around whatever writes `path`.
+    """Put this around whatever writes `path`.
 
     Raises:
         StorageError: It could not be written.
@@ -219,12 +220,10 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        # A text that is no Unicode (a file's name in an error) is spelled out: as an escape, it is JSON still.
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
-            json.dump(data, handle, indent=2, ensure_ascii=False, allow_nan=False)
-            handle.write("\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # Text that is no Unicode (a file's name in an error) becomes an escape, which JSON reads too.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
 

@@ -1,8 +1,8 @@
-"""What was paid for since the last checkpoint, written down as it comes in.
+"""Rollouts and reflections since the last checkpoint, written down as they end.
 
-A run that died does its unfinished phase once more. Everything in a phase follows from the state that it starts with,
-the seed, and the answers of models and metrics; those answers are here, so that the second time costs nothing and
-comes to the same. One file belongs to each checkpoint: the phase after it writes there.
+A run that died does its unfinished phase again. Everything in a phase follows from the state that it starts with, the
+seed, and the answers of models and metrics. Those answers are here, so that the phase is reproduced exactly and costs
+nothing the second time. Each checkpoint has a journal file of its own, which the phase after it writes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from fst_optimizer.types import Rollout
 logger = logging.getLogger(__name__)
 
 SYNC_S = 1.0
-"""A killed process loses no line; a power cut those of so many seconds."""
+"""A killed process loses no line; a power cut loses at most those of this many seconds."""
 
 RolloutKey = tuple[int, str, str, int, float, bool]
-"""Policy version, candidate id, example id, place in the group, temperature, whether feedback was asked for."""
+"""Policy version, candidate id, example id, index in the group, temperature, whether feedback was captured."""
 
 
 class Journal:
-    """One phase's answers. Threads add; the phase's own thread takes.
+    """The answers of one phase. Entries that the file holds already are handed out again, each once. Thread-safe.
 
     Args:
-        path: The file. What it holds already can be taken, each entry once; None: nothing is kept.
+        path: The file. None: nothing is written down.
         clock: Seconds since the run started, noted with every entry.
     """
 
@@ -52,20 +52,20 @@ class Journal:
             self._read(path)
 
     def rollout(self, key: RolloutKey) -> Rollout | None:
-        """A rollout that was paid for already."""
+        """A rollout that ended before the run was resumed."""
         entry = self._take(f"rollout {json.dumps(key)}")
         return None if entry is None else Rollout.from_json(entry["rollout"])
 
     def add_rollout(self, key: RolloutKey, rollout: Rollout) -> None:
-        """Write down one that was just paid for."""
+        """Write a rollout down."""
         self._add(f"rollout {json.dumps(key)}", rollout=rollout.to_json())
 
     def reflection(self, prompt: Any) -> Mapping[str, Any] | None:
-        """`text` and `cost_usd` of an answer that was paid for already."""
+        """`text` and `cost_usd` of an answer that came before the run was resumed."""
         return self._take(f"reflection {_digest(prompt)}")
 
     def add_reflection(self, prompt: Any, text: str, cost_usd: float | None) -> None:
-        """Write down one that was just paid for; `cost_usd` is None where it is unknown."""
+        """Write an answer down; `cost_usd` is None where it is unknown."""
         self._add(f"reflection {_digest(prompt)}", text=text, cost_usd=cost_usd)
 
     def sync(self) -> None:
@@ -73,29 +73,21 @@ class Journal:
         with self._lock:
             if self._handle is not None and self.path is not None:
                 with writing(self.path):
-                    os.fsync(self._handle.fileno())
-                self._synced = time.monotonic()
+                    self._sync(self.path)
 
     def close(self) -> None:
-        """The phase is over, or the run: all of it is safe on disk."""
+        """Make all of it survive a power cut; nothing more is added."""
         try:
             self.sync()
         finally:
             with self._lock:
-                handle, self._handle = self._handle, None
-                if handle is not None:
-                    handle.close()
+                if self._handle is not None:
+                    self._handle.close()
+                    self._handle = None
 
-    @staticmethod
-    def _append(handle: IO[bytes], line: bytes) -> None:
-        """The whole line or nothing of it: a disk that fills may take a part, and say nothing."""
-        before = os.fstat(handle.fileno()).st_size
-        try:
-            while line:
-                line = line[handle.write(line) :]
-        except OSError:
-            handle.truncate(before)
-            raise
+    def _sync(self, path: Path) -> None:
+        sync(path)
+        self._synced = time.monotonic()
 
     def _take(self, key: str) -> dict[str, Any] | None:
         with self._lock:
@@ -105,7 +97,7 @@ class Journal:
     def _add(self, key: str, **fields: Any) -> None:
         if self.path is None:
             return
-        # ASCII, and Python's NaN: whatever a rollout holds, numbers of a broken model included, must not be lost here.
+        # ASCII, and Python's NaN: a rollout must not be lost because a broken model gave it strange numbers or texts.
         entry = json.dumps({"key": key, "time_s": self._clock(), **fields})
         line = f"{zlib.crc32(entry.encode()):08x} {entry}\n".encode()
         with self._lock, writing(self.path):
@@ -113,10 +105,9 @@ class Journal:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._handle = self.path.open("ab", buffering=0)
                 sync(self.path.parent)
-            self._append(self._handle, line)
+            _append(self._handle, line)
             if time.monotonic() - self._synced >= SYNC_S:
-                os.fsync(self._handle.fileno())
-                self._synced = time.monotonic()
+                self._sync(self.path)
 
     def _read(self, path: Path) -> None:
         """Take in every whole line; cut off a last one that was not finished."""
@@ -131,10 +122,21 @@ class Journal:
             self._found[entry["key"]].append(entry)
             self.last_s = max(self.last_s, entry["time_s"])
         if broken:
-            logger.warning("%s: %d lines are damaged; what they held is paid for again", path, broken)
+            logger.warning("%s: %d lines are damaged; what they held is run again", path, broken)
         if whole < len(data):
             with path.open("r+b") as handle:
                 handle.truncate(whole)
+
+
+def _append(handle: IO[bytes], line: bytes) -> None:
+    """Write the whole line or nothing: a full disk may take a part of it without an error."""
+    before = os.fstat(handle.fileno()).st_size
+    try:
+        while line:
+            line = line[handle.write(line) :]
+    except OSError:
+        handle.truncate(before)
+        raise
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The journal: what was paid for comes back once, and damage costs only what it hit."""
+"""The journal: every entry comes back once, and damage loses only the lines that it hit."""
 
 import threading
 
@@ -122,7 +122,7 @@ def test_a_damaged_line_costs_that_line_and_is_told(tmp_path, caplog, place):
     path.write_bytes(bytes(data))
     journal = Journal(path)
     assert [journal.rollout(key(0)), journal.rollout(key(1))] == [None, rollout(0.2)]
-    assert "1 lines are damaged; what they held is paid for again" in caplog.text
+    assert "1 lines are damaged; what they held is run again" in caplog.text
 
 
 def test_threads_do_not_mix_their_lines(tmp_path):
