@@ -252,24 +252,28 @@ def collected(policy, program, adapter, *, group=2, timeout_s=60):
         return collector.run(requests, version=policy.version, temperature=1.0)
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_program_runs_and_each_call_is_its_predictors(tiny_model, kind, form):
-    build, expected = KINDS[kind]
-    asked = []
-
+@pytest.fixture(scope="module")
+def scripted_policy(tiny_model):
     def answer(prompt, request):
-        asked.append(prompt)
         return written(prompt)
 
     policy = Policy(tiny_model, engine=lambda policy: ScriptedEngine(policy, answer, context_length=100_000))
-    rollouts = collected(policy, build(), FORMATS[form]())
+    yield policy
+    policy.close()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_program_runs_and_each_call_is_its_predictors(scripted_policy, kind, form):
+    build, expected = KINDS[kind]
+    asked_before = len(scripted_policy.engine.requests)
+    rollouts = collected(scripted_policy, build(), FORMATS[form]())
     for rollout in rollouts:
         assert rollout.outcome is Outcome.OK, rollout.error
         assert rollout.score == 0.5
         assert Counter(call.predictor for call in rollout.calls) == expected
-    assert len(asked) == sum(len(rollout.calls) for rollout in rollouts)
-    policy.close()
+    asked = len(scripted_policy.engine.requests) - asked_before
+    assert asked == sum(len(rollout.calls) for rollout in rollouts)
 
 
 @pytest.fixture(scope="module")
@@ -286,9 +290,15 @@ def vllm_policy(tiny_model, vllm_server):
     policy.close()
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("engine", ["torch", "vllm"])
+REAL = [
+    (engine, kind, list(FORMATS)[(place + shift) % len(FORMATS)])
+    for shift, engine in enumerate(["torch", "vllm"])
+    for place, kind in enumerate(KINDS)
+]
+"""Pairwise: each engine with every kind and every format. Every kind with every format is the test above."""
+
+
+@pytest.mark.parametrize(("engine", "kind", "form"), REAL)
 def test_on_real_engines_every_call_has_its_exact_tokens_and_is_credited_once(request, engine, kind, form):
     """A random model answers nonsense; programs fail on it, and what was sampled until then counts all the same."""
     policy = request.getfixturevalue(f"{engine}_policy")
@@ -389,7 +399,7 @@ def told(tiny_model):
     policy.close()
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tree=TREE)
 def test_every_call_of_a_generated_program_is_credited_once_to_the_right_predictor(told, tree):
     policy, asked = told
