@@ -74,7 +74,7 @@ class Recorder:
             self.prompts.append(prompt)
 
     def failed(self, error: BaseException) -> None:
-        """Note that a call failed. A retired version says nothing about the rollout: its run moved on."""
+        """Note that a call failed; RetiredVersion is not the engine's failure, the rollout came too late."""
         if isinstance(error, PromptTooLong):
             self.failure = Outcome.PROMPT_TOO_LONG
         elif isinstance(error, Exception) and not isinstance(error, RetiredVersion):

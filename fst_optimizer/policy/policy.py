@@ -18,13 +18,7 @@ from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model import lora as adapters
-from fst_optimizer.model.load import (
-    check_model_folder,
-    check_tokenizer,
-    fingerprint,
-    load_base,
-    load_tokenizer,
-)
+from fst_optimizer.model.load import check_model_folder, check_tokenizer, fingerprint, load_base, load_tokenizer
 from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
 from fst_optimizer.policy.sharing import TrainingJobs
 from fst_optimizer.store.files import ADAPTER_CONFIG
@@ -62,7 +56,7 @@ class Policy:
         temperature: Of a call outside of rollouts that does not say. 0 is greedy; 1 gives what rollouts sample.
         chat_template_args: Passed to the chat template, e.g. `{"enable_thinking": False}`.
         trust_remote_code: Whether code in the model's folder may run. Off unless asked for.
-        max_batch: Most requests that the in-process engine runs together.
+        max_batch: Most requests that the `torch` engine runs together.
         max_batch_tokens: Most padded tokens that it runs together.
         max_wait_s: How long its first request waits for others, in seconds.
 
@@ -224,12 +218,12 @@ class Policy:
             seed: Of the new policy. None: the old one.
 
         Raises:
-            UserError: The rank is larger than what the policy's own vLLM server was started for.
+            UserError: The rank is larger than what the engine can serve, as a vLLM server was started for less.
         """
         wanted = lora or self.lora
-        most = self.engine.max_rank
-        if most is not None and wanted.rank > most:
-            raise UserError(f"lora.rank is {wanted.rank}: this policy's vLLM server was started for at most {most}")
+        max_rank = self.engine.max_rank
+        if max_rank is not None and wanted.rank > max_rank:
+            raise UserError(f"lora.rank is {wanted.rank}: this policy's vLLM server was started for at most {max_rank}")
         self.lora = wanted
         self.seed = self.seed if seed is None else seed
         for version in sorted(self._tensors):
@@ -242,7 +236,7 @@ class Policy:
         self.version = self._newest = 0
 
     def continue_numbers_from(self, newest: int) -> None:
-        """Let the next published version be `newest` + 1, as when a run is resumed; above all that are served."""
+        """Let the next published version be above `newest`, the last one of a run that is resumed, and all served."""
         self._newest = max([newest, *self._tensors])
 
     def _serve(self, version: int, tensors: dict[str, Tensor]) -> None:
@@ -306,9 +300,7 @@ class Policy:
     @property
     def rank(self) -> int:
         """The adapter's rank."""
-        from fst_optimizer.model.lora import TRAINED
-
-        return int(self.model.peft_config[TRAINED].r)
+        return int(self.model.peft_config[adapters.TRAINED].r)
 
     @property
     def dtype(self) -> str:

@@ -86,7 +86,7 @@ def test_a_policy_that_starts_over_is_as_a_new_one(tiny_model):
 
 def test_a_server_that_was_started_for_less_is_not_given_a_larger_rank(scripted):
     policy = scripted(answer)
-    policy.engine.server = type("Server", (), {"max_lora_rank": 16})()
+    policy.engine.max_rank = 16
     policy.start_over(LoraConfig(rank=16))
     with pytest.raises(UserError, match="at most 16"):
         policy.start_over(LoraConfig(rank=32))

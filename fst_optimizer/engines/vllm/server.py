@@ -1,4 +1,4 @@
-"""A vLLM server of our own: started, watched, and stopped with everything that it started.
+"""A vLLM server of our own: started, watched, and stopped with all processes that it started.
 
     with VLLMServer("Qwen/Qwen3-1.7B", max_lora_rank=16) as server:
         Policy("Qwen/Qwen3-1.7B", engine="vllm", url=server.url, api_key=server.api_key)
@@ -23,7 +23,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.engines.vllm import supervisor
@@ -184,9 +183,7 @@ class VLLMServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     # -- what it is --------------------------------------------------------------------------------------------
@@ -213,6 +210,7 @@ class VLLMServer:
     def command(self) -> list[str]:
         """The command line; the API key is in the environment, where `ps` does not show it."""
         config = self.config
+        gpu_share = config.gpu_memory_utilization or (0.45 if config.devices is None else 0.9)
         flags = {
             "--served-model-name": self.served_name,
             "--host": self.host,
@@ -224,7 +222,7 @@ class VLLMServer:
             "--logprobs-mode": "processed_logprobs",
             "--middleware": "fst_optimizer.engines.vllm.auth.RequireKey",
             "--max-model-len": None if config.max_model_len is None else str(config.max_model_len),
-            "--gpu-memory-utilization": None if on_cpu() else str(self._gpu_share()),
+            "--gpu-memory-utilization": None if on_cpu() else str(gpu_share),
             "--quantization": self.quantization,
         }
         switches = ["--disable-uvicorn-access-log"]
@@ -247,6 +245,7 @@ class VLLMServer:
     def environment(self) -> dict[str, str]:
         """The server's environment variables."""
         config = self.config
+        package_root = str(Path(__file__).resolve().parents[3])
         own = {
             "VLLM_API_KEY": self.api_key,
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": str(self.runtime_adapters and self.max_lora_rank is not None),
@@ -254,7 +253,7 @@ class VLLMServer:
             "VLLM_CPU_KVCACHE_SPACE": str(config.cpu_kv_cache_gib),
             "VLLM_CPU_OMP_THREADS_BIND": config.cpu_threads,
             # For the middleware, where this package is not installed but lies beside the program.
-            "PYTHONPATH": os.pathsep.join(filter(None, [_package_root(), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
         }
         if config.devices is not None:
             own["CUDA_VISIBLE_DEVICES"] = config.devices
@@ -284,7 +283,7 @@ class VLLMServer:
 
     def _wait_until_healthy(self) -> None:
         started = time.monotonic()
-        told = 0.0
+        logged_s = 0.0
         while not self.healthy(timeout_s=2.0):
             waited = time.monotonic() - started
             if not self.alive():
@@ -296,16 +295,10 @@ class VLLMServer:
                 )
             if self.on_wait:
                 self.on_wait(waited, self.log_tail(1))
-            if waited - told >= 10:
-                told = waited
+            if waited - logged_s >= 10:
+                logged_s = waited
                 logger.info("waiting for vLLM, %d s: %s", waited, self.log_tail(1))
             time.sleep(_POLL_S)
-
-    def _gpu_share(self) -> float:
-        given = self.config.gpu_memory_utilization
-        if given is not None:
-            return given
-        return 0.9 if self.config.devices is not None else 0.45
 
     def _log_file(self) -> Path:
         if self.config.log_file is not None:
@@ -319,7 +312,3 @@ def free_port(host: str = "127.0.0.1") -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _package_root() -> str:
-    return str(Path(__file__).resolve().parents[3])
