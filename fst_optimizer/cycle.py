@@ -14,21 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from fst_optimizer import schedule
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.rollout.groups import group_requests, grouped
-from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.run.evaluate import evaluate_pair
 from fst_optimizer.run.monitors import after_eval, after_step, seen_in_step
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.samples import keep_rollouts
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import write_json
-from fst_optimizer.store.metrics import fast_fields, step_fields
-from fst_optimizer.types import Candidate, Item, Population, Rollout
+from fst_optimizer.store.metrics import eval_fields, fast_fields, step_fields
+from fst_optimizer.types import Item
 
 FIRST_STEP = 3
 """The number of a cycle's first slow step among its phases; its rollouts are the sample that is written down."""
@@ -57,13 +57,12 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     if not schedule.has_fast_round(config, state):
         return state
     affordable = min(config.fast.max_rollouts, schedule.rollouts_left(config, state))
-    count = run.metrics.counting("fast", affordable)
-
-    def score(candidate: Candidate, items: Sequence[Item], *, capture: bool) -> Sequence[Rollout]:
-        requests = [Request(candidate, item) for item in items]
-        at, temperature = state.policy_version, config.fast.temperature
-        return run.collector.run(requests, version=at, temperature=temperature, capture=capture, on_rollout=count)
-
+    score = partial(
+        run.collector.run_candidate,
+        version=state.policy_version,
+        temperature=config.fast.temperature,
+        on_rollout=run.metrics.counting("fast", affordable),
+    )
     found = evolve(
         state.population,
         score,
@@ -123,33 +122,33 @@ def publish(run: Run, state: State) -> int:
     return version
 
 
-def validate(run: Run, state: State, *, again: bool = False) -> State:
+def validate(run: Run, state: State, again: bool = False) -> State:
     """Score the leading candidates at the newest version on the validation set; keep the best pair.
 
-    A pair that was scored before keeps its score: greedy decoding would give it again. `again` reports it once more.
+    A pair that was scored before keeps its score: greedy decoding would give it again. `again` logs it once more.
     """
-    for candidate in leading(state.population, run.config.eval.candidates):
+    version, config = state.policy_version, run.config.eval
+    for candidate in state.population.leading(config.candidates):
         known = state.validated.get(candidate.id)
-        if known is None or known.policy_version != state.policy_version:
-            at = state.policy_version
-            count = run.metrics.counting("eval", len(run.valset[: run.config.eval.max_examples]))
-            known = evaluate_pair(run.collector, candidate, run.valset, run.config.eval, version=at, on_rollout=count)
-            others = {name: one for name, one in state.validated.items() if one.policy_version == at}
+        if known is None or known.policy_version != version:
+            count = run.metrics.counting("eval", len(run.valset[: config.max_examples]))
+            known = evaluate_pair(run.collector, candidate, run.valset, config, version=version, on_rollout=count)
+            others = {name: one for name, one in state.validated.items() if one.policy_version == version}
             state = replace(state, validated={**others, candidate.id: known})
         elif not again:
             continue
-        fields = {"split": "val", "score": known.score, "kl_to_base": known.kl_to_base}
-        run.log("eval", state, **fields, candidate=candidate.id, failed=known.failed)
+        run.log("eval", state, **eval_fields(candidate, known))
         if known.score > state.best.score:
-            state = replace(state, best=Best(candidate, state.policy_version, known.score, known.kl_to_base))
+            state = replace(state, best=Best(candidate, version, known.score, known.kl_to_base))
     return state
 
 
 def end_of_cycle(run: Run, state: State) -> State:
     """The evaluation that ends a cycle, what the monitors make of it, and whether another cycle follows."""
     if schedule.leaves_evaluation(state):
-        state = stopped_if_asked(run, within_caps(run, state, "eval", validate_again))
-    seen = state.validated.get(leading(state.population, 1)[0].id)
+        state = stopped_if_asked(run, within_caps(run, state, "eval", validate, True))
+    (leader,) = state.population.leading(1)
+    seen = state.validated.get(leader.id)
     if seen is not None and seen.policy_version == state.policy_version:  # else a cap was in the way
         watch, alarms = after_eval(
             run.config.monitors,
@@ -161,13 +160,3 @@ def end_of_cycle(run: Run, state: State) -> State:
         )
         state = replace(state, watch=watch, alarms=alarms)
     return schedule.next_cycle(run.config, state)
-
-
-def validate_again(run: Run, state: State) -> State:
-    """`validate`, with a line for pairs whose score is known already."""
-    return validate(run, state, again=True)
-
-
-def leading(population: Population, count: int) -> tuple[Candidate, ...]:
-    """The candidates with the best anchor means."""
-    return tuple(sorted(population.candidates, key=population.mean_score, reverse=True)[:count])

@@ -109,6 +109,10 @@ class Population:
         """The candidate with the highest mean; the earliest wins a tie."""
         return max(self.candidates, key=self.mean_score)
 
+    def leading(self, count: int) -> tuple[Candidate, ...]:
+        """The candidates with the highest means, best first; the earlier wins a tie."""
+        return tuple(sorted(self.candidates, key=self.mean_score, reverse=True)[:count])
+
     def to_json(self) -> dict[str, Any]:
         """As written in `population/` and the checkpoint."""
         return {

@@ -6,7 +6,7 @@ import dspy
 import pytest
 
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.cycle import leading, run_cycle, validate
+from fst_optimizer.cycle import run_cycle, validate
 from fst_optimizer.optimizer import FST
 from fst_optimizer.run.state import Best, State, ValidationScore
 from fst_optimizer.store.files import RunFiles
@@ -96,6 +96,6 @@ def test_the_best_pair_is_replaced_by_a_better_score_only(run):
 
 def test_the_leading_candidate_has_the_best_mean_and_the_earlier_wins_a_tie():
     scores = {SEED.id: {"a": 0.5, "b": 0.5}, OTHER.id: {"a": 1.0, "b": 0.0}}
-    assert leading(Population((SEED, OTHER), 0, scores), 1) == (SEED,)
+    assert Population((SEED, OTHER), 0, scores).leading(1) == (SEED,)
     better = {**scores, OTHER.id: {"a": 1.0, "b": 0.5}}
-    assert leading(Population((SEED, OTHER), 0, better), 2) == (OTHER, SEED)
+    assert Population((SEED, OTHER), 0, better).leading(2) == (OTHER, SEED)

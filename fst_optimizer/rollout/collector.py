@@ -20,7 +20,7 @@ from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.rollout.rollout import Request, RolloutJob
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import BudgetSpent, Meter
-from fst_optimizer.types import Candidate, Outcome, Rollout
+from fst_optimizer.types import Candidate, Item, Outcome, Rollout
 
 BuildProgram = Callable[[Candidate], dspy.Module]
 
@@ -117,6 +117,10 @@ class Collector:
             failed = jobs[missing[-1]].error
             raise EngineError(f"the engine failed all {len(jobs)} rollouts: {failed}") from failed
         return ended
+
+    def run_candidate(self, candidate: Candidate, items: Sequence[Item], **settings: Any) -> list[Rollout]:
+        """Run one candidate once on every item; settings as of `run`."""
+        return self.run([Request(candidate, item) for item in items], **settings)
 
     def _jobs(
         self, requests: Sequence[Request], *, version: int, temperature: float, capture: bool

@@ -10,7 +10,6 @@ from fst_optimizer.config.run import EvalConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.run.state import ValidationScore
 from fst_optimizer.types import Candidate, Item, Rollout
 
@@ -40,8 +39,9 @@ def evaluate(
     on_rollout: OnRollout | None = None,
 ) -> Evaluation:
     """Run the candidate once on every item."""
-    requests = [Request(candidate, item) for item in items]
-    rollouts = collector.run(requests, version=version, temperature=temperature, on_rollout=on_rollout)
+    rollouts = collector.run_candidate(
+        candidate, items, version=version, temperature=temperature, on_rollout=on_rollout
+    )
     scores = {rollout.example_id: rollout.score for rollout in rollouts}
     failed = sum(rollout.outcome != "ok" for rollout in rollouts)
     return Evaluation(sum(scores.values()) / len(scores), scores, len(rollouts), failed)
@@ -81,8 +81,7 @@ def measure_kl(
     """
     if not version:
         return 0.0, 0
-    requests = [Request(candidate, item) for item in items[: config.kl_examples]]
-    rollouts = collector.run(requests, version=version, temperature=1.0)
+    rollouts = collector.run_candidate(candidate, items[: config.kl_examples], version=version, temperature=1.0)
     calls = [call for rollout in rollouts for call in rollout.calls]
     kl = policy.kl_to_base(calls, version)
     if not math.isfinite(kl):

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import StopRun
 from fst_optimizer.store.files import sync, writing
-from fst_optimizer.types import Rollout, RolloutCounts
+from fst_optimizer.types import Candidate, Rollout, RolloutCounts
 
 if TYPE_CHECKING:
     from fst_optimizer.evolve.round import FastRound
     from fst_optimizer.rollout.credit import Credit
+    from fst_optimizer.run.state import ValidationScore
     from fst_optimizer.train.trainer import StepReport
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -103,6 +104,17 @@ def fast_fields(found: FastRound) -> dict[str, Any]:
         "best_score": found.best_score,
         "frontier": len(found.frontier),
         "reused": found.reused,
+    }
+
+
+def eval_fields(candidate: Candidate, found: ValidationScore) -> dict[str, Any]:
+    """What an `eval` line of the validation set has."""
+    return {
+        "split": "val",
+        "score": found.score,
+        "kl_to_base": found.kl_to_base,
+        "candidate": candidate.id,
+        "failed": found.failed,
     }
 
 
