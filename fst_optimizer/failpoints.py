@@ -1,6 +1,6 @@
-"""The seam through which tests break things: named places where a fault can be let in.
+"""Failpoints: named places in the code where tests let faults in.
 
-Code that touches the world outside passes such a place, with what it is about to return:
+Code that deals with disks, models, servers or the user's functions passes such a place:
 
     failpoint("files.write", path)
     answer = failpoint("reflection.answer", answer)
@@ -13,6 +13,7 @@ Nothing happens there unless a test says so:
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,14 +41,24 @@ the path of `state.json` just before it is replaced, `trainer.step` by the rows 
 number of the version, `rollout.end` by each rollout before it is written down."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Fault:
+    place: str
     effect: Effect
     after: int
-    times: int | None
+    times: float
+
+    def due(self, place: str) -> bool:
+        if place != self.place:
+            return False
+        self.after -= 1
+        if self.after >= 0 or self.times <= 0:
+            return False
+        self.times -= 1
+        return True
 
 
-_faults: dict[str, list[_Fault]] = {}
+_faults: list[_Fault] = []
 _lock = threading.Lock()
 
 
@@ -55,20 +66,11 @@ def failpoint(place: str, value: T) -> T:
     """What passes this place: `value`, unless a test has let a fault in."""
     if not _faults:
         return value
-    for fault in _due(place):
+    with _lock:
+        due = [fault for fault in _faults if fault.due(place)]
+    for fault in due:
         value = fault.effect(value)
     return value
-
-
-def _due(place: str) -> list[_Fault]:
-    due = []
-    with _lock:
-        for fault in _faults.get(place, ()):
-            fault.after -= 1
-            if fault.after < 0 and fault.times != 0:
-                fault.times = None if fault.times is None else fault.times - 1
-                due.append(fault)
-    return due
 
 
 @contextmanager
@@ -78,20 +80,18 @@ def inject(place: str, effect: Effect, *, after: int = 0, times: int | None = No
     Args:
         place: One of `PLACES`.
         effect: What happens there.
-        after: Passages that go well before the first that does not.
-        times: Passages that do not. None: all further ones.
+        after: How often the place is passed unharmed first.
+        times: How often the fault happens. None: from then on, always.
     """
     assert place in PLACES, place
-    fault = _Fault(effect, after, times)
+    fault = _Fault(place, effect, after, math.inf if times is None else times)
     with _lock:
-        _faults.setdefault(place, []).append(fault)
+        _faults.append(fault)
     try:
         yield
     finally:
         with _lock:
-            _faults[place].remove(fault)
-            if not _faults[place]:
-                del _faults[place]
+            _faults.remove(fault)
 
 
 def raising(error: BaseException) -> Effect:

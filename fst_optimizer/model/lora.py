@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import peft
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, sync
 
@@ -32,43 +33,26 @@ TRAINED = "default"
 TEMPORARY = "temporary"
 
 
-def attach(
-    base_model: nn.Module,
-    *,
-    rank: int = 16,
-    alpha: float = 32,
-    dropout: float = 0.0,
-    target_modules: Sequence[str] | None = None,
-    seed: int = 0,
-) -> PeftModel:
+def attach(base_model: nn.Module, shape: LoraConfig | None = None, *, seed: int = 0) -> PeftModel:
     """A fresh trainable LoRA adapter (B = 0, so the policy is the base) on `base_model`, in evaluation mode.
 
-    `target_modules` None means every linear layer but the LM head. The same seed gives the same matrices, and the
-    global RNG is left where it was.
+    The same seed gives the same matrices, and the global RNG is left where it was.
     """
-    config = _lora_config(base_model, rank, alpha, dropout, target_modules)
+    config = _peft_config(base_model, shape or LoraConfig())
     with _seeded(seed):
-        model = get_peft_model(cast(Any, base_model), config)
+        model = peft.get_peft_model(cast(Any, base_model), config)
     model.eval()
     return cast(PeftModel, model)
 
 
-def replace_trained(
-    model: PeftModel,
-    *,
-    rank: int,
-    alpha: float,
-    dropout: float = 0.0,
-    target_modules: Sequence[str] | None = None,
-    seed: int = 0,
-) -> None:
+def replace_trained(model: PeftModel, shape: LoraConfig, *, seed: int = 0) -> None:
     """Puts a fresh trained adapter, maybe of another shape, in the place of the old one: what `attach` would make.
 
     The other versions must be gone: they have the old shape. Hold the model's lock.
     """
     others = sorted(set(model.peft_config) - {TRAINED})
     assert not others, others
-    config = _lora_config(cast(nn.Module, model.get_base_model()), rank, alpha, dropout, target_modules)
+    config = _peft_config(cast(nn.Module, model.get_base_model()), shape)
     model.delete_adapter(TRAINED)
     with _seeded(seed):
         model.add_adapter(TRAINED, config)
@@ -76,14 +60,12 @@ def replace_trained(
     model.eval()
 
 
-def _lora_config(
-    base_model: nn.Module, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | None
-) -> LoraConfig:
-    return LoraConfig(
-        r=rank,
-        lora_alpha=cast(int, alpha),
-        lora_dropout=dropout,
-        target_modules=list(target_modules) if target_modules else _linear_layers(base_model),
+def _peft_config(base_model: nn.Module, shape: LoraConfig) -> peft.LoraConfig:
+    return peft.LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,
+        lora_dropout=shape.dropout,
+        target_modules=list(shape.target_modules or _linear_layers(base_model)),
         task_type="CAUSAL_LM",
     )
 
@@ -123,12 +105,6 @@ def trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
     """The trainable adapter's own parameters (not copies) under their file names."""
     marker = f".{TRAINED}."
     return {name.replace(marker, "."): p for name, p in model.named_parameters() if "lora_" in name and marker in name}
-
-
-def scaling(model: PeftModel) -> float:
-    """The factor s in W + s B A: alpha / rank."""
-    config = cast(LoraConfig, model.peft_config[TRAINED])
-    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
 
 
 def snapshot(model: PeftModel) -> dict[str, Tensor]:
@@ -212,14 +188,14 @@ def _activate_trained(model: PeftModel) -> None:
     model.set_adapter(TRAINED)
 
 
-def save_adapter(source: PeftModel | LoraConfig, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
+def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` into `folder`, all or nothing.
 
     The files are what `PeftModel.from_pretrained` and vLLM load. An existing folder is replaced.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    config = copy.copy(source if isinstance(source, LoraConfig) else source.peft_config[TRAINED])
+    config = copy.copy(model.peft_config[TRAINED])
     config.inference_mode = True
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -241,20 +217,6 @@ def save_adapter(source: PeftModel | LoraConfig, tensors: Mapping[str, Tensor], 
 def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     """The tensors that `save_adapter` wrote, on the CPU."""
     return load_file(Path(folder) / ADAPTER_TENSORS)
-
-
-def adapter_distance(tensors: Mapping[str, Tensor], scaling: float) -> float:
-    """||s B A||_F over all layers: how far the adapter moved the weights, never forming B A.
-
-    ||B A||^2 = sum((B^T B) * (A A^T)), two rank-by-rank matrices.
-    """
-    total = 0.0
-    for name, a in tensors.items():
-        if ".lora_A." in name:
-            a64, b64 = a.double(), tensors[name.replace(".lora_A.", ".lora_B.")].double()
-            total += float(((b64.T @ b64) * (a64 @ a64.T)).sum())
-    # Rounding can leave a tiny negative number where B is 0.
-    return scaling * math.sqrt(max(total, 0.0))
 
 
 def _check_plain(folder: Path) -> None:

@@ -230,7 +230,7 @@ class Policy:
             self.engine.retire(version)
         self._tensors.clear()
         with self.lock:
-            adapters.replace_trained(self.model, **self.lora.model_dump(), seed=self.seed)
+            adapters.replace_trained(self.model, self.lora, seed=self.seed)
             self.zero_adapter = _zero_adapter(self.model)
         self._seeds = itertools.count(self.seed << 32)
         self.version = self._newest = 0
@@ -333,7 +333,7 @@ def _zero_adapter(model: Any) -> dict[str, Tensor]:
 def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:
     """The base with a fresh trainable adapter, or with the one in the folder `adapter`."""
     if adapter is None:
-        return adapters.attach(base, **lora.model_dump(), seed=seed)
+        return adapters.attach(base, lora, seed=seed)
     if not (Path(adapter) / ADAPTER_CONFIG).is_file():
         raise UserError(f"adapter is {str(adapter)!r}: no {ADAPTER_CONFIG} there; give a peft LoRA folder")
     return adapters.attach_from(base, Path(adapter))

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.model import lora
 from fst_optimizer.types import Call, TrainRow
 
@@ -80,7 +81,7 @@ def make_base() -> Callable[[], Qwen3ForCausalLM]:
 @pytest.fixture
 def make_model() -> Callable[[], PeftModel]:
     """Always the same model, adapter included."""
-    return lambda: lora.attach(_tiny_base(), rank=4, alpha=8)
+    return lambda: lora.attach(_tiny_base(), LoraConfig(rank=4, alpha=8))
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import Qwen3ForCausalLM
 
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.model import lora
 
@@ -55,7 +55,7 @@ def test_the_seed_decides_the_matrices_and_spares_the_global_rng(make_base: Make
 
 
 def test_target_modules_can_be_chosen(make_base: MakeBase) -> None:
-    names = lora.snapshot(lora.attach(make_base(), target_modules=["q_proj", "v_proj"]))
+    names = lora.snapshot(lora.attach(make_base(), LoraConfig(target_modules=["q_proj", "v_proj"])))
     assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
 
 
@@ -86,9 +86,7 @@ def test_the_saved_config_is_one_that_servers_read(model: PeftModel, tmp_path: P
 
 def test_tensors_survive_the_disk_to_the_bit(model: PeftModel, moved: Moved, tmp_path: Path) -> None:
     tensors = lora.snapshot(moved(model))
-    config = model.peft_config["default"]
-    assert isinstance(config, LoraConfig)
-    lora.save_adapter(config, tensors, tmp_path / "policy")
+    lora.save_adapter(model, tensors, tmp_path / "policy")
     loaded = lora.load_adapter_tensors(tmp_path / "policy")
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
@@ -219,20 +217,3 @@ def test_restore_writes_in_place(model: PeftModel, moved: Moved) -> None:
     assert all(torch.equal(p, fresh[name]) for name, p in parameters.items())
     with pytest.raises(UserError, match="27 missing, 0 unknown"):
         lora.restore(model, dict([next(iter(fresh.items()))]))
-
-
-def test_distance_by_hand() -> None:
-    # B A = [[1], [2]] [[3, 4]] = [[3, 4], [6, 8]]: norm sqrt(9 + 16 + 36 + 64) = sqrt(125). Second layer: [[2]].
-    tensors = {
-        "x.lora_A.weight": torch.tensor([[3.0, 4.0]]),
-        "x.lora_B.weight": torch.tensor([[1.0], [2.0]]),
-        "y.lora_A.weight": torch.tensor([[1.0]]),
-        "y.lora_B.weight": torch.tensor([[2.0]]),
-    }
-    assert lora.adapter_distance(tensors, scaling=0.5) == pytest.approx(0.5 * math.sqrt(129))
-
-
-def test_a_fresh_adapter_is_at_distance_zero(model: PeftModel, moved: Moved) -> None:
-    assert lora.scaling(model) == 2.0
-    assert lora.adapter_distance(lora.snapshot(model), 2.0) == 0
-    assert lora.adapter_distance(lora.snapshot(moved(model)), 2.0) > 0

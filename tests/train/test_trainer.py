@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load, save
 from transformers import Qwen3ForCausalLM
 
+from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.config.run import LOSS_NAMES, TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.model import lora
@@ -269,7 +270,7 @@ def test_what_dropout_drops_follows_from_the_seed_and_the_update(
     make_base: Callable[[], Any], make_rows: MakeRows
 ) -> None:
     def after(noise: int, seed: int = 3) -> dict[str, torch.Tensor]:
-        model = lora.attach(make_base(), rank=4, alpha=8, dropout=0.5)
+        model = lora.attach(make_base(), LoraConfig(rank=4, alpha=8, dropout=0.5))
         torch.manual_seed(noise)  # what others in the process draw
         before = torch.get_rng_state()
         trainer = Trainer(model, 0, TrainConfig(), seed=seed)
@@ -376,7 +377,7 @@ def test_a_bf16_model_trains_float32_adapters(
     make_base: Callable[[], Qwen3ForCausalLM], make_rows: MakeRows, slow_logprobs: SlowLogprobs
 ) -> None:
     base: Any = make_base()
-    model = lora.attach(base.to(torch.bfloat16), rank=4, alpha=8)
+    model = lora.attach(base.to(torch.bfloat16), LoraConfig(rank=4, alpha=8))
     trainer = Trainer(model, 0, TrainConfig())
     rows = make_rows(temperature=1.0)
     for row, logprobs in zip(rows, trainer.logprobs(rows), strict=True):
