@@ -45,12 +45,10 @@ def group_objects(train_data: object) -> list[Sequence[Any]]:
     Raises:
         UserError: The data is something else.
     """
-    if not isinstance(train_data, Sequence) or isinstance(train_data, str):
-        raise UserError(f"train_data is {type(train_data).__name__}: give a list of groups")
     groups = []
-    for place, entry in enumerate(train_data):
+    for place, entry in enumerate(_listed(train_data, "groups")):
         group = entry.get("group") if isinstance(entry, Mapping) else entry
-        if not isinstance(group, Sequence) or isinstance(group, str) or not group:
+        if not _is_list(group) or not group:
             raise UserError(
                 f'train_data[{place}] is no group: give {{"batch_id": ..., "group": [...]}} with at least one '
                 "completion, or the list alone"
@@ -71,13 +69,13 @@ def scored_group(group: Sequence[Any], place: int) -> list[Scored]:
 def _scored(entry: Any, where: str) -> Scored:
     if not isinstance(entry, Mapping) or not {"messages", "completion", "reward"} <= entry.keys():
         raise UserError(f"{where} needs messages, completion and reward: {_short(entry)}")
-    reward = entry["reward"]
+    reward, completion = entry["reward"], entry["completion"]
     if not isinstance(reward, int | float) or not math.isfinite(reward):
         raise UserError(f"{where} has reward {reward!r}: the metric must give a finite number")
-    completion = entry["completion"]
-    if not isinstance(completion, Mapping) or not isinstance(completion.get("content"), str):
+    text = completion.get("content") if isinstance(completion, Mapping) else None
+    if not isinstance(text, str):
         raise UserError(f'{where} has completion {_short(completion)}: give {{"role": "assistant", "content": text}}')
-    return Scored(checked_messages(entry["messages"], where), completion["content"], float(reward))
+    return Scored(checked_messages(entry["messages"], where), text, float(reward))
 
 
 def conversations(train_data: object) -> list[tuple[Messages, str]]:
@@ -86,15 +84,8 @@ def conversations(train_data: object) -> list[tuple[Messages, str]]:
     Raises:
         UserError: There is no row, or one is not `{"messages": [..., {"role": "assistant", "content": text}]}`.
     """
-    if not isinstance(train_data, Sequence) or isinstance(train_data, str):
-        raise UserError(f"train_data is {type(train_data).__name__}: give a list of rows")
-    if not train_data:
-        raise UserError(
-            "train_data is empty: no run of the teacher passed the metric; loosen it, give a stronger teacher, or let "
-            "the policy sample with a temperature and give more examples"
-        )
     rows = []
-    for place, entry in enumerate(train_data):
+    for place, entry in enumerate(_listed(train_data, "rows")):
         where = f"train_data[{place}]"
         if not isinstance(entry, Mapping) or "messages" not in entry:
             raise UserError(f"{where} needs messages: {_short(entry)}")
@@ -102,42 +93,62 @@ def conversations(train_data: object) -> list[tuple[Messages, str]]:
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise UserError(f"{where} must end with the assistant's answer to something, and has {_short(messages)}")
         rows.append((messages[:-1], messages[-1]["content"]))
+    if not rows:
+        raise UserError(
+            "train_data is empty: no run of the teacher passed the metric; loosen it, give a stronger teacher, or let "
+            "the policy sample with a temperature and give more examples"
+        )
     return rows
 
 
-def checked_messages(messages: object, where: str) -> Messages:
+def checked_messages(messages: Any, where: str) -> Messages:
     """Messages as the chat template takes them.
 
     Raises:
         UserError: One has another role, or content that is not text.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+    if not _is_list(messages) or not messages:
         raise UserError(f"{where} has messages {_short(messages)}: give a list of at least one")
     checked = []
     for message in messages:
-        role = message.get("role") if isinstance(message, Mapping) else None
-        text = _text(message.get("content")) if role in ROLES else None
-        if role not in ROLES or text is None:
+        role = ROLES.get(message.get("role", "")) if isinstance(message, Mapping) else None
+        text = _text(message.get("content")) if role else None
+        if role is None or text is None:
             raise UserError(
                 f"{where} has message {_short(message)}: give a role ({', '.join(ROLES)}) and text as content"
             )
-        checked.append({"role": ROLES[role], "content": text})
+        checked.append({"role": role, "content": text})
     return checked
 
 
-def _text(content: object) -> str | None:
+def _text(content: Any) -> str | None:
     """A message's text, from a string or from a list of text parts; None when there is something else in it."""
     if isinstance(content, str):
         return content
-    if isinstance(content, Sequence) and all(isinstance(part, Mapping) and "text" in part for part in content):
+    if _is_list(content) and all(isinstance(part, Mapping) and "text" in part for part in content):
         return "".join(str(part["text"]) for part in content)
     return None
+
+
+def _listed(train_data: Any, what: str) -> Sequence[Any]:
+    if not _is_list(train_data):
+        raise UserError(f"train_data is {type(train_data).__name__}: give a list of {what}")
+    return train_data  # type: ignore[no-any-return]
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def text_call(
     policy: Policy, prompt_ids: tuple[int, ...], text: str, end_id: int, *, temperature: float, where: str
 ) -> Call:
-    """A completion that nobody sampled, as token ids: its text and the end of the turn. Log-probs are 0.
+    """A completion that no policy sampled, as token ids: its text and the end of the turn. Log-probs are 0.
 
     White space around the text is left out: dspy writes a newline after every answer, which it never reads.
 
@@ -159,8 +170,3 @@ def end_of_turn(policy: Policy) -> int:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     written = policy.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
     return int(next((token for token in reversed(written) if token in ends), ends[0]))
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."

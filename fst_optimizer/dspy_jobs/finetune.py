@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
-from collections.abc import Iterator, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from pathlib import Path
@@ -14,17 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
-from fst_optimizer.dspy_jobs.data import check_format, conversations, end_of_turn, text_call
-from fst_optimizer.dspy_jobs.settings import FinetuneSettings, finetune_settings
+from fst_optimizer.dspy_jobs.data import check_format
+from fst_optimizer.dspy_jobs.settings import finetune_settings
+from fst_optimizer.dspy_jobs.supervised import supervised_rows, updates
 from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at
-from fst_optimizer.errors import TrainingError
 from fst_optimizer.policy.lm import policy_to_train
-from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:
     from fst_optimizer.policy.lm import PolicyLM
-    from fst_optimizer.policy.policy import Policy
-    from fst_optimizer.train.trainer import StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +34,10 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
         lm: `policy.lm`, or an LM at a version.
         train_data: Rows of `{"messages": [...]}`; the assistant's last answer is learned, the rest is its prompt.
         train_data_format: `TrainDataFormat.CHAT` or None.
-        train_kwargs: See `settings.finetune_settings`.
+        train_kwargs: See `settings.FinetuneSettings`.
 
     Raises:
-        UserError: The LM cannot be trained, a setting is wrong, or the data is not as said.
+        UserError: The LM cannot be trained, a setting is wrong, or the data is not conversations.
     """
 
     def __init__(
@@ -61,13 +56,8 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
         """Mean negative log-likelihood a token of each update's rows, before the update."""
         self._start = tensors_at(self.policy, lm.version)
         self._begun = False
-        super().__init__(
-            thread=threading.Thread(target=self._run, name="fst-finetune"),
-            model=lm.model,
-            train_data=train_data,
-            train_data_format=train_data_format,
-            train_kwargs=train_kwargs,
-        )
+        thread = threading.Thread(target=self._run, name="fst-finetune")
+        super().__init__(thread, lm.model, train_data, train_data_format, train_kwargs)
 
     def start(self) -> None:
         """Begin, once no other job trains."""
@@ -76,7 +66,7 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
 
     def cancel(self) -> bool:
         """Stop before the next update; nothing is published then. False when the job has ended."""
-        return bool(super(TrainingJob, self).cancel())  # TrainingJob's own forgets to say
+        return bool(super(TrainingJob, self).cancel())  # TrainingJob's own returns None
 
     def status(self) -> TrainingStatus:
         """Of the job, in dspy's words."""
@@ -87,13 +77,10 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
         return TrainingStatus.running if self._begun else TrainingStatus.pending
 
     def _run(self) -> None:
-        # A future that was cancelled meanwhile takes neither.
-        try:
-            lm = self._trained()
-            with suppress(InvalidStateError):
-                self.set_result(lm)
-        except BaseException as error:  # whatever it is: who waits for the result must hear of it
-            with suppress(InvalidStateError):
+        with suppress(InvalidStateError):  # cancelled meanwhile: a cancelled future takes no result
+            try:
+                self.set_result(self._trained())
+            except BaseException as error:  # any error must reach whoever waits for the result
                 self.set_exception(error)
 
     def _trained(self) -> PolicyLM | None:
@@ -119,51 +106,6 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
             policy.save_version(version, Path(self.settings.output_dir))
         logger.info(
             "finetune: policy version %d after %d updates on %d rows, loss %.3f to %.3f",
-            version,
-            len(self.losses),
-            len(self.rows),
-            self.losses[0],
-            self.losses[-1],
-        )
+            version, len(self.losses), len(self.rows), self.losses[0], self.losses[-1],
+        )  # fmt: skip
         return lm
-
-
-def supervised_rows(policy: Policy, train_data: object) -> list[TrainRow]:
-    """Conversations as rows of advantage 1.
-
-    Raises:
-        UserError: The data is not as said, or a row is longer than the model's context.
-    """
-    end_id = end_of_turn(policy)
-    rows = []
-    for place, (prompt, answer) in enumerate(conversations(train_data)):
-        prompt_ids = policy.encode_chat(prompt)
-        call = text_call(policy, prompt_ids, answer, end_id, temperature=1.0, where=f"train_data[{place}]")
-        rows.append(TrainRow(call, 1.0, place))
-    return rows
-
-
-def batches(count: int, settings: FinetuneSettings) -> Iterator[list[int]]:
-    """Indices of each update's rows: every epoch in an order of its own, the last batch as short as it comes."""
-    for epoch in range(settings.epochs):
-        order = list(range(count))
-        random.Random(f"finetune/{settings.seed}/{epoch}").shuffle(order)
-        for start in range(0, count, settings.batch_size):
-            yield order[start : start + settings.batch_size]
-
-
-def updates(policy: Policy, rows: Sequence[TrainRow], settings: FinetuneSettings) -> Iterator[StepReport]:
-    """Train the adapter as it stands, one report an update.
-
-    Raises:
-        TrainingError: The loss was not finite several times in a row, or always.
-    """
-    from fst_optimizer.dspy_jobs.supervised import SupervisedTrainer
-
-    trainer = SupervisedTrainer(policy, settings.train)
-    reports = []
-    for batch in batches(len(rows), settings):
-        reports.append(trainer.step([rows[index] for index in batch]))
-        yield reports[-1]
-    if not any(report.updated for report in reports):
-        raise TrainingError(f"finetune changed nothing: {reports[-1].reason}; lower lr")

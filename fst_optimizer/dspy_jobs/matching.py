@@ -1,8 +1,8 @@
 """From text back to the tokens that were sampled.
 
 dspy's GRPO trains on text: it hands over a prompt's messages and a completion written anew from the fields that were
-parsed. What the policy really sampled, and how likely it was, is remembered here for as long as a job runs, and found
-again by the prompt's token ids and the text.
+parsed. `Generations` keeps what the policy sampled while a job runs, with its log-probs, and finds it again by the
+prompt's token ids and the text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEADER = re.compile(r"^[ \t]*\[\[ ## (\w+) ## \]\]", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Sampled:
-    """One completion as it was sampled, without its prompt. Arrays, for there may be many."""
+    """One completion as it was sampled, without its prompt. In arrays: tuples would take five times the memory."""
 
     text: str
     """As the program saw it."""
@@ -35,16 +35,8 @@ class Sampled:
 
     def as_call(self, prompt_ids: tuple[int, ...]) -> Call:
         """The call that it was; which predictor made it is not known."""
-        return Call(
-            predictor="",
-            prompt_ids=prompt_ids,
-            completion_ids=tuple(self.completion_ids),
-            logprobs=tuple(self.logprobs),
-            temperature=self.temperature,
-            policy_version=self.policy_version,
-            finish_reason=self.finish_reason,
-            text=self.text,
-        )
+        fields = {**vars(self), "completion_ids": tuple(self.completion_ids), "logprobs": tuple(self.logprobs)}
+        return Call(predictor="", prompt_ids=prompt_ids, **fields)
 
 
 class Generations:
@@ -80,7 +72,10 @@ class Generations:
             self._by_prompt.setdefault(key, deque()).append(sampled)
             self._arrivals.append(key)
             if len(self._arrivals) > self.capacity:
-                self._drop(self._arrivals.popleft())
+                oldest = self._arrivals.popleft()
+                self._by_prompt[oldest].popleft()
+                if not self._by_prompt[oldest]:
+                    del self._by_prompt[oldest]
 
     def find(self, prompt_ids: tuple[int, ...], text: str, occurrence: int = 0) -> Call | None:
         """The completion that this text was read from, or None.
@@ -96,12 +91,6 @@ class Generations:
         found = sorted((one for one in alike if one.policy_version == newest), key=lambda one: one.text != text)
         return found[occurrence % len(found)].as_call(prompt_ids) if found else None
 
-    def _drop(self, key: bytes) -> None:
-        kept = self._by_prompt[key]
-        kept.popleft()
-        if not kept:
-            del self._by_prompt[key]
-
 
 def reads_as(sampled: str, written: str) -> bool:
     """Whether dspy would read every field of `written` in `sampled` too.
@@ -109,8 +98,6 @@ def reads_as(sampled: str, written: str) -> bool:
     `written` is what dspy makes of the fields it parsed: without the words before the first field, and with its own
     blank lines. Text without fields must be the same but for white space.
     """
-    if sampled == written:
-        return True
     wanted, there = _fields(written), _fields(sampled)
     if not wanted:
         return not there and sampled.split() == written.split()

@@ -15,11 +15,11 @@ from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 from fst_optimizer.dspy_jobs.data import Scored, check_format, end_of_turn, group_objects, scored_group, text_call
 from fst_optimizer.dspy_jobs.matching import Generations
 from fst_optimizer.dspy_jobs.settings import reinforce_settings
-from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at, version_name
+from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at
 from fst_optimizer.errors import UserError
 from fst_optimizer.policy.lm import policy_to_train
 from fst_optimizer.rollout.credit import advantages
-from fst_optimizer.types import Call, TrainRow
+from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
 
     Args:
         lm: `policy.lm`, or an LM at a version, which is then where training starts.
-        train_kwargs: See `settings.reinforce_settings`.
+        train_kwargs: See `settings.ReinforceSettings`.
 
     Raises:
         UserError: The LM cannot be trained, or a setting is wrong.
@@ -71,10 +71,8 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self._tensors = tensors_at(policy, self.version)
         policy.jobs.pin_copies(policy.version, but=self.lm)
         self._trainer = policy.trainer(settings.train)
-        temperature = settings.temperature
-        if temperature is None:
-            temperature = policy.temperature or 1.0
-        self._generations = Generations(settings.memory, temperature)
+        own = policy.temperature or 1.0
+        self._generations = Generations(settings.memory, own if settings.temperature is None else settings.temperature)
         policy.observer = self._generations
 
     def step(self, train_data: list[Any], train_data_format: TrainDataFormat | str | None = None) -> None:
@@ -84,24 +82,24 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             UserError: The job does not run, or the data is not GRPO's.
             TrainingError: The update broke.
         """
-        trainer = self._running()
+        trainer, generations = self._running()
         check_format(train_data_format, TrainDataFormat.GRPO_CHAT.value, "a reinforce job")
         fresh = self._without_repeats(group_objects(train_data))
         groups = [scored_group(group, place) for place, group in enumerate(fresh)]
         self._first_batch_id += BATCH_IDS
         with self.policy.jobs.training:
             load(self.policy, self._tensors)
-            self.report = trainer.step(self._rows(trainer, groups))
+            self.report = trainer.step(self._rows(trainer, generations, groups))
             if self.report.updated:
                 self._publish()
         logger.debug("reinforce step: %s", self.report)
 
-    def _running(self) -> Trainer:
-        if self._trainer is None:
+    def _running(self) -> tuple[Trainer, Generations]:
+        if self._trainer is None or self._generations is None:
             raise UserError(
                 "the reinforce job does not run: call job.initialize() first; after terminate(), make another"
             )
-        return self._trainer
+        return self._trainer, self._generations
 
     def _without_repeats(self, groups: list[Sequence[Any]]) -> list[Sequence[Any]]:
         """Each group once, and those of the step before only if there is no other."""
@@ -110,10 +108,10 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self._handed_in = once
         return fresh or list(once.values())
 
-    def _rows(self, trainer: Trainer, groups: list[list[Scored]]) -> list[TrainRow]:
+    def _rows(self, trainer: Trainer, generations: Generations, groups: list[list[Scored]]) -> list[TrainRow]:
         """Every completion with its advantage over its group. The trainer's weights are those of `version`."""
         rows: list[TrainRow] = []
-        sampled: set[int] = set()
+        tokenized: list[int] = []
         seen: Counter[tuple[tuple[int, ...], str]] = Counter()
         end_id = end_of_turn(self.policy)
         for place, group in enumerate(groups):
@@ -123,27 +121,22 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
                 self.counts["flat_groups"] += 1
                 continue
             for index, (one, share) in enumerate(zip(group, shares, strict=True)):
-                call = self._sampled(one, seen)
-                if call is not None:
-                    sampled.add(len(rows))
-                else:
-                    call = self._tokenized(one, end_id, f"group {place}, completion {index}")
+                prompt_ids = self.policy.encode_chat(one.messages)
+                key = (prompt_ids, one.text.strip())
+                call = generations.find(prompt_ids, one.text, seen[key])
+                seen[key] += 1
+                if call is None:
+                    where = f"group {place}, completion {index}"
+                    temperature = generations.temperature
+                    call = text_call(self.policy, prompt_ids, one.text, end_id, temperature=temperature, where=where)
+                    tokenized.append(len(rows))
                 rows.append(TrainRow(call, share, len(rows)))
-        self._count(len(sampled), len(rows) - len(sampled))
-        return with_logprobs(trainer, rows, sampled)
-
-    def _sampled(self, one: Scored, seen: Counter[tuple[tuple[int, ...], str]]) -> Call | None:
-        assert self._generations is not None
-        prompt_ids = self.policy.encode_chat(one.messages)
-        key = (prompt_ids, one.text.strip())
-        seen[key] += 1
-        return self._generations.find(prompt_ids, one.text, seen[key] - 1)
-
-    def _tokenized(self, one: Scored, end_id: int, where: str) -> Call:
-        assert self._generations is not None
-        prompt_ids = self.policy.encode_chat(one.messages)
-        temperature = self._generations.temperature
-        return text_call(self.policy, prompt_ids, one.text, end_id, temperature=temperature, where=where)
+        self._count(len(rows) - len(tokenized), len(tokenized))
+        # No sampler gave these log-probs: with the trainer's own their ratio is 1.
+        for place, logprobs in zip(tokenized, trainer.logprobs([rows[place] for place in tokenized]), strict=True):
+            call = dataclasses.replace(rows[place].call, logprobs=tuple(logprobs))
+            rows[place] = dataclasses.replace(rows[place], call=call)
+        return rows
 
     def _count(self, matched: int, tokenized: int) -> None:
         if tokenized and not matched and not self.counts["matched"] and not self.counts["tokenized"]:
@@ -198,7 +191,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         return {
             "job_id": f"reinforce/{self.policy.name}",
             "status": (TrainingStatus.running if running else TrainingStatus.succeeded).value,
-            "current_model": version_name(self.version),
+            "current_model": f"policy-{self.version:06d}",
             "checkpoints": dict(self.checkpoints),
             "last_checkpoint": self.last_checkpoint,
             "pending_batch_ids": list(range(self._first_batch_id, self._first_batch_id + BATCH_IDS)) if running else [],
@@ -207,13 +200,3 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
     def status(self) -> dict[str, Any]:
         """`get_status`."""
         return self.get_status()
-
-
-def with_logprobs(trainer: Trainer, rows: Sequence[TrainRow], sampled: set[int]) -> list[TrainRow]:
-    """The rows, those not `sampled` with the trainer's own log-probs in place of a sampler's: their ratio is 1."""
-    made = [place for place in range(len(rows)) if place not in sampled]
-    result = list(rows)
-    for place, logprobs in zip(made, trainer.logprobs([rows[place] for place in made]), strict=True):
-        call = dataclasses.replace(rows[place].call, logprobs=tuple(logprobs))
-        result[place] = dataclasses.replace(rows[place], call=call)
-    return result

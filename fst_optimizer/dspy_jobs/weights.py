@@ -44,8 +44,3 @@ def publish_next(policy: Policy) -> int:
     """
     policy.retire_all_but({policy.version})
     return policy.publish()
-
-
-def version_name(version: int) -> str:
-    """A version as it is called in files and by servers."""
-    return f"policy-{version:06d}"

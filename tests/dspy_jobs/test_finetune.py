@@ -8,10 +8,7 @@ import torch
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.dspy_jobs.data import end_of_turn
-from fst_optimizer.dspy_jobs.finetune import batches, supervised_rows
-from fst_optimizer.dspy_jobs.settings import FinetuneSettings
-from fst_optimizer.dspy_jobs.supervised import likelihood
+from fst_optimizer.dspy_jobs.supervised import supervised_rows
 from fst_optimizer.errors import TrainingError, UserError
 from fst_optimizer.model import lora
 from fst_optimizer.policy.policy import Policy
@@ -43,57 +40,6 @@ def done(job):
     lm = job.result(timeout=60)
     job.thread.join()
     return lm
-
-
-# --- Rows and batches ------------------------------------------------------------------------------------------------
-
-
-def test_the_last_answer_and_the_end_of_the_turn_are_learned_and_the_rest_is_prompt(policy):
-    messages = [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "first"},
-        {"role": "user", "content": [{"type": "text", "text": "b"}]},
-        {"role": "assistant", "content": "second\n"},
-    ]
-    (one,) = supervised_rows(policy, [{"messages": messages}])
-    decode = policy.tokenizer.decode
-    assert decode(one.call.completion_ids) == "second<|im_end|>"
-    assert decode(one.call.prompt_ids).endswith(
-        "first<|im_end|>\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert (one.advantage, len(one.call.logprobs)) == (1.0, len(one.call.completion_ids))
-
-
-def test_the_end_of_the_turn_is_the_token_that_the_template_writes(policy):
-    tokenizer = policy.tokenizer
-    assert end_of_turn(policy) == tokenizer.eos_token_id
-    other = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    policy.model.get_base_model().generation_config.eos_token_id = [tokenizer.eos_token_id, other]
-    assert end_of_turn(policy) == tokenizer.eos_token_id
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}<|im_start|>{% endfor %}"
-    assert end_of_turn(policy) == other
-
-
-def test_every_epoch_sees_every_row_once_in_an_order_of_its_own():
-    settings = FinetuneSettings(epochs=3, batch_size=4, seed=1)
-    made = list(batches(10, settings))
-    assert [len(batch) for batch in made] == [4, 4, 2] * 3
-    epochs = [[*made[start], *made[start + 1], *made[start + 2]] for start in (0, 3, 6)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert made == list(batches(10, settings))
-    assert made != list(batches(10, FinetuneSettings(epochs=3, batch_size=4, seed=2)))
-
-
-def test_the_loss_is_minus_the_log_probability():
-    logprobs = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], requires_grad=True)
-    loss, ratio, clipped = likelihood(logprobs, torch.zeros(2, 2), torch.ones(2))
-    assert loss.tolist() == [[1.0, 2.0], [0.5, 0.0]]
-    assert ratio.tolist() == [[1.0, 1.0]] * 2
-    assert not clipped.any()
-    loss.sum().backward()
-    assert logprobs.grad.tolist() == [[-1.0, -1.0]] * 2
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
