@@ -26,13 +26,8 @@ from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
 from fst_optimizer.phases import commit, within_caps
-from fst_optimizer.program.student import (
-    Teacher,
-    attach_policy,
-    check_roles,
-    checked_student,
-    checked_teachers,
-)
+from fst_optimizer.program.lms import attach_policy
+from fst_optimizer.program.student import Teacher, check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric

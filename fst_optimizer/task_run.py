@@ -90,7 +90,7 @@ def plan_run(choices: Choices) -> Plan:
 def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = ()) -> CompileResult:
     """Run FST on the task; its test scores are part of the result."""
     from fst_optimizer.optimizer import FST
-    from fst_optimizer.program.student import give_lm
+    from fst_optimizer.program.lms import give_lm
 
     task, sizes = plan.task, plan.sizes
     policy = make_policy(choices, plan, telling(callbacks))

@@ -55,7 +55,7 @@ def load(
     Raises:
         UserError: the run is not finished, or the program cannot be built from its files alone.
     """
-    from fst_optimizer.program.student import give_lm
+    from fst_optimizer.program.lms import give_lm
 
     files = RunFiles(Path(run_dir))
     result, config = finished(files.root)

@@ -20,7 +20,7 @@ from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.finished.score import collector_of
 from fst_optimizer.policy.policy import Policy
-from fst_optimizer.program.student import attach_policy
+from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import credit

@@ -24,7 +24,7 @@ from dspy.utils.callback import BaseCallback
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.lab.plan import DSPY_METHODS
-from fst_optimizer.program.student import attach_policy, give_lm
+from fst_optimizer.program.lms import attach_policy, give_lm
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric

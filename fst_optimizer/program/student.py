@@ -1,18 +1,17 @@
-"""The student program and its policy: what must be true of them, and how copies get their LMs."""
+"""What must be true of a student program, its policy and its teachers before a run starts."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from fst_optimizer.engines.recorder import RecordingEngine
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.policy.lm import trainable_policy
-from fst_optimizer.program.texts import apply_texts, seed_texts
+from fst_optimizer.program.lms import with_lms
+from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.types import Candidate
 
 if TYPE_CHECKING:
@@ -51,22 +50,22 @@ def checked_student(student: object) -> tuple[Policy, int]:
             "one run trains one. Call student.set_lm(policy.lm)"
         )
     (policy,) = policies.values()
-    return policy, _start_version(policy, list(lms.values()))
+    return policy, _start_version(policy, lms.values())
 
 
-def _start_version(policy: Policy, lms: list[object]) -> int:
-    pinned = set()
-    for lm in lms:
-        engine = getattr(lm, "engine", None)
-        if isinstance(engine, RecordingEngine) and engine.trainable and engine.version is not None:
-            pinned.add(engine.version)
-    version = max(pinned, default=policy.version)
+def _start_version(policy: Policy, lms: Iterable[object]) -> int:
+    version = max(_pinned(policy, lms), default=policy.version)
     if version not in policy.engine.versions():
         raise UserError(
             f"the student's LM is at policy version {version}, which {policy!r} does not serve any more: "
             "call student.set_lm(policy.lm)"
         )
     return version
+
+
+def _pinned(policy: Policy, lms: Iterable[Any]) -> set[int]:
+    """The versions of the policy that LMs stay at."""
+    return {lm.engine.version for lm in lms if trainable_policy(lm) is policy} - {None}
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
                 "other models are not trained on: set_lm(policy.lm) or set_lm(policy.lm_at(version)) on the teacher, "
                 "or leave teacher None"
             )
-        pinned = {lm.engine.version for lm in lms if trainable_policy(lm) is policy} - {None}
+        pinned = _pinned(policy, lms)
         if len(pinned) > 1:
             raise UserError(f"the teacher's LMs are at policy versions {sorted(pinned)}: give all of them one")
         version = next(iter(pinned), None)
@@ -107,16 +106,8 @@ def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
                 f"the teacher's LM is at policy version {version}, which {policy!r} does not serve any more"
             )
         candidate = Candidate(seed_texts(program), origin="teacher", id=f"teacher-{place}")
-        found.append(Teacher(candidate, _with_lms(program), version))
+        found.append(Teacher(candidate, with_lms(program), version))
     return tuple(found)
-
-
-def _with_lms(program: dspy.Module) -> dspy.Module:
-    """A copy that works in any context: an LM from `dspy.configure` is written onto the predictors."""
-    copy = apply_texts(program, {})
-    for _, predictor in copy.named_predictors():
-        predictor.lm = predictor.lm or dspy.settings.lm
-    return copy
 
 
 def check_roles(names: Iterable[str], config: FSTConfig) -> None:
@@ -135,40 +126,3 @@ def check_roles(names: Iterable[str], config: FSTConfig) -> None:
             f"predictors leaves method {config.method!r} nothing to change: let one of {', '.join(names)} "
             f"{'evolve' if config.method == 'gepa' else 'train'}"
         )
-
-
-def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
-    """Set `lm` on the predictors without one, or with a policy's; a predictor's own other LM stays. In place."""
-    for _, predictor in program.named_predictors():
-        if predictor.lm is None or trainable_policy(predictor.lm):
-            predictor.lm = lm
-    return program
-
-
-def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:
-    """A copy to save: other LMs than the policy's of which dspy can write no state are left out of it."""
-    copy = apply_texts(program, {})
-    for _, predictor in copy.named_predictors():
-        if predictor.lm is not None and not trainable_policy(predictor.lm) and not _saveable(predictor.lm):
-            predictor.lm = None
-    return copy
-
-
-def _saveable(lm: dspy.BaseLM) -> bool:
-    try:
-        return bool(json.dumps(lm.dump_state()) != "{}")
-    except TypeError:  # an engine of the user's own
-        return False
-
-
-def attach_policy(student: dspy.Module, policy: Policy, version: int | None = None) -> dspy.Module:
-    """A copy whose predictors on the policy use `policy.lm`, or its fixed `version`; other LMs stay.
-
-    An LM from `dspy.configure` is written onto the predictors too, so that the copy works in any context.
-    """
-    copy = apply_texts(student, {})
-    lm = policy.lm if version is None else policy.lm_at(version)
-    for _, predictor in copy.named_predictors():
-        own = predictor.lm or dspy.settings.lm
-        predictor.lm = lm if trainable_policy(own) is policy else own
-    return copy

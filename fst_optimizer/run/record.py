@@ -17,7 +17,7 @@ from fst_optimizer.config.formats import CONFIG_FORMAT
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
-from fst_optimizer.program.student import without_unsaveable_lms
+from fst_optimizer.program.lms import without_unsaveable_lms
 from fst_optimizer.store.files import sync, writing
 from fst_optimizer.store.meter import cost_usd
 

@@ -132,7 +132,8 @@ def tune(
         StudyStopped: three trials in a row failed of one cause.
     """
     need_tune()
-    from fst_optimizer.program.student import attach_policy, checked_student
+    from fst_optimizer.program.lms import attach_policy
+    from fst_optimizer.program.student import checked_student
 
     policy, version = checked_student(program)
     if version:

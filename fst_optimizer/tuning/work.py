@@ -86,7 +86,7 @@ class Desk:
         testset: Sequence[dspy.Example] | None,
     ) -> CompileResult:
         from fst_optimizer.optimizer import FST
-        from fst_optimizer.program.student import give_lm
+        from fst_optimizer.program.lms import give_lm
 
         fst = FST(
             self.work.metric,

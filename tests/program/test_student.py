@@ -2,25 +2,14 @@ import dspy
 import pytest
 from dspy.utils.dummies import DummyLM
 
+from fst_optimizer import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.policy.lm import trainable_policy
-from fst_optimizer.program.student import attach_policy, checked_student, give_lm
-
-
-class Two(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = dspy.Predict("question -> middle")
-        self.second = dspy.Predict("middle -> answer")
-
-
-@pytest.fixture
-def policy(scripted):
-    return scripted(lambda prompt, request: "")
+from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
+from helpers.toy import Program
 
 
 def with_lms(first, second):
-    program = Two()
+    program = Program()
     program.first.lm, program.second.lm = first, second
     return program
 
@@ -29,7 +18,7 @@ def test_the_policy_is_found_on_the_predictors_or_in_the_context(policy):
     assert checked_student(with_lms(policy.lm, policy.lm)) == (policy, 0)
     assert checked_student(with_lms(policy.lm, DummyLM([]))) == (policy, 0)
     with dspy.context(lm=policy.lm):
-        assert checked_student(Two()) == (policy, 0)
+        assert checked_student(Program()) == (policy, 0)
 
 
 def test_a_copied_lm_still_counts_as_the_policy(policy):
@@ -57,7 +46,7 @@ def test_a_version_that_is_not_served_any_more_is_refused(policy):
     [
         (lambda lm: "a program", "student is str: give a dspy.Module"),
         (lambda lm: dspy.Module(), "the student Module has no dspy.Predict in it"),
-        (lambda lm: Two(), r"predictor\(s\) first, second have no LM: call student.set_lm"),
+        (lambda lm: Program(), r"predictor\(s\) first, second have no LM: call student.set_lm"),
         (lambda lm: with_lms(lm, None), r"predictor\(s\) second have no LM"),
         (lambda lm: with_lms(DummyLM([]), DummyLM([])), r"none of the student's LMs is a policy \(dummy\)"),
     ],
@@ -78,24 +67,50 @@ def test_two_policies_are_refused(policy, scripted):
         checked_student(with_lms(policy.lm, other.lm))
 
 
-def test_attaching_copies_the_student_and_leaves_other_lms(policy):
-    dummy = DummyLM([])
-    student = with_lms(policy.lm, dummy)
+# --- Teachers and roles ----------------------------------------------------------------------------------------------
+
+
+def test_teachers_are_one_program_or_several_each_at_its_version(policy):
     version = policy.publish()
-    copy = attach_policy(student, policy, version)
-    assert copy is not student
-    assert copy.first.lm.engine.version == version
-    assert copy.second.lm is dummy
-    assert student.first.lm is policy.lm
+    first, second = checked_teachers([with_lms(policy.lm, None), with_lms(policy.lm_at(0), policy.lm_at(0))], policy)
+    assert (first.version, second.version) == (None, 0)
+    assert (first.candidate.id, second.candidate.origin) == ("teacher-0", "teacher")
+    assert checked_teachers(with_lms(policy.lm_at(version), None), policy)[0].version == version
+    assert checked_teachers(None, policy) == ()
 
 
-def test_attaching_writes_the_contexts_lm_onto_the_predictors(policy):
+def test_a_teachers_lm_from_the_context_is_written_onto_a_copy(policy):
+    given = Program()
     with dspy.context(lm=policy.lm):
-        copy = attach_policy(Two(), policy)
-    assert trainable_policy(copy.second.lm) is policy
+        (teacher,) = checked_teachers(given, policy)
+    assert (given.first.lm, teacher.program.first.lm) == (None, policy.lm)
 
 
-def test_an_lm_is_given_to_those_without_one_and_not_to_others(policy):
-    dummy = DummyLM([])
-    program = give_lm(with_lms(None, dummy), policy.lm)
-    assert (program.first.lm, program.second.lm) == (policy.lm, dummy)
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda policy: "a program", "teacher is str: give a dspy.Module, or a list of them"),
+        (lambda policy: with_lms(DummyLM([]), DummyLM([])), r"none of the teacher's predictors \(Program\) uses"),
+        (lambda policy: with_lms(policy.lm_at(1), policy.lm_at(0)), r"LMs are at policy versions \[0, 1\]"),
+        (lambda policy: with_lms(policy.lm_at(7), None), "the teacher's LM is at policy version 7, which"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(policy, make, named):
+    policy.publish()
+    with pytest.raises(UserError, match=named):
+        checked_teachers(make(policy), policy)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"predictors": {"frist": "train"}}, "predictors.frist: .* did you mean 'first'"),
+        ({"predictors": {"first": "neither", "second": "neither"}}, "leaves method 'fst' nothing to change"),
+        ({"method": "gepa", "predictors": {"first": "train", "second": "neither"}}, "first, second evolve"),
+        ({"method": "rl", "predictors": {"first": "evolve", "second": "evolve"}}, "first, second train"),
+    ],
+)
+def test_roles_that_no_predictor_has_or_that_leave_nothing_to_learn_are_refused(settings, named):
+    check_roles(["first", "second"], FSTConfig())
+    with pytest.raises(UserError, match=named):
+        check_roles(["first", "second"], FSTConfig.from_dict(settings))

@@ -8,7 +8,7 @@ import pytest
 
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
-from fst_optimizer.program.student import attach_policy, give_lm
+from fst_optimizer.program.lms import attach_policy, give_lm
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fst_optimizer import Policy
 from fst_optimizer.config.run import RolloutConfig
-from fst_optimizer.program.student import attach_policy
+from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import credit

@@ -1,0 +1,56 @@
+"""How copies of a program get their LMs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import dspy
+
+from fst_optimizer.policy.lm import trainable_policy
+from fst_optimizer.program.texts import apply_texts
+
+if TYPE_CHECKING:
+    from fst_optimizer.policy.policy import Policy
+
+
+def with_lms(program: dspy.Module) -> dspy.Module:
+    """A copy that works in any context: an LM from `dspy.configure` is written onto the predictors."""
+    copy = apply_texts(program, {})
+    for predictor in copy.predictors():
+        predictor.lm = predictor.lm or dspy.settings.lm
+    return copy
+
+
+def attach_policy(student: dspy.Module, policy: Policy, version: int | None = None) -> dspy.Module:
+    """A copy `with_lms` whose predictors on the policy use `policy.lm`, or its fixed `version`; other LMs stay."""
+    copy = with_lms(student)
+    lm = policy.lm if version is None else policy.lm_at(version)
+    for predictor in copy.predictors():
+        if trainable_policy(predictor.lm) is policy:
+            predictor.lm = lm
+    return copy
+
+
+def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
+    """Set `lm` on the predictors without one, or with a policy's; a predictor's own other LM stays. In place."""
+    for predictor in program.predictors():
+        if predictor.lm is None or trainable_policy(predictor.lm):
+            predictor.lm = lm
+    return program
+
+
+def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:
+    """A copy to save: other LMs than the policy's of which dspy can write no state are left out of it."""
+    copy = apply_texts(program, {})
+    for predictor in copy.predictors():
+        if predictor.lm is not None and not trainable_policy(predictor.lm) and not _saveable(predictor.lm):
+            predictor.lm = None
+    return copy
+
+
+def _saveable(lm: dspy.BaseLM) -> bool:
+    try:
+        return bool(json.dumps(lm.dump_state()) != "{}")
+    except TypeError:  # an engine of the user's own
+        return False

@@ -1,0 +1,6 @@
+import pytest
+
+
+@pytest.fixture
+def policy(scripted):
+    return scripted(lambda prompt, request: "")
