@@ -4,14 +4,16 @@ The programs are composed here from families of functions and really run when th
 the run, another gives the output. A variant is a level: `easy`, `medium` or `hard`.
 """
 
-import hashlib
 import json
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from .compose import LEVELS, Level, Solved, draw, solve
+from fst_optimizer.task_kit import by_predictor, checked_size, distinct, named, numbered, split_by_hash
+
+from .compose import LEVELS, Level, draw, solve
 from .naming import followed
 from .outputs import Parsed, difference, likeness, parse
 
@@ -24,8 +26,6 @@ SEED_INSTRUCTIONS = {
 }
 MAX_TOKENS = {"trace": 1536, "answer": 256}
 """Of one answer. All values of a hard run are up to about 900 characters, an output at most 140."""
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all examples, told apart by the hash of source and arguments, belong to a split."""
 SIZES = {"train": 1024, "val": 256, "test": 512}
 LARGEST_SIZE = 8192
 DEFAULT_VARIANT = "medium"
@@ -61,10 +61,7 @@ class TraceThenAnswer(dspy.Module):  # type: ignore[misc]
 
 def level_named(variant: str | None) -> Level:
     """The level of that name, the default one for None. Raises ValueError for an unknown name."""
-    name = DEFAULT_VARIANT if variant is None else variant
-    if name not in LEVELS:
-        raise ValueError(f"unknown variant {name!r} of codeio; choose one of {', '.join(LEVELS)}")
-    return LEVELS[name]
+    return named("codeio", LEVELS, variant or DEFAULT_VARIANT)
 
 
 def build_program(variant: str | None = None) -> TraceThenAnswer:
@@ -78,8 +75,7 @@ def build_program(variant: str | None = None) -> TraceThenAnswer:
 
 def split_of(code: str, arguments: str) -> str:
     """The split that an example belongs to, decided by its hash alone, so that none is in two splits."""
-    quarter = hashlib.sha256(f"{code}\n{arguments}".encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
+    return split_by_hash(f"{code}\n{arguments}")
 
 
 def load(split: str, size: int | None = None, seed: int = 0, variant: str | None = None) -> list[dspy.Example]:
@@ -91,30 +87,19 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         seed: Draws other programs of the same split.
         variant: The level; None means the default one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of codeio; choose one of {', '.join(SPLITS)}")
-    size = SIZES[split] if size is None else size
-    if not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
-    level = level_named(variant)
-    rng = random.Random(f"codeio/{variant or DEFAULT_VARIANT}/{split}/{seed}")
-    drawn: dict[tuple[str, str], Solved] = {}
-    while len(drawn) < size:
-        program = draw(rng, level)
-        key = program.code, json.dumps(program.arguments)
-        if split_of(*key) == split and (solved := solve(program, level)):
-            drawn.setdefault(key, solved)
-    return [
-        dspy.Example(
-            id=f"{split}-{seed}-{i:04d}",
-            code=code,
-            arguments=arguments,
-            output=json.dumps(solved.output),
-            states=solved.states,
-            variant=variant or DEFAULT_VARIANT,
-        ).with_inputs("code", "arguments")
-        for i, ((code, arguments), solved) in enumerate(drawn.items())
-    ]
+    size = checked_size(split, size, SIZES, LARGEST_SIZE)
+    level, name = level_named(variant), variant or DEFAULT_VARIANT
+    rng = random.Random(f"codeio/{name}/{split}/{seed}")
+
+    def draws() -> Iterator[tuple[str | None, dict[str, Any]]]:
+        while True:
+            program = draw(rng, level)
+            code, arguments = program.code, json.dumps(program.arguments)
+            if split_of(code, arguments) == split and (solved := solve(program, level)):
+                row = {"code": code, "arguments": arguments, "output": json.dumps(solved.output)}
+                yield f"{code}\n{arguments}", {**row, "states": solved.states, "variant": name}
+
+    return numbered(split, seed, distinct(draws(), size), "code", "arguments")
 
 
 def reference(example: dspy.Example) -> dspy.Prediction:
@@ -200,18 +185,17 @@ def metric(
         pred_name: A predictor's name: its own score and feedback. None: the output's score and all feedback.
         pred_trace: Not used.
     """
-    if pred_name not in (None, *SEED_INSTRUCTIONS):
-        raise ValueError(f"codeio has no predictor {pred_name!r}, only {', '.join(SEED_INSTRUCTIONS)}")
     answer, expected = getattr(prediction, "output", None), json.loads(example.output)
-    score, said = grade(answer, expected), explain(answer, expected)
-    if pred_name == "answer":
-        return dspy.Prediction(score=score, feedback=said)
-    steps = getattr(prediction, "steps", None)
-    shown = f"{example.code}\n{example.arguments}"
-    share, missing, strays = followed(steps if isinstance(steps, str) else "", example.states, shown)
-    if pred_name == "trace":
-        return dspy.Prediction(score=share, feedback=explain_steps(missing, strays))
-    return dspy.Prediction(score=score, feedback=f"trace: {explain_steps(missing, strays)}\nanswer: {said}")
+    score, steps = grade(answer, expected), getattr(prediction, "steps", None)
+
+    def judge(name: str) -> tuple[float, str]:
+        if name == "answer":
+            return score, explain(answer, expected)
+        shown = f"{example.code}\n{example.arguments}"
+        share, missing, strays = followed(steps if isinstance(steps, str) else "", example.states, shown)
+        return share, explain_steps(missing, strays)
+
+    return by_predictor(pred_name, SEED_INSTRUCTIONS, judge, score)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

@@ -3,14 +3,14 @@
 A false claim has one of these properties wrong, so a verdict needs every document of the chain.
 """
 
-import hashlib
+import itertools
 import random
 from dataclasses import dataclass
 
+from fst_optimizer.task_kit import distinct, split_by_hash
+
 from .world import KINDS, Entity, chain, entities
 
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all first entities, told apart by their hash, belong to a split."""
 SUPPORTED, REFUTED = "SUPPORTED", "NOT_SUPPORTED"
 
 
@@ -25,22 +25,13 @@ class Claim:
     """`SUPPORTED` or `NOT_SUPPORTED`."""
 
 
-def split_of(text: str) -> str:
-    """The split that a text belongs to, decided by its hash alone."""
-    quarter = hashlib.sha256(text.encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
-
-
 def draw_claims(split: str, count: int, hops: int, seed: int) -> list[Claim]:
     """Different claims whose first entity belongs to the split, about half of them false."""
     rng = random.Random(f"claims/{hops}/{split}/{seed}")
     long_enough = [kind.name for kind in KINDS[: len(KINDS) - hops + 1]]
-    starts = [one for one in entities() if one.kind.name in long_enough and split_of(one.title) == split]
-    drawn: dict[str, Claim] = {}
-    while len(drawn) < count:
-        claim = draw_claim(rng, chain(rng.choice(starts), hops))
-        drawn.setdefault(claim.text, claim)
-    return list(drawn.values())
+    starts = [one for one in entities() if one.kind.name in long_enough and split_by_hash(one.title) == split]
+    claims = (draw_claim(rng, chain(rng.choice(starts), hops)) for _ in itertools.count())
+    return distinct(((claim.text, claim) for claim in claims), count)
 
 
 def draw_claim(rng: random.Random, entities: tuple[Entity, ...]) -> Claim:

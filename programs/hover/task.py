@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from .claims import SPLITS, Claim, draw_claims, split_of
+from fst_optimizer.task_kit import by_predictor, checked_size, named, numbered, split_by_hash
+
+from .claims import Claim, draw_claims
 from .corpus import corpus_at
 from .grading import judge, run_of
 from .program import HoverProgram
@@ -51,10 +53,7 @@ VARIANTS |= {"real": VARIANTS["real-3-hop"], "real-retrieval": VARIANTS["real-3-
 
 def variant_named(variant: str | None) -> Variant:
     """The variant of that name, the default one for None. Raises ValueError for an unknown name."""
-    name = variant or DEFAULT_VARIANT
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r} of hover; choose one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    return named("hover", VARIANTS, variant or DEFAULT_VARIANT)
 
 
 def build_program(variant: str | None = None) -> HoverProgram:
@@ -85,31 +84,21 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         seed: Draws other claims of the same split.
         variant: The task; None means the default one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
     task = variant_named(variant)
     claims = real_claims(task, split, seed) if task.real else None
-    largest = LARGEST_SIZE if claims is None else len(claims)
-    size = min(SIZES[split], largest) if size is None else size
-    if not 0 <= size <= largest:
-        raise ValueError(f"size must be between 0 and {largest}, not {size}")
+    size = checked_size(split, size, SIZES, LARGEST_SIZE if claims is None else len(claims))
     claims = draw_claims(split, size, task.hops, seed) if claims is None else claims[:size]
-    return [
-        dspy.Example(
-            id=f"{split}-{seed}-{place:04d}",
-            claim=claim.text,
-            titles=list(claim.titles),
-            label=claim.label,
-            variant=variant or DEFAULT_VARIANT,
-        ).with_inputs("claim")
-        for place, claim in enumerate(claims)
-    ]
+    rows = (
+        {"claim": claim.text, "titles": list(claim.titles), "label": claim.label, "variant": variant or DEFAULT_VARIANT}
+        for claim in claims
+    )
+    return numbered(split, seed, rows, "claim")
 
 
 def real_claims(task: Variant, split: str, seed: int) -> list[Claim]:
     """HoVer's claims of a split, in a seeded order."""
     path = Path(named_path(DATA_VARIABLE, "HoVer's JSON file, or a folder of them"))
-    claims = [claim for claim in read_claims(path, task.hops) if split_of(claim.text) == split]
+    claims = [claim for claim in read_claims(path, task.hops) if split_by_hash(claim.text) == split]
     random.Random(f"hover/{split}/{seed}").shuffle(claims)
     return claims
 
@@ -144,15 +133,8 @@ def metric(
         pred_trace: Not used.
     """
     task = variant_named(example.variant)
-    known = predictor_names(task)
-    if pred_name not in (None, *known):
-        raise ValueError(f"variant {example.variant!r} has no predictor {pred_name!r}, only {', '.join(known)}")
     run, corpus = run_of(example, prediction, task.hops, task.verdict), corpus_at(corpus_path(task))
-    if pred_name is not None:
-        score, feedback = judge(pred_name, run, corpus)
-        return dspy.Prediction(score=score, feedback=feedback)
-    lines = [f"{name}: {judge(name, run, corpus)[1]}" for name in known]
-    return dspy.Prediction(score=run.score, feedback="\n".join(lines))
+    return by_predictor(pred_name, predictor_names(task), lambda name: judge(name, run, corpus), run.score)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

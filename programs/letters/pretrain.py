@@ -17,36 +17,21 @@ splits, by `task.metric`:
     held-out     0.13 graded, 0.00 exact with the seed instruction; 0.34, 0.01 with the rules named
 """
 
-import itertools
 import random
-import time
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import dspy
 import torch
-import torch.nn.functional as F
 import typer
-from dspy.utils.exceptions import AdapterParseError
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from .. import pretraining
+from ..pretraining import Messages, Model, generate, load_model
 from . import task
 from .rules import ALPHABET, CHAINS, OPERATIONS, PHRASES, WITHHELD, Letters, Rule, alike, apply, sentence, trained_pairs
 
-Messages = list[dict[str, str]]
-Model = Any
-"""A Qwen3ForCausalLM: the library's own type hints refuse its `generate` and `to`."""
-
 VOCABULARY = 768
-PAD, END, ROLES = "<|pad|>", "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>")
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
 PIECES = r" ?\b[a-j]\b|(?<=`)\w+(?=`)|(?<=## )\w+(?= ##)|(?<=\{)\w+(?=\})|\n {8}|(?<=[.]) |, then |[.]"
 """What no merge may cross: letters of a list, field names, and the joints between and inside the sentences of an
 instruction, so that a known sentence gets the same tokens wherever it stands."""
@@ -67,41 +52,23 @@ GENERIC = (task.SEED_INSTRUCTION,) * 4 + ("Do the task.", "Given the fields `{0}
 SINGLES: tuple[Rule, ...] = tuple((name,) for name in OPERATIONS)
 PAIRS = trained_pairs()
 LENGTHS, LENGTH_WEIGHTS = range(2, 10), (1, 3, 4, 5, 5, 4, 2, 1)
-
-BATCH, LEARNING_RATE, WARMUP_STEPS = 48, 2e-3, 200
 MODEL = Path(task.model())
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
-@cache
-def template(source: str, target: str, demo: bool) -> tuple[dict[str, str], ...]:
-    """The messages that DSPy's ChatAdapter makes for a signature, with marks where the values go."""
-    signature = dspy.Signature(f"{source} -> {target}", "{INSTRUCTION}")
-    demos = [{source: "{DEMO_INPUT}", target: "{DEMO_OUTPUT}"}] if demo else []
-    return tuple(dspy.ChatAdapter().format(signature, demos, {source: "{INPUT}"}))
-
-
 def messages_for(
     source: str, target: str, instruction: str, letters: str, demo: tuple[str, str] | None = None
 ) -> Messages:
-    """What ChatAdapter would make of these values, by substitution: a hundred times faster than asking it."""
-    values = {"{INSTRUCTION}": ("\n" + " " * 8).join(instruction.splitlines()), "{INPUT}": letters}
-    if demo:
-        values |= {"{DEMO_INPUT}": demo[0], "{DEMO_OUTPUT}": demo[1]}
-    messages = []
-    for message in template(source, target, demo is not None):
-        content = message["content"]
-        for mark, value in values.items():
-            content = content.replace(mark, value)
-        messages.append({"role": message["role"], "content": content})
-    return messages
+    """The prompt of a predictor that reads one field and writes one, perhaps with a worked example before it."""
+    shown = ((source, demo[0]), (target, demo[1])) if demo else ()
+    return pretraining.messages_for(instruction, ((source, letters),), (target,), shown)
 
 
 def completion_for(target: str, answer: str) -> str:
     """What ChatAdapter parses as this answer, and the end of the turn."""
-    return f"[[ ## {target} ## ]]\n{answer}\n\n[[ ## completed ## ]]{END}"
+    return pretraining.completion_for(((target, answer),))
 
 
 def draw_rule(rng: random.Random, pair_share: float) -> Rule:
@@ -144,155 +111,31 @@ def draw_example(rng: random.Random) -> tuple[Messages, str]:
     return messages_for(source, target, instruction, " ".join(letters), demo), completion_for(target, answer)
 
 
-# --- Model -----------------------------------------------------------------------------------------------------------
-
-
-def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose merges run over word borders: a DSPy prompt is then about 50 tokens."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[PAD, END, *ROLES],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    drawn = (draw_example(rng) for _ in range(20_000))
-    texts = ([*(message["content"] for message in prompt), answer.removesuffix(END)] for prompt, answer in drawn)
-    bpe.train_from_iterator(itertools.chain.from_iterable(texts), trainer)
-    bpe.add_special_tokens([AddedToken(role, special=True) for role in ROLES])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token=PAD,
-        eos_token=END,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def new_model(tokenizer: PreTrainedTokenizerFast) -> Model:
-    """An untrained Qwen3 of about 1M parameters."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model: Model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return model
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, prompts: list[Messages]) -> list[list[int]]:
-    """Token ids of prompts, ready for the assistant's turn."""
-    texts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(texts, add_special_tokens=False).input_ids)
-
-
-# --- Training --------------------------------------------------------------------------------------------------------
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels, (BATCH, longest) each; labels are -100 outside completions."""
-    while True:
-        prompts, answers = zip(*(draw_example(rng) for _ in range(BATCH)), strict=True)
-        answer_ids = tokenizer(list(answers), add_special_tokens=False).input_ids
-        rows = list(zip(encode(tokenizer, list(prompts)), answer_ids, strict=True))
-        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids_BT = torch.full((BATCH, longest), tokenizer.pad_token_id)
-        labels_BT = torch.full((BATCH, longest), -100)
-        for b, (prompt, answer) in enumerate(rows):
-            ids_BT[b, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            labels_BT[b, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        yield ids_BT, labels_BT
-
-
-def completion_loss(model: Model, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of completion tokens. Padding stands on the right, so causal attention needs no mask."""
-    hidden_BTH = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
-    wanted_BT = labels_BT[:, 1:] != -100
-    return F.cross_entropy(model.lm_head(hidden_BTH[wanted_BT]), labels_BT[:, 1:][wanted_BT])
+RECIPE = pretraining.Recipe(
+    draw_example,
+    VOCABULARY,
+    PIECES,
+    tokenizer_examples=20_000,
+    batch=48,
+    warmup_steps=200,
+    report_every=100,
+    save_every=500,
+)
 
 
 def train(out: Path, device: str, steps: int, seed: int) -> None:
-    """Trains tokenizer and model from scratch into `out`, saving every 500 steps."""
+    """Train tokenizer and model from scratch into `out`, on no rule that acts like one of the tasks'."""
     assert not any(alike(pair, kept) for pair in PAIRS for kept in WITHHELD), "a task's rule is in pretraining"
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    tokenizer = train_tokenizer(rng)
-    tokenizer.save_pretrained(out)
-    model = new_model(tokenizer).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=WARMUP_STEPS)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - WARMUP_STEPS))
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [WARMUP_STEPS])
-    started, tokens, mean_loss = time.monotonic(), 0, 0.0
-    size = sum(parameter.numel() for parameter in model.parameters())
-    typer.echo(f"{size:,} parameters, {len(tokenizer)} tokens, {len(PAIRS)} pairs")
-    for step, (ids_BT, labels_BT) in enumerate(itertools.islice(batches(tokenizer, rng), steps), start=1):
-        loss = completion_loss(model, ids_BT.to(device), labels_BT.to(device))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        tokens += ids_BT.numel()
-        mean_loss = loss.item() if step == 1 else 0.99 * mean_loss + 0.01 * loss.item()
-        if step % 100 == 0:
-            spent_s = time.monotonic() - started
-            typer.echo(f"step {step}/{steps}  loss {mean_loss:.4f}  {tokens / spent_s:,.0f} tokens/s  {spent_s:.0f} s")
-        if step % 500 == 0 or step == steps:
-            model.save_pretrained(out)
+    typer.echo(f"{len(PAIRS)} pairs")
+    pretraining.train(RECIPE, out, steps, seed, device)
 
 
 # --- Evaluation ------------------------------------------------------------------------------------------------------
 
 
-def load_model(path: Path, device: str = "cpu") -> tuple[Model, PreTrainedTokenizerFast]:
-    """The saved model, ready to generate, and its tokenizer."""
-    model = Qwen3ForCausalLM.from_pretrained(path).to(device).eval()
-    return model, PreTrainedTokenizerFast.from_pretrained(path)
-
-
-@torch.inference_mode()
-def generate(
-    model: Model, tokenizer: PreTrainedTokenizerFast, prompts: list[Messages], temperature: float = 0.0
-) -> list[str]:
-    """One completion a prompt, in static batches; temperature 0 is greedy."""
-    texts: list[str] = []
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    for start in range(0, len(prompts), 256):
-        rows = {"input_ids": encode(tokenizer, prompts[start : start + 256])}
-        batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
-        made = model.generate(**batch, max_new_tokens=48, **sampling)
-        texts += tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return texts
-
-
 def parse(source: str, target: str, completion: str) -> str | None:
     """The field's value as ChatAdapter reads it; None where it cannot."""
-    try:
-        return str(dspy.ChatAdapter().parse(dspy.Signature(f"{source} -> {target}"), completion)[target])
-    except AdapterParseError:
-        return None
+    return pretraining.parse(f"{source} -> {target}", target, completion)
 
 
 def run_variant(

@@ -4,13 +4,15 @@ A variant says which rule each predictor hides and how long its lists are. The s
 feedback on a wrong answer names the rule: a reflector can learn the instruction, training must do the rest.
 """
 
-import hashlib
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+
+from fst_optimizer.task_kit import by_predictor, checked_size, distinct, named, numbered, split_by_hash
 
 from .rules import ALPHABET, Letters, Rule, apply, sentence
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 SEED_INSTRUCTION = "Answer the question."
 MAX_TOKENS = 48
 """Of one answer: the longest right one has 18 letters and about 15 tokens of format."""
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all lists, told apart by their hash, belong to a split."""
 SIZES = {"train": 512, "val": 256, "test": 512}
 LARGEST_SIZE = 4096
 
@@ -94,10 +94,7 @@ class LettersProgram(dspy.Module):  # type: ignore[misc]
 
 def variant_named(variant: str | None) -> Variant:
     """The variant of that name, the default one for None. Raises ValueError for an unknown name."""
-    name = variant or DEFAULT_VARIANT
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r} of letters; choose one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    return named("letters", VARIANTS, variant or DEFAULT_VARIANT)
 
 
 def build_program(variant: str | None = None) -> LettersProgram:
@@ -107,8 +104,7 @@ def build_program(variant: str | None = None) -> LettersProgram:
 
 def split_of(letters: Letters) -> str:
     """The split that a list belongs to, decided by its hash alone, so that no list is in two splits."""
-    quarter = hashlib.sha256(" ".join(letters).encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
+    return split_by_hash(" ".join(letters))
 
 
 def load(split: str, size: int | None = None, seed: int = 0, variant: str | None = None) -> list[dspy.Example]:
@@ -120,25 +116,20 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         seed: Draws other lists of the same split.
         variant: The task; None means the default one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    size = SIZES[split] if size is None else size
-    if not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
+    size = checked_size(split, size, SIZES, LARGEST_SIZE)
     name = variant or DEFAULT_VARIANT
     task = variant_named(name)
     rng = random.Random(f"{name}/{split}/{seed}")
-    drawn: dict[str, Letters] = {}
-    while len(drawn) < size:
-        letters = rng.choices(ALPHABET, k=rng.randint(*task.lengths))
-        if split_of(letters) == split:
-            drawn.setdefault(" ".join(letters), letters)
-    return [
-        dspy.Example(
-            id=f"{split}-{seed}-{i:04d}", letters=text, answer=targets(task, text)["answer"], variant=name
-        ).with_inputs("letters")
-        for i, text in enumerate(drawn)
-    ]
+
+    def draws() -> Iterator[tuple[str | None, str]]:
+        while True:
+            letters = rng.choices(ALPHABET, k=rng.randint(*task.lengths))
+            text = " ".join(letters)
+            yield text if split_of(letters) == split else None, text
+
+    texts = distinct(draws(), size)
+    rows = ({"letters": text, "answer": targets(task, text)["answer"], "variant": name} for text in texts)
+    return numbered(split, seed, rows, "letters")
 
 
 def targets(task: Variant, letters: str) -> dict[str, str]:
@@ -190,17 +181,15 @@ def metric(
         pred_trace: Not used.
     """
     task = variant_named(example.variant)
-    stages = [stage for stage in task.stages if pred_name in (None, stage.name)]
-    if not stages:
-        known = ", ".join(stage.name for stage in task.stages)
-        raise ValueError(f"variant {example.variant!r} has no predictor {pred_name!r}, only {known}")
+    stages = {stage.name: stage for stage in task.stages}
     right = targets(task, example.letters)
-    answers = {stage.name: getattr(prediction, stage.target, None) for stage in stages}
-    score = sum(grade(answers[stage.name], right[stage.target]) for stage in stages) / len(stages)
-    feedback = {stage.name: explain(answers[stage.name], right[stage.target], stage.rule) for stage in stages}
-    named = pred_name is None and len(task.stages) > 1
-    lines = [f"{name}: {text}" if named else text for name, text in feedback.items()]
-    return dspy.Prediction(score=score, feedback="\n".join(lines))
+
+    def judge(name: str) -> tuple[float, str]:
+        stage = stages[name]
+        answer, target = getattr(prediction, stage.target, None), right[stage.target]
+        return grade(answer, target), explain(answer, target, stage.rule)
+
+    return by_predictor(pred_name, stages, judge)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

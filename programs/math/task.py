@@ -9,6 +9,7 @@ import importlib.util
 import os
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from fst_optimizer.sandbox import Sandbox, Stopped
+from fst_optimizer.task_kit import by_predictor, checked_size, distinct, numbered
 
 from .problems import FAMILIES
 
@@ -130,43 +132,40 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
     Raises:
         ValueError: A wrong argument, no data, or fewer problems than asked for.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    if size is not None and not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
+    wanted = checked_size(split, size, SIZES, LARGEST_SIZE)
     task = variant_named(variant)
-    rows = _made(task, split, size, seed) if task.families else _real(task, split, size, seed)
-    return [
-        dspy.Example(id=f"{split}-{seed}-{i:04d}", problem=problem, answer=answer, source=source).with_inputs("problem")
-        for i, (problem, answer, source) in enumerate(rows)
-    ]
+    rows = _made(task, split, wanted, seed) if task.families else _real(task, split, size, seed)
+    return numbered(split, seed, rows, "problem")
 
 
-def _made(task: Variant, split: str, size: int | None, seed: int) -> list[tuple[str, str, str]]:
-    """Problem, answer and source; the families take turns at random."""
-    size = SIZES[split] if size is None else size
+def _made(task: Variant, split: str, size: int, seed: int) -> list[dict[str, str]]:
+    """Problems with their answer and source; the families take turns at random."""
     rng = random.Random(f"math/{','.join(task.families)}/{split}/{seed}")
-    rows: dict[str, tuple[str, str, str]] = {}
-    wasted = 0
-    while len(rows) < size:
-        family = rng.choice(task.families)
-        problem, answer = FAMILIES[family].draw(rng)
-        fresh = split_of(problem) == split and problem not in rows
-        wasted = 0 if fresh else wasted + 1
-        if fresh:
-            rows[problem] = (problem, answer, f"made/{family}")
-        elif wasted == PATIENCE:
-            raise ValueError(
-                f"family {family!r} has only {len(rows)} distinct problems in its {split} split, not {size}; "
-                f"ask for at most {len(rows)}, or for all families"
-            )
-    return list(rows.values())
+
+    def draws() -> Iterator[tuple[str | None, dict[str, str]]]:
+        while True:
+            family = rng.choice(task.families)
+            problem, answer = FAMILIES[family].draw(rng)
+            own = split_of(problem) == split
+            yield problem if own else None, {"problem": problem, "answer": answer, "source": f"made/{family}"}
+
+    rows = distinct(draws(), size, PATIENCE)
+    if len(rows) < size:
+        raise ValueError(
+            f"family {', '.join(task.families)!r} has only {len(rows)} distinct problems in its {split} split, "
+            f"not {size}; ask for at most {len(rows)}, or for all families"
+        )
+    return rows
 
 
-def _real(task: Variant, split: str, size: int | None, seed: int) -> list[tuple[str, str, str]]:
-    """Problem, answer and source of rows in a seeded order; a problem that comes twice counts once."""
-    rows = {row["problem"]: (row["problem"], row["answer"], "real") for row in _rows() if _wanted(row, task)}
-    own = [row for problem, row in rows.items() if split_of(problem) == split]
+def _real(task: Variant, split: str, size: int | None, seed: int) -> list[dict[str, str]]:
+    """Rows of a data set in a seeded order; a problem that comes twice counts once."""
+    rows = {row["problem"]: row for row in _rows() if _wanted(row, task)}
+    own = [
+        {"problem": problem, "answer": row["answer"], "source": "real"}
+        for problem, row in rows.items()
+        if split_of(problem) == split
+    ]
     random.Random(f"math/real/{split}/{seed}").shuffle(own)
     if len(own) < (1 if size is None else size):
         raise ValueError(
@@ -280,14 +279,14 @@ def _judge(expected: str, answer: str) -> dict[str, bool]:
     return verdict
 
 
-def judge(expected: str, answer: object) -> dict[str, bool]:
+def verdict_on(expected: str, answer: object) -> dict[str, bool]:
     """math-verify's verdict (see `checker.judge`); anything but text, and what it cannot check in time, is wrong."""
     return _judge(expected, answer if isinstance(answer, str) else "")
 
 
 def grade_answer(expected: str, answer: object) -> float:
     """1.0 for the right value alone in a box, `UNBOXED` for it in another form, `FORM` for a wrong one in that form."""
-    verdict = judge(expected, answer)
+    verdict = verdict_on(expected, answer)
     alone = isinstance(answer, str) and is_alone(answer)
     if verdict["equal"]:
         return 1.0 if alone else UNBOXED
@@ -296,7 +295,7 @@ def grade_answer(expected: str, answer: object) -> float:
 
 def grade_result(expected: str, result: object) -> float:
     """1.0 for the right value, in a box or not; `FORM` for another that can be read."""
-    verdict = judge(expected, result)
+    verdict = verdict_on(expected, result)
     return 1.0 if verdict["equal"] else FORM if verdict["parsed"] else 0.0
 
 
@@ -320,8 +319,8 @@ def explain(example: dspy.Example, got: object, score: float, *, result: object 
 def _lessons(example: dspy.Example, got: object, score: float, result: object) -> list[str]:
     if score == UNBOXED:
         return ["Write the final answer alone in one boxed command of LaTeX, without words or units around it."]
-    verdict = judge(example.answer, got)
-    if result is not None and judge(example.answer, result)["equal"]:
+    verdict = verdict_on(example.answer, got)
+    if result is not None and verdict_on(example.answer, result)["equal"]:
         return ["Copy a result that the check confirms into the box unchanged."]
     if not verdict["parsed"]:
         return ["Give one short expression in LaTeX, worked out as far as it goes, and nothing else."]
@@ -349,18 +348,16 @@ def metric(
             program's; each with feedback of its own. None: the program's score and all feedback.
         pred_trace: Not used.
     """
-    if pred_name not in (None, "solve.predict", "finish"):
-        raise ValueError(f"the program has no predictor {pred_name!r}, only solve.predict, finish")
     result, answer = getattr(prediction, "result", None), getattr(prediction, "answer", None)
-    solved, score = grade_result(example.answer, result), grade_answer(example.answer, answer)
-    feedback = {
-        "solve.predict": explain(example, result, solved),
-        "finish": explain(example, answer, score, result=result),
-    }
-    if pred_name is not None:
-        own = solved if pred_name == "solve.predict" else score
-        return dspy.Prediction(score=own, feedback=feedback[pred_name])
-    return dspy.Prediction(score=score, feedback="\n".join(f"{name}: {text}" for name, text in feedback.items()))
+    score = grade_answer(example.answer, answer)
+
+    def judge(name: str) -> tuple[float, str]:
+        if name == "finish":
+            return score, explain(example, answer, score, result=result)
+        solved = grade_result(example.answer, result)
+        return solved, explain(example, result, solved)
+
+    return by_predictor(pred_name, ("solve.predict", "finish"), judge, score)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

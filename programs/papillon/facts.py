@@ -1,15 +1,14 @@
 """Private facts, and requests that have them. Names, streets and numbers are made of syllables and digits: nobody's."""
 
-import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from fst_optimizer.task_kit import distinct, split_by_hash
 
 from .advice import TOPICS
 
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all askers, told apart by their hash, belong to a split."""
 GIVEN = ("Or", "Tam", "Quen", "Bre", "Hal", "Yel", "Dros", "Wik", "Sef", "Mur")
 GIVEN_ENDS = ("vela", "zik", "drin", "nath", "bo", "mira", "tish", "lune")
 FAMILY = ("Ven", "Gor", "Plim", "Ash", "Tor", "Kes", "Lud", "Fal", "Nim", "Dov")
@@ -69,22 +68,18 @@ def digits(text: str) -> str:
     return " ".join(re.findall(r"\d+", joined))
 
 
-def split_of(name: str) -> str:
-    """The split that an asker belongs to, decided by the name's hash alone."""
-    quarter = hashlib.sha256(name.encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
-
-
 def draw_requests(split: str, count: int, facts: int, seed: int) -> list[Asked]:
     """Different requests of askers of the split, each with `facts` private facts."""
     rng = random.Random(f"requests/{facts}/{split}/{seed}")
-    drawn: dict[str, Asked] = {}
-    while len(drawn) < count:
-        name = person(rng)
-        if split_of(name) == split:
-            asked = draw_request(rng, name, facts)
-            drawn.setdefault(asked.text, asked)
-    return list(drawn.values())
+
+    def draws() -> Iterator[tuple[str, Asked]]:
+        while True:
+            name = person(rng)
+            if split_by_hash(name) == split:
+                asked = draw_request(rng, name, facts)
+                yield asked.text, asked
+
+    return distinct(draws(), count)
 
 
 def draw_request(rng: random.Random, name: str, facts: int) -> Asked:

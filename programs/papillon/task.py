@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from fst_optimizer.task_kit import by_predictor, checked_size, named, numbered
+
 from .advice import TOPICS
-from .facts import SPLITS, Private, draw_requests
+from .facts import Private, draw_requests
 from .grading import Run, judge_answer, judge_craft, judge_respond
 from .offline import NAME
 from .program import PapillonProgram
@@ -28,10 +30,7 @@ JUDGES = {"craft": judge_craft, "answer_untrusted": judge_answer, "respond": jud
 
 def facts_of(variant: str | None) -> int:
     """The private facts in a variant's requests, the default one's for None. ValueError for an unknown name."""
-    name = variant or DEFAULT_VARIANT
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r} of papillon; choose one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    return named("papillon", VARIANTS, variant or DEFAULT_VARIANT)
 
 
 def build_program(variant: str | None = None) -> PapillonProgram:
@@ -49,23 +48,18 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         seed: Draws other requests of the same split.
         variant: The task; None means the default one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    facts = facts_of(variant)
-    size = SIZES[split] if size is None else size
-    if not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
-    return [
-        dspy.Example(
-            id=f"{split}-{seed}-{place:04d}",
-            request=asked.text,
-            topic=asked.topic,
-            private=[[fact.kind, fact.text] for fact in asked.private],
-            fill=[[fact.kind, fact.text] for fact in asked.fill],
-            variant=variant or DEFAULT_VARIANT,
-        ).with_inputs("request")
-        for place, asked in enumerate(draw_requests(split, size, facts, seed))
-    ]
+    size = checked_size(split, size, SIZES, LARGEST_SIZE)
+    rows = (
+        {
+            "request": asked.text,
+            "topic": asked.topic,
+            "private": [[fact.kind, fact.text] for fact in asked.private],
+            "fill": [[fact.kind, fact.text] for fact in asked.fill],
+            "variant": variant or DEFAULT_VARIANT,
+        }
+        for asked in draw_requests(split, size, facts_of(variant), seed)
+    )
+    return numbered(split, seed, rows, "request")
 
 
 def reference(example: dspy.Example) -> dspy.Prediction:
@@ -95,16 +89,10 @@ def metric(
         pred_name: A predictor's name: its own score and feedback. None: the program's score and all feedback.
         pred_trace: Not used.
     """
-    if pred_name not in (None, *JUDGES):
-        raise ValueError(f"papillon has no predictor {pred_name!r}, only {', '.join(JUDGES)}")
     private, fill = (tuple(Private(*fact) for fact in facts) for facts in (example.private, example.fill))
     written = (getattr(prediction, name, None) for name in ("prompt", "answer", "reply"))
     run = Run(TOPICS[example.topic].points, private, fill, *written)
-    if pred_name is not None:
-        score, feedback = JUDGES[pred_name](run)
-        return dspy.Prediction(score=score, feedback=feedback)
-    lines = [f"{name}: {judge(run)[1]}" for name, judge in JUDGES.items()]
-    return dspy.Prediction(score=run.score, feedback="\n".join(lines))
+    return by_predictor(pred_name, JUDGES, lambda name: JUDGES[name](run), run.score)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

@@ -4,7 +4,6 @@ A variant is a data set's name, with settings after commas: `chain_sum` or `chai
 first predictor works the question out, the second gives the answer alone, in the form that the scorer reads.
 """
 
-import hashlib
 import importlib.util
 import itertools
 import json
@@ -19,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import dspy
 
 from fst_optimizer.sandbox import Sandbox, Stopped
+from fst_optimizer.task_kit import by_predictor, checked_size, distinct, numbered, split_by_hash
 
 if TYPE_CHECKING:
     from fst_optimizer import FSTConfig
 
 DEFAULT_VARIANT = "chain_sum"
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all questions, told apart by their hash, belong to a split."""
 SIZES = {"train": 512, "val": 128, "test": 256}
 LARGEST_SIZE = 4096
 PATIENCE = 500
@@ -111,12 +109,6 @@ def build_program(variant: str | None = None) -> ReasoningProgram:
     return ReasoningProgram()
 
 
-def split_of(question: str) -> str:
-    """The split that a question belongs to, decided by its hash alone, so that no question is in two splits."""
-    quarter = hashlib.sha256(question.encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
-
-
 def load(split: str, size: int | None = None, seed: int = 0, variant: str | None = None) -> list[dspy.Example]:
     """Examples of a split, the same for the same arguments; a smaller size gives the first ones of a larger.
 
@@ -129,30 +121,18 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
     Raises:
         ValueError: A wrong argument, or a data set that has fewer distinct questions.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    size = SIZES[split] if size is None else size
-    if not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
+    size = checked_size(split, size, SIZES, LARGEST_SIZE)
     task = variant_named(variant)
-    entries: dict[str, dict[str, str]] = {}
-    wasted = 0
-    for entry in stream(task, seed):
-        if len(entries) == size:
-            break
-        fresh = split_of(entry["question"]) == split and entry["question"] not in entries
-        wasted = 0 if fresh else wasted + 1
-        if fresh:
-            entries[entry["question"]] = entry
-        elif wasted == PATIENCE:
-            raise ValueError(
-                f"data set {task.name!r} has only {len(entries)} distinct questions in its {split} split, not {size} "
-                f"({PATIENCE} draws brought no more); ask for at most {len(entries)}, or give settings that allow more"
-            )
-    return [
-        dspy.Example(id=f"{split}-{seed}-{i:04d}", variant=variant or DEFAULT_VARIANT, **entry).with_inputs("question")
-        for i, entry in enumerate(entries.values())
-    ]
+    pairs = ((entry["question"], entry) for entry in stream(task, seed))
+    draws = ((question if split_by_hash(question) == split else None, entry) for question, entry in pairs)
+    entries = distinct(draws, size, PATIENCE)
+    if len(entries) < size:
+        raise ValueError(
+            f"data set {task.name!r} has only {len(entries)} distinct questions in its {split} split, not {size} "
+            f"({PATIENCE} draws brought no more); ask for at most {len(entries)}, or give settings that allow more"
+        )
+    rows = ({"variant": variant or DEFAULT_VARIANT, **entry} for entry in entries)
+    return numbered(split, seed, rows, "question")
 
 
 def stream(task: Variant, seed: int) -> Iterator[dict[str, str]]:
@@ -283,18 +263,17 @@ def metric(
             None: the program's score and all feedback.
         pred_trace: Not used.
     """
-    if pred_name not in (None, "solve", "answer"):
-        raise ValueError(f"the program has no predictor {pred_name!r}, only solve, answer")
     working, answer = getattr(prediction, "working", None), getattr(prediction, "answer", None)
-    worked, score = grade_working(example, working, answer), grade_answer(example, answer)
-    in_working = bool(example.answer) and place(working, example.answer) > 0
-    feedback = {
-        "solve": explain_working(example, worked),
-        "answer": explain_answer(example, answer, score, in_working),
-    }
-    if pred_name is not None:
-        return dspy.Prediction(score=worked if pred_name == "solve" else score, feedback=feedback[pred_name])
-    return dspy.Prediction(score=score, feedback="\n".join(f"{name}: {text}" for name, text in feedback.items()))
+    score = grade_answer(example, answer)
+
+    def judge(name: str) -> tuple[float, str]:
+        if name == "solve":
+            worked = grade_working(example, working, answer)
+            return worked, explain_working(example, worked)
+        in_working = bool(example.answer) and place(working, example.answer) > 0
+        return score, explain_answer(example, answer, score, in_working)
+
+    return by_predictor(pred_name, ("solve", "answer"), judge, score)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

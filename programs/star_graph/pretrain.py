@@ -3,8 +3,8 @@
 `python -m programs.star_graph.pretrain --out runs/star/model` trains, then measures; `--evaluate` only measures. The
 model is not kept in the repository: the README says what it scored.
 
-The recipe is that of `programs/letters/pretrain.py`, and so are the network, its loss and the generating. Prompts of
-several fields, the tokenizer's pieces and the data are this task's own.
+The network, its training and generating are those of `programs/letters` (see `programs/pretraining.py`). Prompts
+of several fields, the tokenizer's pieces and the data are this task's own.
 
 Data: prompts as DSPy's ChatAdapter makes them for the program `find`, of 2 or 3 arms of 2 or 3 edges, drawn without
 end. Each names one primitive: neighbours, the node beside the goal, one arm, every arm, a list reversed, the
@@ -16,43 +16,22 @@ the model learns the form of an answer and copies what it wrote, but seldom find
 the node next to the goal).
 """
 
-import itertools
 import os
 import random
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 import dspy
 import torch
 import typer
-from dspy.utils.exceptions import AdapterParseError
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from programs.letters.pretrain import (
-    CHAT_TEMPLATE,
-    END,
-    PAD,
-    ROLES,
-    Messages,
-    Model,
-    completion_loss,
-    encode,
-    generate,
-    load_model,
-    new_model,
-)
-
+from .. import pretraining
+from ..pretraining import END, Messages, Model, Values, generate, load_model
 from . import task
 from .graph import Nodes, Puzzle, draw, nodes_in
-
-Values = tuple[tuple[str, str], ...]
-"""Names and values of fields, in order."""
 
 VOCABULARY = 1024
 PIECES = r"[0-9]{2}|\n {8}|(?<=[.]) "
@@ -80,8 +59,6 @@ OTHER_FEEDBACK = (
 BLANK: Values = (("reasoning", ""), ("path", ""))
 """The outputs of the program, where only the prompt is made."""
 
-BATCH, LEARNING_RATE, WARMUP_STEPS = 32, 2e-3, 100
-
 
 # --- Data ------------------------------------------------------------------------------------------------------------
 
@@ -95,30 +72,14 @@ class Shown:
     outputs: Values
 
 
-@cache
-def template(sources: tuple[str, ...], targets: tuple[str, ...]) -> tuple[dict[str, str], ...]:
-    """The messages that DSPy's ChatAdapter makes for a signature, with marks where the values go."""
-    signature = dspy.Signature(f"{', '.join(sources)} -> {', '.join(targets)}", "{INSTRUCTION}")
-    return tuple(dspy.ChatAdapter().format(signature, [], {source: f"{{VALUE OF {source}}}" for source in sources}))
-
-
 def messages_for(shown: Shown) -> Messages:
-    """What ChatAdapter would make of these values, by substitution: a hundred times faster than asking it."""
-    marks = {"{INSTRUCTION}": ("\n" + " " * 8).join(shown.instruction.splitlines())}
-    marks |= {f"{{VALUE OF {name}}}": value for name, value in shown.inputs}
-    messages = []
-    for message in template(tuple(dict(shown.inputs)), tuple(dict(shown.outputs))):
-        content = message["content"]
-        for mark, value in marks.items():
-            content = content.replace(mark, value)
-        messages.append({"role": message["role"], "content": content})
-    return messages
+    """The prompt as DSPy's ChatAdapter makes it."""
+    return pretraining.messages_for(shown.instruction, shown.inputs, tuple(name for name, _ in shown.outputs))
 
 
 def completion_for(shown: Shown) -> str:
     """What ChatAdapter parses as these outputs, and the end of the turn."""
-    fields = "".join(f"[[ ## {name} ## ]]\n{value}\n\n" for name, value in shown.outputs)
-    return f"{fields}[[ ## completed ## ]]{END}"
+    return pretraining.completion_for(shown.outputs)
 
 
 def arms_of(puzzle: Puzzle) -> list[Nodes]:
@@ -181,86 +142,22 @@ def fields_of(puzzle: Puzzle | dspy.Example) -> Values:
     return ("graph", puzzle.graph), ("start", puzzle.start), ("goal", puzzle.goal)
 
 
-# --- Training --------------------------------------------------------------------------------------------------------
+def draw_example(rng: random.Random) -> tuple[Messages, str]:
+    """One prompt of pretraining and its completion."""
+    shown = draw_shown(rng)
+    return messages_for(shown), completion_for(shown)
 
 
-def train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose merges run over word borders; a node's number is one token wherever it stands."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[PAD, END, *ROLES],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    drawn = (draw_shown(rng) for _ in range(5_000))
-    texts = ([*(part["content"] for part in messages_for(one)), completion_for(one)[: -len(END)]] for one in drawn)
-    bpe.train_from_iterator(itertools.chain.from_iterable(texts), trainer)
-    bpe.add_special_tokens([AddedToken(role, special=True) for role in ROLES])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        pad_token=PAD,
-        eos_token=END,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels, (BATCH, longest) each; labels are -100 outside completions."""
-    while True:
-        drawn = [draw_shown(rng) for _ in range(BATCH)]
-        prompts = encode(tokenizer, [messages_for(shown) for shown in drawn])
-        answers = tokenizer([completion_for(shown) for shown in drawn], add_special_tokens=False).input_ids
-        longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-        ids_BT = torch.full((BATCH, longest), tokenizer.pad_token_id)
-        labels_BT = torch.full((BATCH, longest), -100)
-        for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            ids_BT[b, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            labels_BT[b, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
-        yield ids_BT, labels_BT
-
-
-def train(out: Path, steps: int, seed: int) -> None:
-    """Trains tokenizer and model from scratch into `out`, saving every 250 steps."""
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    tokenizer = train_tokenizer(rng)
-    tokenizer.save_pretrained(out)
-    model = new_model(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=WARMUP_STEPS)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - WARMUP_STEPS))
-    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [WARMUP_STEPS])
-    started, tokens, losses = time.monotonic(), 0, []
-    size = sum(parameter.numel() for parameter in model.parameters())
-    typer.echo(f"{size:,} parameters, {len(tokenizer)} tokens")
-    for step, (ids_BT, labels_BT) in enumerate(itertools.islice(batches(tokenizer, rng), steps), start=1):
-        loss = completion_loss(model, ids_BT, labels_BT)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        tokens += ids_BT.numel()
-        losses.append(loss.item())
-        if step % 50 == 0:
-            spent_s, cpu_s = time.monotonic() - started, time.process_time()
-            recent = sum(losses[-50:]) / 50
-            typer.echo(
-                f"step {step}/{steps}  loss {recent:.4f}  {tokens:,} tokens  {spent_s:.0f} s, {cpu_s:.0f} s of CPU"
-            )
-        if step % 250 == 0 or step == steps:
-            model.save_pretrained(out)
+RECIPE = pretraining.Recipe(
+    draw_example,
+    VOCABULARY,
+    PIECES,
+    tokenizer_examples=5_000,
+    batch=32,
+    warmup_steps=100,
+    report_every=50,
+    save_every=250,
+)
 
 
 # --- Evaluation ------------------------------------------------------------------------------------------------------
@@ -268,10 +165,7 @@ def train(out: Path, steps: int, seed: int) -> None:
 
 def path_in(completion: str) -> str | None:
     """The field `path` as ChatAdapter reads it; None where it cannot."""
-    try:
-        return str(dspy.ChatAdapter().parse(dspy.Signature("graph -> reasoning, path"), completion)["path"])
-    except AdapterParseError:
-        return None
+    return pretraining.parse("graph -> reasoning, path", "path", completion)
 
 
 def evaluate_primitives(model: Model, tokenizer: PreTrainedTokenizerFast, size: int = 200) -> None:
@@ -354,7 +248,7 @@ def main(
     os.nice(nice)
     transformers_logging.disable_progress_bar()
     if not evaluate:
-        train(out, steps, seed)
+        pretraining.train(RECIPE, out, steps, seed)
     model, tokenizer = load_model(out)
     evaluate_primitives(model, tokenizer)
     evaluate_variants(model, tokenizer, variant or ["d2-l3", "d3-l3", "d3-l4"])

@@ -5,13 +5,15 @@ names degree and length (`d5-l5`), then perhaps `-two` (a program of two predict
 score is all or nothing).
 """
 
-import hashlib
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import dspy
+
+from fst_optimizer.task_kit import by_predictor, checked_size, distinct, numbered, split_by_hash
 
 from .graph import LABELS, Nodes, Puzzle, draw, edges_of, nodes_in, walked
 
@@ -25,8 +27,6 @@ SEED_INSTRUCTIONS = {
 }
 MAX_TOKENS = 768
 """Of one answer. Tracing an arm of five edges takes about a hundred tokens; room is left for going over the edges."""
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all puzzles, told apart by their hash, belong to a split."""
 SIZES = {"train": 512, "val": 256, "test": 512}
 LARGEST_SIZE = 4096
 
@@ -113,8 +113,7 @@ def build_program(variant: str | None = None) -> dspy.Module:
 
 def split_of(puzzle: Puzzle) -> str:
     """The split that a puzzle belongs to, decided by the hash of graph and goal, whatever order the edges are in."""
-    quarter = hashlib.sha256(puzzle.key.encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
+    return split_by_hash(puzzle.key)
 
 
 def load(split: str, size: int | None = None, seed: int = 0, variant: str | None = None) -> list[dspy.Example]:
@@ -126,29 +125,26 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         seed: Draws other puzzles of the same split.
         variant: The task; None means the default one. With and without suffixes, the puzzles are the same.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of star_graph; choose one of {', '.join(SPLITS)}")
-    size = SIZES[split] if size is None else size
-    if not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
+    size = checked_size(split, size, SIZES, LARGEST_SIZE)
     task = variant_named(variant)
     rng = random.Random(f"star_graph/d{task.degree}-l{task.length}/{split}/{seed}")
-    drawn: dict[str, Puzzle] = {}
-    while len(drawn) < size:
-        puzzle = draw(rng, task.degree, task.length)
-        if split_of(puzzle) == split:
-            drawn.setdefault(puzzle.key, puzzle)
-    return [
-        dspy.Example(
-            id=f"{split}-{seed}-{i:04d}",
-            graph=puzzle.graph,
-            start=puzzle.start,
-            goal=puzzle.goal,
-            path=" ".join(puzzle.path),
-            variant=variant or DEFAULT_VARIANT,
-        ).with_inputs("graph", "start", "goal")
-        for i, puzzle in enumerate(drawn.values())
-    ]
+
+    def draws() -> Iterator[tuple[str | None, Puzzle]]:
+        while True:
+            puzzle = draw(rng, task.degree, task.length)
+            yield puzzle.key if split_of(puzzle) == split else None, puzzle
+
+    rows = (
+        {
+            "graph": puzzle.graph,
+            "start": puzzle.start,
+            "goal": puzzle.goal,
+            "path": " ".join(puzzle.path),
+            "variant": variant or DEFAULT_VARIANT,
+        }
+        for puzzle in distinct(draws(), size)
+    )
+    return numbered(split, seed, rows, "graph", "start", "goal")
 
 
 def reference(example: dspy.Example) -> dspy.Prediction:
@@ -222,20 +218,16 @@ def metric(
     """
     task = variant_named(example.variant)
     roles = {"plan": "plan", "answer": "answer"} if task.two else {"find.predict": "find"}
-    if pred_name is not None and pred_name not in roles:
-        raise ValueError(f"variant {example.variant!r} has no predictor {pred_name!r}, only {', '.join(roles)}")
     path = nodes_in(example.path)
     answer = nodes_in(getattr(prediction, "path", None)), path
     plan = _merged(nodes_in(getattr(prediction, "plan", None))), path[::-1]
-    answers = {name: plan if role == "plan" else answer for name, role in roles.items()}
-    asked = pred_name or list(roles)[-1]
-    score = grade(*answers[asked], example.graph)
-    said = {name: explain(*answers[name], example.graph, role) for name, role in roles.items()}
-    whole = "\n".join(f"{name}: {text}" for name, text in said.items())
-    return dspy.Prediction(
-        score=float(score == 1.0) if task.exact else score,
-        feedback=whole if pred_name is None and task.two else said[asked],
-    )
+
+    def judge(name: str) -> tuple[float, str]:
+        got, right = plan if roles[name] == "plan" else answer
+        score = grade(got, right, example.graph)
+        return float(score == 1.0) if task.exact else score, explain(got, right, example.graph, roles[name])
+
+    return by_predictor(pred_name, roles, judge, judge(list(roles)[-1])[0])
 
 
 def _merged(nodes: Nodes) -> Nodes:

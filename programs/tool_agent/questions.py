@@ -1,14 +1,12 @@
 """Questions over the table, each with its answer and the names that must be looked up for it."""
 
-import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .goods import Good, goods, makers
+from fst_optimizer.task_kit import distinct, split_by_hash
 
-SPLITS = {"train": (0, 1), "val": (2,), "test": (3,)}
-"""Which quarters of all sets of goods, told apart by their hash, belong to a split."""
+from .goods import Good, goods, makers
 
 
 @dataclass(frozen=True)
@@ -95,21 +93,22 @@ PIECES = (2, 10)
 
 def split_of(chosen: tuple[Good, ...]) -> str:
     """The split that a set of goods belongs to, decided by its hash alone, so that no set is in two splits."""
-    quarter = hashlib.sha256("+".join(sorted(good.name for good in chosen)).encode()).digest()[0] % 4
-    return next(split for split, quarters in SPLITS.items() if quarter in quarters)
+    return split_by_hash("+".join(sorted(good.name for good in chosen)))
 
 
 def draw_questions(split: str, count: int, lookups: int, seed: int) -> list[Question]:
     """Different questions over sets of goods of the split."""
     rng = random.Random(f"questions/{lookups}/{split}/{seed}")
-    drawn: dict[str, Question] = {}
-    while len(drawn) < count:
-        template = rng.choice(TEMPLATES[lookups])
-        chosen = tuple(rng.sample(goods(), template.goods))
-        if split_of(chosen) == split:
-            question = ask(template, chosen, tuple(rng.randint(*PIECES) for _ in chosen))
-            drawn.setdefault(question.text, question)
-    return list(drawn.values())
+
+    def draws() -> Iterator[tuple[str, Question]]:
+        while True:
+            template = rng.choice(TEMPLATES[lookups])
+            chosen = tuple(rng.sample(goods(), template.goods))
+            if split_of(chosen) == split:
+                question = ask(template, chosen, tuple(rng.randint(*PIECES) for _ in chosen))
+                yield question.text, question
+
+    return distinct(draws(), count)
 
 
 def ask(template: Template, chosen: tuple[Good, ...], pieces: tuple[int, ...]) -> Question:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from fst_optimizer.task_kit import by_predictor, checked_size, named, numbered
+
 from .goods import records
 from .grading import Run, judge_extract, judge_react, turns_of
-from .questions import SPLITS, TEMPLATES, draw_questions
+from .questions import TEMPLATES, draw_questions
 from .tools import calculator, lookup
 
 if TYPE_CHECKING:
@@ -29,10 +31,7 @@ JUDGES = {"react": judge_react, "extract.predict": judge_extract}
 
 def lookups_of(variant: str | None) -> int:
     """The look-ups that a variant's questions need, the default one's for None. ValueError for an unknown name."""
-    name = variant or DEFAULT_VARIANT
-    if name not in VARIANTS:
-        raise ValueError(f"unknown variant {name!r} of tool_agent; choose one of {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+    return named("tool_agent", VARIANTS, variant or DEFAULT_VARIANT)
 
 
 def build_program(variant: str | None = None) -> dspy.ReAct:
@@ -51,22 +50,17 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         seed: Draws other questions of the same split.
         variant: The task; None means the default one.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    lookups = lookups_of(variant)
-    size = SIZES[split] if size is None else size
-    if not 0 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size must be between 0 and {LARGEST_SIZE}, not {size}")
-    return [
-        dspy.Example(
-            id=f"{split}-{seed}-{place:04d}",
-            question=question.text,
-            answer=question.answer,
-            names=list(question.names),
-            variant=variant or DEFAULT_VARIANT,
-        ).with_inputs("question")
-        for place, question in enumerate(draw_questions(split, size, lookups, seed))
-    ]
+    size = checked_size(split, size, SIZES, LARGEST_SIZE)
+    rows = (
+        {
+            "question": question.text,
+            "answer": question.answer,
+            "names": list(question.names),
+            "variant": variant or DEFAULT_VARIANT,
+        }
+        for question in draw_questions(split, size, lookups_of(variant), seed)
+    )
+    return numbered(split, seed, rows, "question")
 
 
 def reference(example: dspy.Example) -> dspy.Prediction:
@@ -98,15 +92,9 @@ def metric(
         pred_name: `react` or `extract.predict`: its own score and feedback. None: the program's score, all feedback.
         pred_trace: Not used.
     """
-    if pred_name not in (None, *JUDGES):
-        raise ValueError(f"tool_agent has no predictor {pred_name!r}, only {', '.join(JUDGES)}")
     turns = turns_of(getattr(prediction, "trajectory", None))
     run = Run(example.answer, tuple(example.names), getattr(prediction, "answer", None), turns)
-    if pred_name is not None:
-        score, feedback = JUDGES[pred_name](run)
-        return dspy.Prediction(score=score, feedback=feedback)
-    lines = [f"{name}: {judge(run)[1]}" for name, judge in JUDGES.items()]
-    return dspy.Prediction(score=run.score, feedback="\n".join(lines))
+    return by_predictor(pred_name, JUDGES, lambda name: JUDGES[name](run), run.score)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

@@ -14,6 +14,7 @@ from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.rollout import Request
+from fst_optimizer.task_kit import split_by_hash
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Candidate, Outcome, items_of
@@ -316,7 +317,7 @@ def test_real_claims_are_read_by_hops_and_split_by_their_text(real):
     texts = [one.claim for examples in splits.values() for one in examples]
     assert sorted(texts) == sorted(f"Claim number {number}." for number in range(40))
     assert all(splits.values())
-    assert all({claims.split_of(one.claim) for one in examples} == {split} for split, examples in splits.items())
+    assert all({split_by_hash(one.claim) for one in examples} == {split} for split, examples in splits.items())
     assert sum(len(task.load(split, variant="real-2-hop")) for split in task.SIZES) == 4
     one = splits["train"][0]
     number = one.claim.split()[-1].rstrip(".")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from dspy.utils import DummyLM
 
+from programs import pretraining
 from programs.letters import pretrain, rules, task
 
 MODEL = Path(task.model())
@@ -222,7 +223,7 @@ def test_substituted_prompts_are_what_the_chat_adapter_makes(instruction: str, d
 
 
 def test_completions_parse_to_their_answer() -> None:
-    completion = pretrain.completion_for("answer", "a c b").removesuffix(pretrain.END)
+    completion = pretrain.completion_for("answer", "a c b").removesuffix(pretraining.END)
     assert pretrain.parse("letters", "answer", completion) == "a c b"
     assert pretrain.parse("letters", "answer", "a c b") is None
 
@@ -245,7 +246,7 @@ def shipped() -> Iterator[tuple[Any, Any]]:
     """The model and its tokenizer, on one thread: more only get in each other's way on batches this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield pretrain.load_model(MODEL)
+    yield pretraining.load_model(MODEL)
     torch.set_num_threads(threads)
 
 
@@ -282,7 +283,7 @@ def test_letters_are_single_tokens_and_prompts_are_short(shipped: tuple[Any, Any
     _, tokenizer = shipped
     assert len(tokenizer("a c f b", add_special_tokens=False).input_ids) == 4
     prompt = pretrain.messages_for("letters", "answer", task.SEED_INSTRUCTION, "a c f b h")
-    assert len(pretrain.encode(tokenizer, [prompt])[0]) < 64
+    assert len(pretraining.encode(tokenizer, [prompt])[0]) < 64
 
 
 def test_the_chat_template_opens_the_assistants_turn(shipped: tuple[Any, Any]) -> None:

@@ -15,6 +15,7 @@ from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.rollout import Request
+from fst_optimizer.task_kit import split_by_hash
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Candidate, items_of
@@ -122,13 +123,13 @@ def test_another_seed_draws_other_questions_of_the_same_split():
     first = {one.question for one in TASK.load("val", 40)}
     second = [one.question for one in TASK.load("val", 40, seed=1)]
     assert set(second) != first
-    assert {task.split_of(question) for question in second} == {"val"}
+    assert {split_by_hash(question) for question in second} == {"val"}
 
 
 def test_a_small_space_says_how_many_questions_it_has():
     variant = "coin_flip,min_trials=3,max_trials=3"
     sizes = {}
-    for split in task.SPLITS:
+    for split in task.SIZES:
         with pytest.raises(ValueError, match=f"'coin_flip' has only .* in its {split} split, not 64") as refused:
             task.load(split, 64, variant=variant)
         sizes[split] = int(re.search(r"only (\d+) distinct", str(refused.value)).group(1))
