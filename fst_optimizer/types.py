@@ -1,7 +1,29 @@
-"""The words of the project. Read this first: every other module speaks in these.
+"""The project's glossary, as types. Read this first: every other module is written in these words.
 
-Everything here is frozen: values flow from `evolve` to `collect` to `credit` to `update`, and nobody edits
-another part's value.
+A *program* is a `dspy.Module`; a *predictor* is one `dspy.Predict` in it. Two things about a program are learned:
+
+- its instructions: a `Candidate` has a text for each predictor that evolves, a `Population` the candidates in use;
+- the weights of the *policy*, the local model that its predictors call: one LoRA adapter on a frozen base. Each update
+  is published as the next *policy version*, which never changes afterwards; version 0 is the base without adapter.
+
+A *cycle* is a fast round and then T slow steps:
+
+1. *evolve*, the fast round: all candidates are scored at the present policy version, on a few training examples (the
+   *anchor*). A reflection LM reads `Rollout`s with the metric's feedback and proposes new candidates. Of those that are
+   best on some example, at most K stay.
+2. *collect*, in each slow step: G rollouts of every `Item` of a batch, shared out evenly over the candidates. Those of
+   one item are a `Group`.
+3. *credit*: a rollout's reward is the metric's score, or what its `Outcome` earns. Its advantage is the reward minus
+   the group's mean, over the group's standard deviation. Each `Call` in it becomes a `TrainRow` with that advantage. A
+   group of equal rewards carries no signal and gives no rows.
+4. *update*: one optimizer step on the rows, then the next policy version is published.
+
+What is trained on: the tokens that the policy sampled in slow steps. Prompts are context alone; rollouts of the fast
+round and of evaluations, and what other LMs say, are not trained on.
+
+A score holds at one policy version. After an update it is thrown away: the next fast round scores every candidate anew.
+
+All values are frozen: a part makes new ones, and edits none that another made.
 """
 
 from __future__ import annotations
@@ -9,22 +31,45 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import PlainSerializer, TypeAdapter
 
 from fst_optimizer.text import plain_data
 
 if TYPE_CHECKING:
     import dspy
 
-Texts = Mapping[str, str]
-"""Component name -> text: one instruction for each predictor that evolves."""
+Texts = Annotated[Mapping[str, str], PlainSerializer(dict)]
+"""Component name -> text. A component is what evolves: the instruction of one predictor."""
+
+
+class Stored:
+    """A value that a run's files hold as JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; floats are left as they are, NaN included."""
+        data: dict[str, Any] = self._adapter().dump_python(self, mode="json")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        value: Self = cls._adapter().validate_python(data)
+        return value
+
+    @classmethod
+    @cache
+    def _adapter(cls) -> TypeAdapter[Any]:
+        return TypeAdapter(cls)
 
 
 class Outcome(StrEnum):
-    """How a rollout ended. Everything but `OK` is recorded, rewarded by configuration, and never raised."""
+    """How a rollout ended. A bad rollout is data: it earns what is configured for its outcome, and never raises."""
 
     OK = "ok"
     PARSE_ERROR = "parse_error"
@@ -38,25 +83,26 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     """The rollout took longer than `rollout.timeout_s`."""
     ENGINE_ERROR = "engine_error"
-    """The engine failed this request; trained on by nobody."""
+    """The engine failed this request, which says nothing about the policy: excluded from training and baselines."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One example with an id that stays the same through the run ("train-12")."""
+    """One example of the data, with an id that stays the same through the run ("train-12")."""
 
     id: str
     example: dspy.Example
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One set of instructions for the program, with where it came from."""
+class Candidate(Stored):
+    """One set of instructions for the program: what the fast round proposes, scores, keeps or drops."""
 
     texts: Texts
     parents: tuple[str, ...] = ()
+    """Ids of the candidates that it was made from."""
     origin: str = "seed"
-    """`seed`, `reflection`, `given` or `teacher`."""
+    """`seed` (the program as given), `reflection`, `given` or `teacher`."""
     cycle: int = 0
     """The cycle whose fast round proposed it."""
     id: str = ""
@@ -68,36 +114,16 @@ class Candidate:
             digest = hashlib.sha256(json.dumps(dict(self.texts), sort_keys=True).encode()).hexdigest()
             object.__setattr__(self, "id", digest[:12])
 
-    def to_json(self) -> dict[str, Any]:
-        """As written in `population/` and the checkpoint."""
-        return {
-            "id": self.id,
-            "texts": dict(self.texts),
-            "parents": list(self.parents),
-            "origin": self.origin,
-            "cycle": self.cycle,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        """The inverse of `to_json`."""
-        return cls(
-            texts=data["texts"],
-            parents=tuple(data["parents"]),
-            origin=data["origin"],
-            cycle=data["cycle"],
-            id=data["id"],
-        )
-
 
 @dataclass(frozen=True)
-class Population:
-    """The candidates in use, with their scores at one policy version."""
+class Population(Stored):
+    """The candidates in use, at most K of them, with their scores at one policy version."""
 
     candidates: tuple[Candidate, ...]
     policy_version: int = 0
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Candidate id -> example id -> score, all measured at `policy_version`. Empty before the first round."""
+    """Candidate id -> id of an anchor example -> score, all measured at `policy_version`. Empty before the first round,
+    and measured anew in every round: the weights have changed since."""
 
     def mean_score(self, candidate: Candidate) -> float:
         """The candidate's mean over the anchor, or 0 when it has not been scored."""
@@ -113,49 +139,27 @@ class Population:
         """The candidates with the highest means, best first; the earlier wins a tie."""
         return tuple(sorted(self.candidates, key=self.mean_score, reverse=True)[:count])
 
-    def to_json(self) -> dict[str, Any]:
-        """As written in `population/` and the checkpoint."""
-        return {
-            "policy_version": self.policy_version,
-            "candidates": [candidate.to_json() for candidate in self.candidates],
-            "scores": {name: dict(scores) for name, scores in self.scores.items()},
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Population:
-        """The inverse of `to_json`."""
-        return cls(
-            candidates=tuple(Candidate.from_json(entry) for entry in data["candidates"]),
-            policy_version=data["policy_version"],
-            scores=data["scores"],
-        )
-
 
 @dataclass(frozen=True)
 class Call:
-    """One completion that the policy sampled, exactly as it was sampled."""
+    """One completion that the policy sampled, exactly as it was sampled. Calls of other LMs are in `Usage` alone."""
 
     predictor: str
     """The component name, or "" when the call came from no known predictor."""
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
-    """Includes the end-of-turn token when the model produced it. Never tokenized again."""
+    """What is trained on: the ids as sampled, the end-of-turn token included where the model produced it. `text` is
+    never tokenized again."""
     logprobs: tuple[float, ...]
     """The sampler's log-probability of each completion token, in nats, at `temperature`."""
     temperature: float
     """0 means greedy; the log-probs are then those at temperature 1."""
     policy_version: int
+    """The version that sampled it."""
     finish_reason: str
     """`stop` or `length`."""
     text: str = ""
     """The completion decoded, before any `<think>` part is stripped."""
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Call:
-        """The inverse of `vars`, through JSON."""
-        lists = ("prompt_ids", "completion_ids", "logprobs")
-        given: dict[str, Any] = {name: tuple(value) if name in lists else value for name, value in data.items()}
-        return cls(**given)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class TraceStep:
 
 @dataclass(frozen=True)
 class Usage:
-    """What was asked of one LM that is not trained: an API model, a judge."""
+    """What was asked of one LM that is not trained, such as an API model or a judge."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -190,14 +194,14 @@ class Usage:
 
 
 def total_usage(*parts: Mapping[str, Usage]) -> dict[str, Usage]:
-    """The sum by model."""
+    """Usage by model, summed over all parts."""
     models = dict.fromkeys(model for part in parts for model in part)
     return {model: sum((part[model] for part in parts if model in part), Usage()) for model in models}
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One run of one candidate's program on one example."""
+    """One run of the program on one example, with one candidate's instructions and one policy version."""
 
     candidate_id: str
     example_id: str
@@ -214,10 +218,11 @@ class Rollout:
     predictor_scores: Mapping[str, float] = field(default_factory=dict)
     """Predictor -> the metric's own score for it. Only when asked for."""
     error: str = ""
-    """What went wrong, for people."""
+    """What went wrong, for people to read."""
     seconds: float = 0.0
+    """Wall-clock time that it took."""
     usage: Mapping[str, Usage] = field(default_factory=dict)
-    """Model -> what the program and the metric asked of LMs that are not trained. Cached answers do not count."""
+    """Model -> what the program and the metric asked of LMs that are not trained. Answers from a cache do not count."""
 
     @property
     def tokens(self) -> int:
@@ -225,38 +230,39 @@ class Rollout:
         return sum(len(call.completion_ids) for call in self.calls)
 
     def to_json(self) -> dict[str, Any]:
-        """As written in `journal/`. Inputs and outputs of the trace become text, as the reflector reads them."""
-        trace = [replace(step, inputs=plain_data(step.inputs), outputs=_texts_of(step.outputs)) for step in self.trace]
+        """As written in `journal/`. Inputs and outputs of the trace become text, as the reflector reads them.
+
+        By hand, since every rollout is journalled: `Stored` takes four times as long for the thousands of tokens.
+        """
+        trace = [
+            {name: None if value is None else plain_data(value) for name, value in vars(step).items()}
+            for step in self.trace
+        ]
         return {
             **vars(self),
             "feedback": dict(self.feedback),
             "predictor_scores": dict(self.predictor_scores),
             "calls": [vars(call) for call in self.calls],
-            "trace": [vars(step) for step in trace],
-            "usage": {model: asdict(used) for model, used in self.usage.items()},
+            "trace": trace,
+            "usage": {model: vars(used) for model, used in self.usage.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rollout:
         """The inverse of `to_json`."""
-        return cls(
-            **{
-                **data,
-                "outcome": Outcome(data["outcome"]),
-                "calls": tuple(Call.from_json(call) for call in data["calls"]),
-                "trace": tuple(TraceStep(**step) for step in data["trace"]),
-                "usage": {model: Usage(**used) for model, used in data["usage"].items()},
-            }
-        )
-
-
-def _texts_of(outputs: Mapping[str, Any] | None) -> Any:
-    return None if outputs is None else plain_data(outputs)
+        lists = ("prompt_ids", "completion_ids", "logprobs")
+        parts = {
+            "outcome": Outcome(data["outcome"]),
+            "calls": tuple(Call(**{**call, **{name: tuple(call[name]) for name in lists}}) for call in data["calls"]),
+            "trace": tuple(TraceStep(**step) for step in data["trace"]),
+            "usage": {model: Usage(**used) for model, used in data["usage"].items()},
+        }
+        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True)
 class Group:
-    """All rollouts of one example that share a baseline, across candidates."""
+    """All rollouts of one example in a slow step, of all candidates and teachers. They share one baseline."""
 
     example_id: str
     rollouts: tuple[Rollout, ...]
@@ -264,17 +270,18 @@ class Group:
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One call with its credit: what the slow step sees."""
+    """One call with its advantage: what the optimizer step is computed from."""
 
     call: Call
     advantage: float
+    """Above 0 makes the sampled tokens more likely, below 0 less likely."""
     rollout: int
     """Which rollout of the batch the call belongs to (for per-rollout means)."""
 
 
 @dataclass(frozen=True)
-class RolloutCounts:
-    """Program runs really executed, by purpose; `reused` counts those that served twice."""
+class RolloutCounts(Stored):
+    """Program runs really executed, by purpose; `reused` counts those of a fast round whose score was used twice."""
 
     fast: int = 0
     slow: int = 0
@@ -283,16 +290,12 @@ class RolloutCounts:
 
     @property
     def training(self) -> int:
-        """What a method pays to learn: fast + slow. Caps and comparisons count this."""
+        """Rollouts that a method learns from, fast + slow: what caps and comparisons count."""
         return self.fast + self.slow
 
     def plus(self, **more: int) -> RolloutCounts:
         """A copy with some counts raised, e.g. `counts.plus(fast=12)`."""
-        return RolloutCounts(**{name: count + more.get(name, 0) for name, count in self.to_json().items()})
-
-    def to_json(self) -> dict[str, int]:
-        """As written in every line of `metrics.jsonl`."""
-        return {"fast": self.fast, "slow": self.slow, "eval": self.eval, "reused": self.reused}
+        return replace(self, **{name: getattr(self, name) + count for name, count in more.items()})
 
 
 def items_of(examples: Sequence[dspy.Example], split: str) -> tuple[Item, ...]:

@@ -1,9 +1,11 @@
 import dataclasses
+import json
+import math
 
 import dspy
 import pytest
 
-from fst_optimizer.types import Call, Candidate, Outcome, Population, Rollout, RolloutCounts, items_of
+from fst_optimizer.types import Call, Candidate, Outcome, Population, Rollout, RolloutCounts, TraceStep, Usage, items_of
 
 A = Candidate({"first": "one", "second": "two"})
 B = Candidate({"first": "uno", "second": "two"}, parents=(A.id,), origin="reflection", cycle=3)
@@ -31,6 +33,25 @@ def test_candidates_and_populations_survive_json():
     again = Population.from_json(population.to_json())
     assert again == population
     assert again.candidates[1].parents == (A.id,)
+
+
+def test_a_candidate_is_written_as_plain_json():
+    plain = {"id": B.id, "texts": dict(B.texts), "parents": [A.id], "origin": "reflection", "cycle": 3}
+    assert B.to_json() == plain == json.loads(json.dumps(plain))
+
+
+def test_a_broken_models_numbers_and_half_characters_survive_json():
+    call = Call("first", (1, 2), (3, 4), (-math.inf, -0.5), 1.0, 2, "stop", "\ud800")
+    step = TraceStep("first", {"count": 3}, None, "\ud800")
+    rollout = Rollout("c", "e", 0, 2, Outcome.OK, math.nan, (call,), (step,), usage={"judge": Usage(1, 2, 0, 3)})
+    again = Rollout.from_json(json.loads(json.dumps(rollout.to_json())))
+    assert math.isnan(again.score)
+    assert (again.calls, again.usage, again.outcome) == (rollout.calls, rollout.usage, Outcome.OK)
+    assert again.trace == (TraceStep("first", {"count": "3"}, None, "\ud800"),)  # inputs as the reflector reads them
+    population = Population((Candidate({"first": "\ud800"}),), 1, {"x": {"train-0": math.nan}})
+    scored = Population.from_json(json.loads(json.dumps(population.to_json())))
+    assert scored.candidates == population.candidates
+    assert math.isnan(scored.scores["x"]["train-0"])
 
 
 def test_the_mean_score_is_over_the_anchor_and_the_earliest_wins_a_tie():

@@ -5,14 +5,13 @@ Each monitor is off, warns, or pauses the run. What it has seen so far is a `Wat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import MonitorsConfig
-from fst_optimizer.types import Outcome, Rollout
+from fst_optimizer.types import Outcome, Rollout, Stored
 
 if TYPE_CHECKING:
     from fst_optimizer.rollout.credit import Credit
@@ -23,7 +22,7 @@ UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Stored):
     """What the monitors have seen."""
 
     flat: int = 0
@@ -44,16 +43,6 @@ class Watch:
     """Monitors that see what they watch for, and have said so."""
     alarms: tuple[str, ...] = ()
     """All that monitors have said in this run."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As written in `state.json`."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Watch:
-        """The inverse of `to_json`."""
-        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        return cls(**{**data, **lists, "evals": tuple((reward, score) for reward, score in data["evals"])})
 
 
 @dataclass(frozen=True)

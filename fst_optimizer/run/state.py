@@ -7,37 +7,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from fst_optimizer.run.monitors import Alarm, Watch
-from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
+from fst_optimizer.types import Candidate, Population, RolloutCounts, Stored, Usage
+
+Score = Annotated[
+    float,
+    PlainSerializer(lambda score: score if math.isfinite(score) else None),
+    BeforeValidator(lambda score: -math.inf if score is None else score),
+]
+"""-inf is null in `state.json`: JSON has no infinities."""
 
 
 @dataclass(frozen=True)
-class Best:
+class Best(Stored):
     """The best (candidate, policy version) pair on the validation set so far."""
 
     candidate: Candidate
     policy_version: int
-    score: float = -math.inf
+    score: Score = -math.inf
     """Before anything is validated, any score is better."""
     kl_to_base: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """As written in `state.json`."""
-        return {
-            "candidate": self.candidate.to_json(),
-            "policy_version": self.policy_version,
-            "score": self.score if math.isfinite(self.score) else None,
-            "kl_to_base": self.kl_to_base,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Best:
-        """The inverse of `to_json`."""
-        score = -math.inf if data["score"] is None else data["score"]
-        return cls(Candidate.from_json(data["candidate"]), data["policy_version"], score, data["kl_to_base"])
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class ValidationScore:
 
 
 @dataclass(frozen=True)
-class State:
+class State(Stored):
     """A run between two phases."""
 
     population: Population
@@ -90,49 +84,10 @@ class State:
     """With `budget`: the setting in `budget` that was reached."""
     watch: Watch = field(default_factory=Watch)
     """What the monitors have seen."""
-    alarms: tuple[Alarm, ...] = ()
+    alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 
     @property
     def over(self) -> bool:
         """Whether the run has ended, and the cycle in which it did is done."""
         return bool(self.ended) and not self.phase
-
-    def to_json(self) -> dict[str, Any]:
-        """As written in `state.json`."""
-        return {
-            "population": self.population.to_json(),
-            "best": self.best.to_json(),
-            "cycle": self.cycle,
-            "phase": self.phase,
-            "started": self.started,
-            "step": self.step,
-            "batch": self.batch,
-            "policy_version": self.policy_version,
-            "rollouts": self.rollouts.to_json(),
-            "reflection_calls": self.reflection_calls,
-            "reflection_cost_usd": self.reflection_cost_usd,
-            "usage": {model: asdict(used) for model, used in self.usage.items()},
-            "validated": {name: asdict(score) for name, score in self.validated.items()},
-            "tokens": self.tokens,
-            "val_score_before": self.val_score_before,
-            "test_score_before": self.test_score_before,
-            "ended": self.ended,
-            "cap": self.cap,
-            "watch": self.watch.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> State:
-        """The inverse of `to_json`."""
-        return cls(
-            **{
-                **data,
-                "population": Population.from_json(data["population"]),
-                "best": Best.from_json(data["best"]),
-                "rollouts": RolloutCounts(**data["rollouts"]),
-                "usage": {model: Usage(**used) for model, used in data["usage"].items()},
-                "validated": {name: ValidationScore(**score) for name, score in data["validated"].items()},
-                "watch": Watch.from_json(data["watch"]),
-            }
-        )

@@ -1,9 +1,11 @@
+import copy
 import json
 import math
+import pickle
 
 import pytest
 
-from fst_optimizer.config.policy import LoraConfig
+from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.run import (
     METHODS,
     BudgetConfig,
@@ -108,3 +110,73 @@ def test_a_config_survives_json(method):
 
 def test_presets_differ_in_how_long_they_run():
     assert [preset(name).budget.max_cycles for name in ("light", "medium", "heavy")] == [4, 12, 40]
+
+
+def test_a_changed_copy_is_checked_like_a_new_one():
+    train = TrainConfig(loss="grpo")
+    assert train.changed(lr=0.5) == TrainConfig(loss="grpo", lr=0.5)
+    assert train.lr == TrainConfig().lr
+    with pytest.raises(UserError, match=r"train.lr is -1: give a number above 0"):
+        train.changed(lr=-1)
+    with pytest.raises(UserError, match=r"unknown key 'train.lrr'; did you mean 'lr'\?"):
+        train.changed(lrr=1)
+
+
+def test_settings_cannot_be_changed_in_place():
+    config = FSTConfig()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.lr = 3.0
+
+
+def test_settings_are_values():
+    made = [FSTConfig().with_values({"train.lr": 1, "predictors.answer": "train"}) for _ in range(2)]
+    assert made[0] == made[1] != FSTConfig()
+    assert pickle.loads(pickle.dumps(made[0])) == copy.deepcopy(made[0]) == made[0]
+    assert {LoraConfig(rank=4), LoraConfig(rank=4), LoraConfig()} == {LoraConfig(), LoraConfig(rank=4)}
+    assert repr(LoraConfig(rank=4)) == "LoraConfig(rank=4, alpha=32, dropout=0.0, target_modules=None)"
+
+
+def test_lists_from_json_become_tuples():
+    assert LoraConfig(target_modules=["q_proj"]).target_modules == ("q_proj",)
+    assert VLLMConfig(flags=["--enforce-eager"]).flags == ("--enforce-eager",)
+    assert BudgetConfig(prices={"openai/gpt-5.2": [1, 2]}).prices == {"openai/gpt-5.2": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"train": {"lr": -1}}, "train.lr is -1: give a number above 0"),
+        ({"train": {"own_share": 2}}, "train.own_share is 2: give a share from 0 to 1"),
+        ({"train": {"train_truncated": 1}}, "train.train_truncated is 1: give true or false"),
+        ({"monitors": {"kl": "stop"}}, "monitors.kl is 'stop': choose one of off, pause, warn"),
+        ({"predictors": {"a.b": "trian"}}, r"predictors.a.b is 'trian': did you mean 'train'\?"),
+        ({"predictors": ["a"]}, r"predictors is \['a'\]: give an object of names and roles"),
+        ({"predictors": {1: "train"}}, "predictors is {1: 'train'}: give an object of names and roles"),
+        ({"budget": {"prices": {"m/x": [1, -2]}}}, r"budget.prices.m/x is \[1, -2\]: give two numbers of at least 0"),
+        ({"budget": {"prices": [1]}}, r"budget.prices is \[1\]: give an object of models"),
+        ({"budget": None}, "config: budget is None: give an object of settings"),
+    ],
+)
+def test_nested_settings_name_their_section(data, named):
+    with pytest.raises(UserError, match=named):
+        FSTConfig.from_dict(data)
+    with pytest.raises(UserError, match=named):
+        FSTConfig(**data)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: LoraConfig(target_modules="q_proj"), "lora.target_modules is 'q_proj': give a list of names"),
+        (lambda: LoraConfig(rank="8"), "lora.rank is '8': give a whole number of at least 1"),
+        (lambda: LoraConfig(dropout=1.5), "lora.dropout is 1.5: give a number of at least 0 and below 1"),
+        (lambda: VLLMConfig(devices=1), "vllm.devices is 1: give a string"),
+        (lambda: VLLMConfig(max_modl_len=1), r"unknown key 'vllm.max_modl_len'; did you mean 'max_model_len'\?"),
+        (lambda: PolicyConfig(max_tokens=True), "policy.max_tokens is True: give a whole number of at least 1"),
+    ],
+)
+def test_a_policys_settings_are_checked_too(make, named):
+    with pytest.raises(UserError, match=named):
+        make()
