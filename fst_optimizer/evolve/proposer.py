@@ -44,7 +44,7 @@ class Proposer:
         """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
         self.notes = notes
         self._reflector = reflector
-        self._known = {text_key(candidate.texts): candidate for candidate in candidates}
+        self._known = {candidate.id: candidate for candidate in candidates}
         self._cycle = cycle
         self._left = reflections_left
         self._calls_before = reflector.calls
@@ -62,7 +62,7 @@ class Proposer:
 
     def candidate(self, texts: Texts) -> Candidate:
         """The candidate with these texts, with its lineage."""
-        return self._known[text_key(texts)]
+        return self._known[Candidate(texts).id]
 
     def __call__(
         self,
@@ -86,10 +86,10 @@ class Proposer:
     def _is_new(self, parent: Texts, written: Texts) -> bool:
         """Take the child in, unless this round has its texts already: they would earn the same scores."""
         child = Candidate({**parent, **written}, (self.candidate(parent).id,), "reflection", self._cycle)
-        if text_key(child.texts) in self._known:
+        if child.id in self._known:
             self.notes.append(f"candidate {child.id} was proposed again and not run")
             return False
-        self._known[text_key(child.texts)] = child
+        self._known[child.id] = child
         return True
 
     def _reflect(self, name: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
@@ -109,8 +109,3 @@ class Proposer:
             why = getattr(self._reflector, "note", "") or "the reflector proposed nothing"
         self.notes.append(f"no new text for {name}: {why}")
         return None
-
-
-def text_key(texts: Texts) -> str:
-    """What tells candidates apart: their texts."""
-    return Candidate(texts).id

@@ -16,7 +16,7 @@ from fst_optimizer.config.run import FastConfig
 from fst_optimizer.evolve.budget import RolloutBudget, Score
 from fst_optimizer.evolve.gepa_adapter import GepaAdapter, GepaSearch
 from fst_optimizer.evolve.population import frontier, select
-from fst_optimizer.evolve.proposer import Proposer, text_key
+from fst_optimizer.evolve.proposer import Proposer
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
 from fst_optimizer.types import Candidate, Item, Population
 
@@ -113,7 +113,7 @@ def evolve(
 
 def _affordable(population: Population, most: int, notes: list[str]) -> list[Candidate]:
     """The distinct candidates, formerly best first, as many as can be rescored."""
-    distinct = list({text_key(candidate.texts): candidate for candidate in population.candidates}.values())
+    distinct = list({candidate.id: candidate for candidate in population.candidates}.values())
     if len(distinct) > most:
         notes.append(f"rescored {most} of {len(distinct)} candidates, all that the budget pays")
     return sorted(distinct, key=population.mean_score, reverse=True)[:most]

@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +30,21 @@ CYCLE = re.compile(r"cycle-\d{6,}\.jsonl?")
 """The names that a run gives to what is in its folders. Whatever else lies there is the user's and stays."""
 
 
-@dataclass(frozen=True)
 class RunFiles:
     """The paths in one run directory."""
 
-    root: Path
-
-    @property
-    def config(self) -> Path:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
         """Everything needed to repeat the run."""
-        return self.root / "config.json"
-
-    @property
-    def state(self) -> Path:
+        self.state = root / "state.json"
         """Names the last committed checkpoint; replaced last."""
-        return self.root / "state.json"
-
-    @property
-    def metrics(self) -> Path:
+        self.metrics = root / "metrics.jsonl"
         """One JSON object a line."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def program(self) -> Path:
+        self.program = root / "program.json"
         """The compiled program's DSPy state, without its LM."""
-        return self.root / "program.json"
-
-    @property
-    def result(self) -> Path:
+        self.result = root / "result.json"
         """The finished run in one object; its presence means finished."""
-        return self.root / "result.json"
 
     def checkpoint(self, number: int) -> Path:
         """The run's n-th checkpoint: its state and the optimizer's."""
