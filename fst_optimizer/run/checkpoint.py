@@ -57,7 +57,7 @@ _FILE = re.compile(rf"(checkpoint/\d{{6,}}|policy/policy-\d{{6,}})/({'|'.join(ma
 
 
 @dataclass(frozen=True)
-class Committed:
+class Checkpoint:
     """A checkpoint on disk."""
 
     state: State
@@ -69,6 +69,17 @@ class Committed:
     """Bytes of `metrics.jsonl` that belong to it."""
     checksums: Mapping[str, str]
     """File -> SHA-256, of all that it names."""
+
+    @classmethod
+    def from_json(cls, manifest: Mapping[str, Any]) -> Checkpoint:
+        """What a manifest says."""
+        return cls(
+            State.from_json(manifest["state"]),
+            int(Path(manifest["checkpoint"]).name),
+            manifest["elapsed_s"],
+            manifest["metrics_size"],
+            manifest["files"],
+        )
 
 
 def commit(
@@ -82,7 +93,7 @@ def commit(
     metrics_size: int,
     keep: int = 2,
     checksums: Mapping[str, str] | None = None,
-) -> Committed:
+) -> Checkpoint:
     """Make `state` the one that a resume starts from, then remove what no kept checkpoint names any more.
 
     Args:
@@ -128,10 +139,10 @@ def commit(
     with writing(files.root):
         _drop_old(files, number, keep)
     policy.retire_all_but({*versions, policy.version})
-    return _committed(content)
+    return Checkpoint.from_json(content)
 
 
-def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committed:
+def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Checkpoint:
     """Read the last checkpoint whose files are whole, and put policy and trainer back to it.
 
     Raises:
@@ -142,12 +153,10 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
     from fst_optimizer.model.lora import load_adapter_tensors
 
     found = last_whole(files)
-    state = found.state
+    version, best = found.state.policy_version, found.state.best.policy_version
     _forget_after(files, found, policy)
-    for version in {state.best.policy_version, state.policy_version} - {0}:
-        policy.restore(version, load_adapter_tensors(files.adapter(version)))
-    version = state.policy_version
-    policy.restore(version, load_adapter_tensors(files.adapter(version)) if version else None)
+    for wanted in (best, version):  # the one that the policy goes on from is last
+        policy.restore(wanted, load_adapter_tensors(files.adapter(wanted)) if wanted else None)
     policy.continue_numbers_from(version)
     if trainer:
         folder = files.checkpoint(found.number)
@@ -156,7 +165,7 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Committ
     return found
 
 
-def last_whole(files: RunFiles) -> Committed:
+def last_whole(files: RunFiles) -> Checkpoint:
     """The newest checkpoint that is undamaged; warns where that is not the last one.
 
     Every checkpoint names the best pair's adapter. Where nothing but that is damaged, the best pair is given up.
@@ -165,12 +174,12 @@ def last_whole(files: RunFiles) -> Committed:
         UserError: the run is of another format, or no checkpoint is whole.
     """
     problems: list[str] = []
-    usable: list[tuple[Committed, str]] = []
+    usable: list[tuple[Checkpoint, str]] = []
     for path in (files.state, *files.manifests()):
         content = _read(path, problems)
         if content is None:
             continue
-        found = _committed(content)
+        found = Checkpoint.from_json(content)
         damaged = [name for name in found.checksums if not _whole(files, name, found.checksums[name])]
         if not damaged:
             if problems:
@@ -222,16 +231,6 @@ def _whole(files: RunFiles, name: str, expected: str) -> bool:
         return False
 
 
-def _committed(content: Mapping[str, Any]) -> Committed:
-    return Committed(
-        State.from_json(content["state"]),
-        int(Path(content["checkpoint"]).name),
-        content["elapsed_s"],
-        content["metrics_size"],
-        content["files"],
-    )
-
-
 def _digest(content: Mapping[str, Any]) -> str:
     """Of everything in a manifest but the digest itself."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
@@ -280,7 +279,7 @@ def _drop_old(files: RunFiles, number: int, keep: int) -> None:
     _keep_only(files.policy(0).parent, _HALF_WRITTEN, set())
 
 
-def _forget_after(files: RunFiles, found: Committed, policy: Policy) -> None:
+def _forget_after(files: RunFiles, found: Checkpoint, policy: Policy) -> None:
     """Remove what came after a checkpoint, on disk and in memory: its version numbers will be used again."""
     policy.retire_all_but(())
     older = {path.parent.name for path in files.manifests() if int(path.parent.name) <= found.number}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from fst_optimizer.run.checkpoint import Committed, commit, restore
+from fst_optimizer.run.checkpoint import Checkpoint, commit, restore
 from fst_optimizer.run.state import State
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.store.journal import Journal
@@ -110,7 +110,7 @@ class Saver:
         self.close()
         self.files.drop_journals()
 
-    def _go_on_from(self, last: Committed) -> None:
+    def _go_on_from(self, last: Checkpoint) -> None:
         self._journal.close()
         self.number, self._checksums = last.number, last.checksums
         self._journal = Journal(self.files.journal(last.number), clock=lambda: self.metrics.time_s)
