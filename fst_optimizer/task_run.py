@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.finished.load import KEY_VARIABLE, finished
+from fst_optimizer.finished.load import KEY_VARIABLE, read_finished
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.tasks import Task, load_task
 
@@ -32,9 +33,19 @@ class Sizes:
     val: int | None = None
     test: int | None = None
 
+    def over(self, recorded: Mapping[str, Any]) -> Sizes:
+        """These, and where none is given that of a run, by its `config.json`."""
+        data = recorded["data"]
+        return Sizes(
+            **{
+                split: (data.get(split) or {}).get("examples") if size is None else size
+                for split, size in asdict(self).items()
+            }
+        )
+
 
 @dataclass(frozen=True)
-class Choices:
+class RunRequest:
     """What `fst compile` was asked for."""
 
     task: str
@@ -48,7 +59,7 @@ class Choices:
     auto: str | None = None
     config_file: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted settings from options of their own, e.g. `--seed`."""
+    """Dotted settings from options of their own, e.g. `--seed`. None: not given."""
     sets: Sequence[str] = ()
     """`NAME=VALUE`, as given to `--set`."""
     sizes: Sizes = Sizes()
@@ -58,81 +69,89 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The same, looked up and checked."""
+class RunPlan:
+    """A request, looked up and checked."""
 
     task: Task
     settings: Settings
     sizes: Sizes
-    recorded: Mapping[str, Any] | None
+    recorded: dict[str, Any] | None
     """`config.json` of the run to resume."""
 
 
-def plan_run(choices: Choices) -> Plan:
+def plan_run(request: RunRequest) -> RunPlan:
     """Find the task and settle the settings. A run that is resumed keeps its own, under what is given again.
 
     Raises:
         UserError: no such task or setting, or a value that does not fit.
     """
-    task = load_task(choices.task)
-    path = RunFiles(choices.run_dir).config
-    recorded = read_config(path) if choices.resume and path.exists() else None
-    file = read_settings(choices.config_file) if choices.config_file else {}
-    given = (file, choices.flags, assignments(choices.sets))
-    if recorded is None:
-        settings = settled(base_config(task.config(), choices.auto), *given)
-    else:
-        settings = settled(FSTConfig(), read_settings(path), *given)
-        _check_same_policy(settled(FSTConfig(), read_settings(path)), settings)
-    return Plan(task, settings, _kept(choices.sizes, recorded), recorded)
+    task = load_task(request.task)
+    file = read_settings(request.config_file) if request.config_file else {}
+    flags = {name: value for name, value in request.flags.items() if value is not None}
+    given = (file, flags, assignments(request.sets))
+    path = RunFiles(request.run_dir).config
+    if not request.resume or not path.exists():
+        return RunPlan(task, settled(base_config(task.config(), request.auto), *given), request.sizes, None)
+    before = read_settings(path)
+    settings = settled(FSTConfig(), before, *given)
+    _check_same_policy(settled(FSTConfig(), before), settings)
+    recorded = read_config(path)
+    return RunPlan(task, settings, request.sizes.over(recorded), recorded)
 
 
-def compile_task(choices: Choices, plan: Plan, callbacks: Sequence[Callback] = ()) -> CompileResult:
+def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callback] = ()) -> CompileResult:
     """Run FST on the task; its test scores are part of the result."""
     from fst_optimizer.optimizer import FST
     from fst_optimizer.program.lms import give_lm
 
+    def on_wait(waited_s: float, log_line: str) -> None:
+        for callback in callbacks:
+            callback({"kind": "waiting", "seconds": waited_s, "text": log_line})
+
     task, sizes = plan.task, plan.sizes
-    policy = make_policy(choices, plan, telling(callbacks))
+    policy = make_policy(request, plan, on_wait)
     try:
-        program = give_lm(task.build_program(), policy.lm)
         fst = FST(
             task.metric,
             config=plan.settings.config,
-            run_dir=choices.run_dir,
-            resume=choices.resume,
-            allow_changes=choices.allow_changes,
+            run_dir=request.run_dir,
+            resume=request.resume,
+            allow_changes=request.allow_changes,
             callbacks=callbacks,
-            task=choices.task,
+            task=request.task,
             testset=task.load("test", sizes.test),
         )
-        compiled = fst.compile(program, trainset=task.load("train", sizes.train), valset=task.load("val", sizes.val))
+        compiled = fst.compile(
+            give_lm(task.build_program(), policy.lm),
+            trainset=task.load("train", sizes.train),
+            valset=task.load("val", sizes.val),
+        )
     finally:
         policy.close()
     outcome: CompileResult = compiled.detailed_results
     return outcome
 
 
-def make_policy(choices: Choices, plan: Plan, on_wait: OnWait | None = None) -> Policy:
+def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = None) -> Policy:
     """The policy to train: the recorded one when a run is resumed, else of `--model` or the task's own model."""
     from fst_optimizer.finished.load import load_policy
     from fst_optimizer.policy.policy import Policy
 
-    engine = choices.engine or (plan.recorded or {}).get("policy", {}).get("engine", "torch")
-    if choices.url is not None and engine != "vllm":
-        raise UserError(f"--url is {choices.url!r} and the engine is {engine!r}: add --engine vllm")
+    settings = plan.settings
+    engine = request.engine or (plan.recorded or {}).get("policy", {}).get("engine", "torch")
+    if request.url is not None and engine != "vllm":
+        raise UserError(f"--url is {request.url!r} and the engine is {engine!r}: add --engine vllm")
     vllm: dict[str, Any] = {}
     if engine == "vllm":
-        config = plan.settings.vllm
+        config = settings.vllm
         if config.log_file is None:
-            config = config.changed(log_file=str(choices.run_dir / "vllm.log"))
-        vllm = {"url": choices.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
+            config = config.changed(log_file=str(request.run_dir / "vllm.log"))
+        vllm = {"url": request.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
     if plan.recorded is not None:
-        return load_policy(RunFiles(choices.run_dir), dict(plan.recorded), 0, choices.model, engine, **vllm)
-    model = choices.model or plan.task.model()
+        return load_policy(RunFiles(request.run_dir), plan.recorded, 0, request.model, engine, **vllm)
+    model = request.model or plan.task.model()
     if model is None:
-        raise UserError(f"model is None: the task {choices.task!r} has no model of its own; give --model")
-    settings = plan.settings
+        raise UserError(f"model is None: the task {request.task!r} has no model of its own; give --model")
     return Policy(
         model,
         engine=engine,
@@ -143,16 +162,6 @@ def make_policy(choices: Choices, plan: Plan, on_wait: OnWait | None = None) -> 
     )
 
 
-def telling(callbacks: Sequence[Callback]) -> OnWait:
-    """Passes on how long a vLLM server has been starting, as a progress event."""
-
-    def tell(waited_s: float, log_line: str) -> None:
-        for callback in callbacks:
-            callback({"kind": "waiting", "seconds": waited_s, "text": log_line})
-
-    return tell
-
-
 def eval_task(
     name: str,
     run_dir: Path,
@@ -160,7 +169,7 @@ def eval_task(
     test_size: int | None = None,
     model: str | None = None,
     engine: str | None = None,
-    on_progress: Any = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> TestScore:
     """Score a finished run on the task's test set, by default as many examples as the run used.
 
@@ -170,24 +179,21 @@ def eval_task(
         test_size: How many examples. None: as many as the run.
         model: Where the base model is now. None: where it was.
         engine: What generates. None: what the run used.
-        on_progress: A callback for progress events.
+        on_progress: Told how many examples are scored, of how many.
     """
     from fst_optimizer.finished.score import score_run
 
-    _, recorded = finished(run_dir)
-    task = load_task(name)
-    if test_size is None:
-        test_size = (recorded["data"].get("test") or {}).get("examples")
-    examples = task.load("test", test_size)
-    done = 0
-
-    def count(_: object) -> None:
-        nonlocal done
-        done += 1
-        if on_progress:
-            on_progress({"kind": "progress", "phase": "test", "done": done, "total": len(examples)})
-
-    return score_run(run_dir, examples, task.metric, model=model, engine=engine, on_rollout=count)
+    run, task = read_finished(run_dir), load_task(name)
+    examples = task.load("test", Sizes(test=test_size).over(run.config).test)
+    done = itertools.count(1)
+    return score_run(
+        run_dir,
+        examples,
+        task.metric,
+        model=model,
+        engine=engine,
+        on_rollout=lambda _: on_progress(next(done), len(examples)) if on_progress else None,
+    )
 
 
 def _check_same_policy(before: Settings, now: Settings) -> None:
@@ -200,12 +206,5 @@ def _check_same_policy(before: Settings, now: Settings) -> None:
             )
 
 
-def _kept(sizes: Sizes, recorded: Mapping[str, Any] | None) -> Sizes:
-    """The sizes of the run to resume, where none are given."""
-    data = (recorded or {}).get("data", {})
-
-    def size(split: str) -> int | None:
-        given: int | None = getattr(sizes, split)
-        return given if given is not None else (data.get(split) or {}).get("examples")
-
-    return Sizes(size("train"), size("val"), size("test"))
+Choices = RunRequest
+Plan = RunPlan

@@ -68,9 +68,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def eta_s(share_before: float, share_now: float, elapsed_s: float) -> float | None:
-    """Seconds left at the pace since this display began. None before any progress."""
-    gained = share_now - share_before
-    return elapsed_s * (1 - share_now) / gained if gained > 0 and elapsed_s > 0 else None

@@ -1,6 +1,6 @@
 import pytest
 
-from fst_optimizer.text import clock, eta_s, plain
+from fst_optimizer.text import clock, plain
 
 
 @pytest.mark.parametrize(
@@ -16,11 +16,6 @@ def test_control_characters_are_spelled_out(text, safe):
     assert plain(text) == safe
 
 
-def test_what_is_left_follows_from_the_pace_since_this_start():
-    assert eta_s(0.5, 0.75, 60.0) == pytest.approx(60.0)
-    assert eta_s(0.5, 0.5, 60.0) is None
-
-
 @pytest.mark.parametrize(("seconds", "text"), [(5.4, "0:05"), (65, "1:05"), (3723, "1:02:03")])
-def test_clock(seconds, text):
+def test_times_have_hours_where_there_are_any(seconds, text):
     assert clock(seconds) == text

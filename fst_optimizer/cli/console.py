@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, progress and mistakes on stderr, and nobody else a word."""
+"""What commands print: results on stdout, progress and errors on stderr, and nothing of other libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from fst_optimizer.text import clock, plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fst_optimizer.config.run import FSTConfig
     from fst_optimizer.engines.vllm.server import OnWait
 
 
@@ -81,87 +80,68 @@ def consoles() -> tuple[Console, Console]:
     return Console(), Console(stderr=True)
 
 
-@contextmanager
-def shown(console: Console, config: FSTConfig) -> Iterator[Any]:
-    """The live display of a run, after a word on what takes the first seconds."""
-    from fst_optimizer.cli.display import display
-
-    console.print("loading the model ...", markup=False)
-    with display(console, config) as callback:
-        yield callback
+def say(console: Console, text: str) -> None:
+    """Print text as it is, control characters spelled out: a path that is broken over lines cannot be copied."""
+    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def counted(console: Console) -> Iterator[Any]:
-    """A progress bar for one phase on a terminal; nothing elsewhere."""
-    if not console.is_terminal:
-        yield None
-        return
+def scoring_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Takes how many test examples are scored, and of how many: a bar on a terminal, nothing elsewhere."""
     from rich.progress import Progress
 
-    with Progress(console=console, transient=True) as bar:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("scoring the test set", total=None)
-        yield lambda event: bar.update(task, completed=event["done"], total=event["total"])
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager
-def starting(console: Console) -> Iterator[OnWait]:
+def server_start(console: Console) -> Iterator[OnWait]:
     """Shows how a server's start goes: its log's last line on a terminal, a line every ten seconds elsewhere."""
-    told_s = 0.0
-
-    def tell(waited_s: float, log_line: str) -> None:
-        nonlocal told_s
-        text = f"starting vLLM, {clock(waited_s)}: {plain(log_line)[:90]}"
-        if status:
-            status.update(escape(text))
-        elif waited_s - told_s >= 10:
-            told_s = waited_s
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-
     from rich.markup import escape
 
-    console.print("starting vLLM, which takes half a minute or more ...", markup=False)
-    if not console.is_terminal:
-        status = None
-        yield tell
-        return
-    with console.status("starting vLLM") as status:
-        yield tell
+    printed_s = 0.0
+
+    def on_wait(waited_s: float, log_line: str) -> None:
+        nonlocal printed_s
+        text = f"starting vLLM, {clock(waited_s)}: {plain(log_line)[:90]}"
+        if console.is_terminal:
+            status.update(escape(text))
+        elif waited_s - printed_s >= 10:
+            printed_s = waited_s
+            say(console, text)
+
+    say(console, "starting vLLM, which takes half a minute or more ...")
+    with console.status("starting vLLM") as status:  # prints nothing elsewhere than on a terminal
+        yield on_wait
 
 
 @contextmanager
 def quiet_libraries(console: Console) -> Iterator[None]:
-    """Only this package speaks: no loading bars, no warning for each truncated completion. Warnings take one line."""
+    """Only this package prints: no loading bars, no warning for each truncated completion. Warnings take one line."""
+    from transformers.utils import logging as transformers_logging
+
+    hub: Any = transformers_logging  # its functions carry no types
     silenced = [logging.getLogger(name) for name in ("dspy", "transformers", "peft", "LiteLLM")]
     levels = [logger.level for logger in silenced]
+    had_bars = hub.is_progress_bar_enabled()
+    own, handler = logging.getLogger("fst_optimizer"), _OneLine(console)
     for logger in silenced:
         logger.setLevel(logging.ERROR)
-    handler = _OneLine(console)
-    logging.getLogger("fst_optimizer").addHandler(handler)
+    hub.disable_progress_bar()
+    own.addHandler(handler)
     try:
-        with _without_bars(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: handler.tell(f"note: {message}")
+            warnings.showwarning = lambda message, *_, **__: say(console, f"note: {message}")
             yield
     finally:
-        logging.getLogger("fst_optimizer").removeHandler(handler)
+        own.removeHandler(handler)
+        if had_bars:
+            hub.enable_progress_bar()
         for logger, level in zip(silenced, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    from transformers.utils import logging as hub
-
-    on: Any = hub  # its functions carry no types
-    shown_before = on.is_progress_bar_enabled()
-    on.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown_before:
-            on.enable_progress_bar()
 
 
 class _OneLine(logging.Handler):
@@ -172,8 +152,4 @@ class _OneLine(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.tell(f"{record.levelname.lower()}: {record.getMessage()}")
-
-    def tell(self, text: str) -> None:
-        """Print it; model text may be in it."""
-        self.console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
+        say(self.console, f"{record.levelname.lower()}: {record.getMessage()}")

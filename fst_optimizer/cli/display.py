@@ -1,18 +1,29 @@
-"""What a run shows while it goes: a live panel on a terminal, one line an event elsewhere.
+"""What a run shows while it goes: progress bars and the latest numbers on a terminal, one line an event elsewhere.
 
-`advance` folds the lines of `metrics.jsonl` and the progress events into a `Snapshot`; two displays show it.
+`advance` folds the lines of `metrics.jsonl` and the progress events into a `Snapshot`, which both displays show.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from fst_optimizer.cli.console import say
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.text import clock, eta_s, plain
+from fst_optimizer.text import clock, plain
 from fst_optimizer.types import RolloutCounts
 
 if TYPE_CHECKING:
@@ -21,12 +32,7 @@ if TYPE_CHECKING:
     from fst_optimizer.store.metrics import Callback
 
 Event = Mapping[str, Any]
-PHASES = {
-    "fast": "evolving prompts",
-    "slow": "collecting rollouts",
-    "eval": "validating",
-    "test": "scoring the test set",
-}
+PHASES = {"fast": "evolving prompts", "slow": "collecting rollouts", "eval": "validating", "test": "scoring"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,6 @@ class Snapshot:
     done: int = 0
     """Rollouts of this phase that ended."""
     total: int = 0
-    phase_started_s: float = 0.0
-    now_s: float = 0.0
-    """The caller's clock."""
     cycle: int = 0
     """Cycles done."""
     step: int = 0
@@ -55,59 +58,46 @@ class Snapshot:
     kl: float = 0.0
     rollouts: RolloutCounts = field(default_factory=RolloutCounts)
 
-    @property
-    def rate(self) -> float | None:
-        """Rollouts per second in this phase. None before there is one."""
-        seconds = self.now_s - self.phase_started_s
-        return self.done / seconds if self.done and seconds > 0 else None
+    def numbers(self) -> str:
+        """The latest of each number."""
+        counts = self.rollouts
+        return (
+            f"reward {_number(self.reward)}   frontier {self.frontier or '-'}   validation {_number(self.val_score)} "
+            f"(first {_number(self.val_first)}, best {_number(self.val_best)})   KL {self.kl:.4f}\n"
+            f"rollouts fast {counts.fast} slow {counts.slow} eval {counts.eval}"
+        )
 
 
-def advance(before: Snapshot, event: Event, now_s: float) -> Snapshot:
+def advance(before: Snapshot, event: Event) -> Snapshot:
     """The snapshot after one event."""
-    if event["kind"] == "progress":
-        return _progressed(before, event, now_s)
-    if event["kind"] == "waiting":
+    kind = event["kind"]
+    if kind == "progress":
+        return replace(before, waiting="", phase=event["phase"], done=event["done"], total=event["total"])
+    if kind == "waiting":
         return replace(before, waiting=f"starting vLLM, {clock(event['seconds'])}: {plain(event['text'])[:90]}")
-    after = replace(
-        before,
-        phase="",
-        waiting="",
-        now_s=now_s,
-        cycle=event["cycle"],
-        step=event["step"],
-        rollouts=RolloutCounts(**event["rollouts"]),
-    )
-    if event["kind"] == "fast":
+    rollouts = RolloutCounts(**event["rollouts"])
+    after = replace(before, waiting="", phase="", cycle=event["cycle"], step=event["step"], rollouts=rollouts)
+    if kind == "fast":
         return replace(after, frontier=event.get("frontier", event["population"]), fast_cycle=event["cycle"])
-    if event["kind"] == "step":
+    if kind == "step":
         return replace(after, reward=event["reward_mean"])
     score = event["score"]
     first = score if before.val_first is None else before.val_first
-    best = max(score, before.val_best if before.val_best is not None else score)
+    best = score if before.val_best is None else max(score, before.val_best)
     return replace(after, val_first=first, val_score=score, val_best=best, kl=event["kl_to_base"])
-
-
-def _progressed(before: Snapshot, event: Event, now_s: float) -> Snapshot:
-    phase, done = event["phase"], event["done"]
-    fresh = phase != before.phase or done < before.done
-    started = now_s if fresh else before.phase_started_s
-    # A phase starts when its first rollout ends, as far as events tell; its own rate then counts from there.
-    return replace(
-        before, waiting="", phase=phase, done=done, total=event["total"], phase_started_s=started, now_s=now_s
-    )
 
 
 def share_done(snapshot: Snapshot, config: FSTConfig) -> float:
     """How much of the run is done, in [0, 1], by the limit that is nearer: rollouts or cycles."""
     steps = config.train.steps_per_cycle
-    within = (snapshot.step % steps) / steps if config.method in ("fst", "rl") else 0.0
+    within = (snapshot.step - snapshot.cycle * steps) / steps if config.method in ("fst", "rl") else 0.0
     shares = [(snapshot.cycle + within) / config.budget.max_cycles]
     if config.budget.max_steps:
         shares.append(snapshot.step / config.budget.max_steps)
     if config.budget.max_rollouts:
         running = snapshot.done if snapshot.phase in ("fast", "slow") else 0
         shares.append((snapshot.rollouts.training + running) / config.budget.max_rollouts)
-    return min(1.0, max(shares))
+    return min(1.0, max(0.0, *shares))
 
 
 def line_of(event: Event, before: Snapshot) -> str | None:
@@ -118,47 +108,39 @@ def line_of(event: Event, before: Snapshot) -> str | None:
     if kind == "waiting":
         return None if before.waiting else "starting vLLM, which takes half a minute or more ..."
     spent = RolloutCounts(**event["rollouts"]).training
-    stamp = f"[{clock(event['time_s'])}]"
-    head = f"{stamp} cycle {event['cycle'] + 1}"
+    stamp, cycle = f"[{clock(event['time_s'])}]", f"cycle {event['cycle'] + 1}"
     if kind == "fast":
         return (
-            f"{head}: prompts evolved, {event['proposals']} proposed, {event['accepted']} accepted, "
+            f"{stamp} {cycle}: prompts evolved, {event['proposals']} proposed, {event['accepted']} accepted, "
             f"population {event['population']}, best {event['best_score']:.3f} on the anchor, {spent} rollouts so far"
         )
     if kind == "step":
         note = "" if event["updated"] else f", no update ({event.get('note') or 'every group was flat'})"
         signal = event["groups"] - event["flat_groups"]
         return (
-            f"{head}, step {event['step']}: reward {event['reward_mean']:.3f}, "
+            f"{stamp} {cycle}, step {event['step']}: reward {event['reward_mean']:.3f}, "
             f"{signal} of {event['groups']} groups with signal{note}"
         )
+    if not spent:
+        when = "before the first cycle"
+    else:
+        when = cycle if event["cycle"] == before.fast_cycle else f"after cycle {event['cycle']}"
     best = "" if before.val_best is None or event["score"] <= before.val_best else ", the best so far"
-    score = f"{event['split']} score {event['score']:.3f}, KL to base {event['kl_to_base']:.4f}"
-    return f"{stamp} {_moment(event, before)}: {score}{best}"
-
-
-def _moment(event: Event, before: Snapshot) -> str:
-    """Which evaluation this is."""
-    if not RolloutCounts(**event["rollouts"]).training:
-        return "before the first cycle"
-    return f"cycle {event['cycle'] + 1}" if event["cycle"] == before.fast_cycle else f"after cycle {event['cycle']}"
+    return f"{stamp} {when}: {event['split']} score {event['score']:.3f}, KL to base {event['kl_to_base']:.4f}{best}"
 
 
 @contextmanager
-def display(console: Console, config: FSTConfig) -> Iterator[Callback]:
+def run_display(console: Console, config: FSTConfig) -> Iterator[Callback]:
     """A callback for `FST(callbacks=...)` that shows the run on this console while the context is open."""
+    say(console, "loading the model ...")
     if not console.is_terminal:
-        yield Plain(console)
+        yield PlainDisplay(console)
         return
-    from rich.live import Live
-
-    with Live(console=console, refresh_per_second=4, transient=True) as live:
-        panel = Panel(console, config, live)
-        live.update(panel)
-        yield panel
+    with BarDisplay(console, config) as callback:
+        yield callback
 
 
-class Plain:
+class PlainDisplay:
     """One line an event."""
 
     def __init__(self, console: Console) -> None:
@@ -168,57 +150,59 @@ class Plain:
     def __call__(self, event: Event) -> None:
         """Takes one event."""
         line = line_of(event, self.snapshot)
-        self.snapshot = advance(self.snapshot, event, time.monotonic())
+        self.snapshot = advance(self.snapshot, event)
         if line:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, line)
 
 
-class Panel(Plain):
-    """The same lines, scrolling above a panel with the moment's numbers."""
+class BarDisplay(Progress):
+    """A bar for the run, one for its phase, and the latest numbers; the lines of `PlainDisplay` scroll above."""
 
-    def __init__(self, console: Console, config: FSTConfig, live: Any) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, config: FSTConfig) -> None:
+        self.lines = PlainDisplay(console)  # Progress renders itself while it is made
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            refresh_per_second=4,
+            speed_estimate_period=math.inf,
+        )
         self.config = config
-        self.live = live
-        self.started_s = time.monotonic()
-        self.share_before: float | None = None
+        self.run = self.add_task("", total=1.0)
+        self.phase = self.add_task("working", total=None)
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
-        super().__call__(event)
-        if self.share_before is None:
-            # A resumed run starts in the middle: the pace is measured from here.
-            self.share_before = share_done(self.snapshot, self.config)
+        before = self.lines.snapshot
+        self.lines(event)
+        now = self.lines.snapshot
+        name = PHASES.get(now.phase, "working")
+        if now.phase != before.phase or now.done < before.done:
+            self.remove_task(self.phase)
+            self.phase = self.add_task(name, total=now.total if now.phase else None)
+        title = f"{name} {now.done}/{now.total}" if now.phase else name
+        self.update(self.phase, description=title, completed=now.done)
+        cycles = self.config.budget.max_cycles
+        # The first share that is not 0 only starts the clock of rich's estimate: a resumed run begins in the middle.
+        self.update(
+            self.run,
+            description=f"cycle {min(now.cycle + 1, cycles)}/{cycles}   step {now.step}",
+            completed=share_done(now, self.config),
+        )
 
-    def __rich__(self) -> RenderableType:
-        """The panel; rich asks for it a few times a second."""
-        from rich import box
-        from rich.console import Group
-        from rich.panel import Panel as Box
-        from rich.progress_bar import ProgressBar
-        from rich.text import Text
-
-        share = share_done(self.snapshot, self.config)
-        words = Text("\n").join(Text(line) for line in self.lines(share))
-        return Box(Group(words, ProgressBar(total=1.0, completed=share, width=60)), box=box.ROUNDED, expand=False)
-
-    def lines(self, share: float) -> list[str]:
-        """The panel's text."""
-        now, config = self.snapshot, self.config
-        if now.waiting:
-            return [now.waiting]
-        elapsed_s = time.monotonic() - self.started_s
-        left_s = eta_s(self.share_before or 0.0, share, elapsed_s)
-        cycle = min(now.cycle + 1, config.budget.max_cycles)
-        doing = f"{PHASES.get(now.phase, 'updating the weights')} {now.done}/{now.total}" if now.phase else "working"
-        rate = f"{now.rate:.0f} rollouts/s" if now.rate else "- rollouts/s"
-        return [
-            f"cycle {cycle}/{config.budget.max_cycles}   step {now.step}   {doing}   {rate}",
-            f"reward {_number(now.reward)}   frontier {now.frontier or '-'}   validation {_number(now.val_score)} "
-            f"(first {_number(now.val_first)}, best {_number(now.val_best)})   KL {now.kl:.4f}",
-            f"rollouts fast {now.rollouts.fast} slow {now.rollouts.slow} eval {now.rollouts.eval}   "
-            f"elapsed {clock(elapsed_s)}   left {clock(left_s) if left_s is not None else '-'}",
-        ]
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The bars and the numbers; rich asks for them a few times a second."""
+        if self.lines.snapshot.waiting:
+            yield Text(self.lines.snapshot.waiting)
+            return
+        yield from super().get_renderables()
+        speed = next((task.speed for task in self.tasks[1:]), None)
+        yield Text(f"{self.lines.snapshot.numbers()}   {'-' if speed is None else f'{speed:.0f}'} rollouts/s")
 
 
 def _number(value: float | None) -> str:

@@ -1,20 +1,25 @@
 """`fst lab ...`: what is asked for on the command line, and what it shows.
 
-A new measurement is one module beside this one and one `@lab.command` here.
+A new measurement is one module in `fst_optimizer/lab` and one `@lab.command` here.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
+from fst_optimizer.cli.console import consoles, quiet_libraries, say, this_command, user_errors
+from fst_optimizer.cli.options import TestSize, TrainSize, ValSize
 from fst_optimizer.errors import need_extra
 from fst_optimizer.task_run import Sizes
+
+if TYPE_CHECKING:
+    from fst_optimizer.lab.plan import Job
 
 lab = typer.Typer(
     no_args_is_help=True,
@@ -41,9 +46,6 @@ MethodSets = Annotated[
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time. Above 1, each gets one thread.")]
 Model = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's own]")]
 Config = Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all runs.")]
-TrainSize = Annotated[int | None, typer.Option(min=1, help="Use only this many training examples.")]
-ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many validation examples.")]
-TestSize = Annotated[int | None, typer.Option(min=1, help="Use only this many test examples.")]
 
 
 @lab.command("compare")
@@ -72,7 +74,7 @@ def compare_command(
         fst lab compare programs/letters --methods fst,rl,gepa --seeds 0,1,2 --out runs/compare
     """
     with user_errors(AGAIN):
-        from fst_optimizer.lab import compare, figures, launch, plan
+        from fst_optimizer.lab import compare, figures, plan
         from fst_optimizer.lab import sweep as sweeping
 
         need_extra("lab", "matplotlib", "scipy")
@@ -86,8 +88,7 @@ def compare_command(
             for folder, task in folders.items()
         }
         everything = [job for some in work.values() for job in some]
-        plan.check_jobs(everything)
-        launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
+        _make_runs(everything, jobs, progress)
         extra = {"command": this_command(), "max_rollouts": max_rollouts, "sweep": _read_sweep(sweep)}
         for folder, some in work.items():
             runs = [compare.read_run(job.folder) for job in some]
@@ -124,7 +125,7 @@ def sweep_command(
         fst lab compare programs/letters --methods fst,rl --sweep runs/sweep/sweep.json --out runs/compare
     """
     with user_errors(AGAIN):
-        from fst_optimizer.lab import launch, plan, sweep
+        from fst_optimizer.lab import plan, sweep
 
         console, progress = consoles()
         names, numbers, rates = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.parse_rates(lrs)
@@ -135,8 +136,7 @@ def sweep_command(
             for folder, task in plan.by_folder(tasks).items()
             for job in sweep.sweep_jobs(task, out / folder, names, rates, numbers, common, own)
         ]
-        plan.check_jobs(everything)
-        launch.run_all(everything, at_once=jobs, tell=lambda text: progress.print(text, markup=False, highlight=False))
+        _make_runs(everything, jobs, progress)
         extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
         _show_sweep(console, sweep.save_sweep(everything, out, extra=extra), out / "sweep.json")
 
@@ -168,7 +168,7 @@ def bench_command(
         from fst_optimizer.lab.compare import shown_model
         from fst_optimizer.lab.serving_bench import endless_copy, serving_bench
         from fst_optimizer.store.files import write_json
-        from fst_optimizer.task_run import Choices, make_policy, plan_run
+        from fst_optimizer.task_run import RunRequest, make_policy, plan_run
         from fst_optimizer.tasks import load_task
 
         console, progress = consoles()
@@ -177,9 +177,9 @@ def bench_command(
         with tempfile.TemporaryDirectory() as folder, quiet_libraries(progress):
             if engine == "vllm":
                 model = str(endless_copy(source, Path(folder) / "model"))
-            choices = Choices(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
-            plan = plan_run(choices)
-            policy = make_policy(choices, plan)
+            request = RunRequest(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
+            plan = plan_run(request)
+            policy = make_policy(request, plan)
             measure = serving_bench if engine == "vllm" else bench
             try:
                 numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
@@ -189,7 +189,7 @@ def bench_command(
         write_json(out, data)
         for name, value in data.items():
             shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            console.print(f"{name:30} {shown}", markup=False, highlight=False)
+            say(console, f"{name:30} {shown}")
 
 
 @lab.command("report")
@@ -206,7 +206,15 @@ def report_command(
         from fst_optimizer.lab.report import write_report
 
         write_report(folders, out)
-        consoles()[0].print(f"wrote {out}", markup=False, highlight=False)
+        say(consoles()[0], f"wrote {out}")
+
+
+def _make_runs(jobs: Sequence[Job], at_once: int, progress: Any) -> None:
+    from fst_optimizer.lab.launch import run_all
+    from fst_optimizer.lab.plan import check_jobs
+
+    check_jobs(jobs)
+    run_all(jobs, at_once=at_once, tell=partial(say, progress))
 
 
 def _joined(*parts: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -230,7 +238,7 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
         table = tables.against_table(data["against_rl_at_cycle_ends"], tables.format_ci_short)
         console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", *table))
     for path in paths:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"wrote {path}")
 
 
 def _show_sweep(console: Any, data: dict[str, Any], path: Path) -> None:
@@ -238,4 +246,4 @@ def _show_sweep(console: Any, data: dict[str, Any], path: Path) -> None:
 
     title = "Final validation score, and the rollouts to level off"
     console.print(tables.rich_table(title, *tables.sweep_table(data)))
-    console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"wrote {path}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.cli.console import say
 from fst_optimizer.finished.load import KEY_VARIABLE
 from fst_optimizer.text import clock, plain
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def show(console: Console, parts: Iterable[Table | str]) -> None:
-    """Print tables, and text as it is: a command or a path that is broken over lines cannot be copied."""
+    """Print tables and text."""
     for part in parts:
         if isinstance(part, str):
-            console.print(plain(part), markup=False, highlight=False, soft_wrap=True)
+            say(console, part)
         else:
             console.print(part)
 

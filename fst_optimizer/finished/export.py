@@ -11,10 +11,11 @@ from typing import Any
 from fst_optimizer.engines.vllm.installed import served_rank
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.errors import UserError
-from fst_optimizer.finished.load import finished
-from fst_optimizer.store.files import ADAPTER_CONFIG, RunFiles, read_json, write_json
+from fst_optimizer.finished.load import FinishedRun, read_finished
+from fst_optimizer.store.files import ADAPTER_CONFIG, read_json, write_json
 
 ADAPTER, MODEL, PROGRAM, README = "adapter", "model", "program.json", "README.md"
+README_TEMPLATE = Path(__file__).with_name("export_readme.md")
 
 
 def export_run(
@@ -47,30 +48,28 @@ def export_run(
         UserError: the run is not finished, `out` holds something, there is no adapter to export, or the base model is
             missing or another one.
     """
-    out, files = Path(out), RunFiles(Path(run_dir))
-    result, recorded = finished(files.root)
+    out, run = Path(out), read_finished(run_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out is {str(out)!r}, which holds something: give a folder that does not exist yet")
-    made, version = recorded["policy"], result["policy_version"]
-    source = model or made["model"]
-    if not version and not merge:
+    source = model or run.policy["model"]
+    if run.adapter is None and not merge:
         raise UserError(
             f"the run in {str(run_dir)!r} ended at policy version 0, the base itself: there is no adapter to export; "
             "--merge exports the base"
         )
-    program = plain_program(read_json(files.program), plain_lm(made, source, name, trust_remote_code))
+    program = plain_program(read_json(run.files.program), plain_lm(run.policy, source, name, trust_remote_code))
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
         new = Path(temporary) / out.name
         new.mkdir()
-        if merge:
-            _write_merged(made, source, files.adapter(version) if version else None, new / MODEL, trust_remote_code)
+        if merge or run.adapter is None:
+            _write_merged(run, source, new / MODEL, trust_remote_code)
         else:
-            shutil.copytree(files.adapter(version), new / ADAPTER)
+            shutil.copytree(run.adapter, new / ADAPTER)
             config = read_json(new / ADAPTER / ADAPTER_CONFIG)
             write_json(new / ADAPTER / ADAPTER_CONFIG, {**config, "base_model_name_or_path": source})
         write_json(new / PROGRAM, program)
-        (new / README).write_text(_readme(result, made, source, name, merge))
+        (new / README).write_text(_readme(run, source, name, merge))
         if out.exists():
             out.rmdir()
         new.rename(out)
@@ -125,9 +124,7 @@ def _end_ids(source: str, trust_remote_code: bool) -> list[int]:
     return end_ids(generation, tokenizer)
 
 
-def _write_merged(
-    made: Mapping[str, Any], source: str, adapter: Path | None, folder: Path, trust_remote_code: bool
-) -> None:
+def _write_merged(run: FinishedRun, source: str, folder: Path, trust_remote_code: bool) -> None:
     """The base in float32, plus the adapter, and its tokenizer."""
     from peft import PeftModel
 
@@ -135,76 +132,36 @@ def _write_merged(
 
     # On the CPU: a base that fills a GPU in half precision does not fit there in float32.
     model = load_base(source, "float32", "cpu", trust_remote_code)
-    check_fingerprint(fingerprint(model), made, source)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    check_fingerprint(fingerprint(model), run.policy, source)
+    if run.adapter is not None:
+        model = PeftModel.from_pretrained(model, str(run.adapter)).merge_and_unload(safe_merge=True)
     model.save_pretrained(str(folder))
     load_tokenizer(source, trust_remote_code).save_pretrained(str(folder))
 
 
-_README = """# {title}
-
-Exported by fst_optimizer from a run of `{task}` (method {method}, seed {seed}): the base model is `{source}`, the
-policy version {version}.
-
-| file | what it is |
-|---|---|
-{rows}
-| `program.json` | the DSPy program: its learned instructions, its demos, and an LM named `{name}` |
-
-## Serve the weights
-
-```bash
-VLLM_API_KEY=choose-one {serve} --generation-config vllm
-```
-
-## Run the program
-
-```bash
-export HOSTED_VLLM_API_BASE=http://127.0.0.1:8000/v1 HOSTED_VLLM_API_KEY=choose-one
-```
-
-```python
-program = YourProgram()  # the class that was compiled
-program.load("program.json")
-```
-
-The program asks for greedy decoding and `{max_tokens}` tokens at most, as it was scored.
-
-## Load the weights without a server
-
-```python
-{code}
-```
-"""
-_ADAPTER_CODE = """from peft import PeftModel
+ADAPTER_CODE = """from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained({source!r})
 model = PeftModel.from_pretrained(base, "adapter")"""
-_MERGED_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+MERGED_CODE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("model"), AutoTokenizer.from_pretrained("model")"""
 
 
-def _readme(result: Mapping[str, Any], made: Mapping[str, Any], source: str, name: str, merge: bool) -> str:
+def _readme(run: FinishedRun, source: str, name: str, merge: bool) -> str:
+    rank = run.policy["lora"]["rank"]
     if merge:
-        rows = "| `model/` | the base with the adapter merged into it, in float32, with its tokenizer |"
+        row = "| `model/` | the base with the adapter merged into it, in float32, with its tokenizer |"
         serve = f"vllm serve model --served-model-name {name}"
+        code = MERGED_CODE
     else:
-        rows = f"| `adapter/` | a LoRA adapter (rank {made['lora']['rank']}) for that base, as peft and vLLM read it |"
-        rank = served_rank(made["lora"]["rank"])
-        serve = f"vllm serve {source} --enable-lora --max-lora-rank {rank} --lora-modules {name}=adapter"
-    return _README.format(
-        title=f"A compiled policy: {name}",
-        task=result["task"],
-        method=result["method"],
-        seed=result["seed"],
-        version=result["policy_version"],
-        source=source,
-        rows=rows,
-        name=name,
-        serve=serve,
-        max_tokens=made["max_tokens"],
-        code=_MERGED_CODE if merge else _ADAPTER_CODE.format(source=source),
+        row = f"| `adapter/` | a LoRA adapter (rank {rank}) for that base, as peft and vLLM read it |"
+        lora = f"--enable-lora --max-lora-rank {served_rank(rank)} --lora-modules {name}=adapter"
+        serve = f"vllm serve {source} {lora}"
+        code = ADAPTER_CODE.format(source=source)
+    about = {field: run.result[field] for field in ("task", "method", "seed", "policy_version")}
+    limit = run.policy["max_tokens"]
+    return README_TEMPLATE.read_text().format(
+        source=source, name=name, row=row, serve=serve, code=code, max_tokens=limit, **about
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +22,46 @@ if TYPE_CHECKING:
     from fst_optimizer.policy.policy import Policy
 
 
-def finished(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`result.json` and `config.json` of a finished run.
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run left."""
+
+    files: RunFiles
+    result: dict[str, Any]
+    """Its `result.json`."""
+    config: dict[str, Any]
+    """Its `config.json`."""
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """How the policy was made, by `config.json`."""
+        made: dict[str, Any] = self.config["policy"]
+        return made
+
+    @property
+    def version(self) -> int:
+        """The policy version of its best pair; 0 is the base model."""
+        number: int = self.result["policy_version"]
+        return number
+
+    @property
+    def adapter(self) -> Path | None:
+        """The LoRA adapter of that version. None for the base model, which has none."""
+        return self.files.adapter(self.version) if self.version else None
+
+
+def read_finished(run_dir: str | Path) -> FinishedRun:
+    """A finished run, by its folder.
 
     Raises:
         UserError: no run there, or one that is not finished.
     """
-    files = RunFiles(run_dir)
+    files = RunFiles(Path(run_dir))
     if files.state.exists() and not files.result.exists():
         raise UserError(
             f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
         )
-    return read_json(files.result), read_config(files.config)
+    return FinishedRun(files, read_json(files.result), read_config(files.config))
 
 
 def load(
@@ -57,23 +86,23 @@ def load(
     """
     from fst_optimizer.program.lms import give_lm
 
-    files = RunFiles(Path(run_dir))
-    result, config = finished(files.root)
+    run = read_finished(run_dir)
     if program is None:
+        task = run.config["task"]
         try:
-            program = load_task(config["task"]).build_program()
+            program = load_task(task).build_program()
         except UserError as error:
             raise UserError(
-                f"run_dir {str(run_dir)!r} is a run of {config['task']!r}, which is no task that can be built here: "
+                f"run_dir {str(run_dir)!r} is a run of {task!r}, which is no task that can be built here: "
                 "pass program=, a fresh instance of your program"
             ) from error
-    policy = load_policy(files, config, result["policy_version"], model, engine, **policy_settings)
+    policy = load_policy(run.files, run.config, run.version, model, engine, **policy_settings)
     own_lms = {name: predictor.lm for name, predictor in program.named_predictors()}
-    program.load(str(files.program))
+    program.load(str(run.files.program))
     for name, predictor in program.named_predictors():
         # What was saved of an LM lacks its key and its address.
         predictor.lm = own_lms[name] or predictor.lm
-    return give_lm(program, policy.lm_at(result["policy_version"]))
+    return give_lm(program, policy.lm_at(run.version))
 
 
 def load_policy(

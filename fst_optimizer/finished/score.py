@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.finished.load import finished, load
+from fst_optimizer.finished.load import load, read_finished
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -58,17 +58,16 @@ def score_run(
     """
     if not examples:
         raise UserError("the test set is empty: give examples")
-    result, recorded = finished(run_dir)
-    settings = FSTConfig.from_dict(recorded["config"])
+    run = read_finished(run_dir)
     program = load(run_dir, model=model, engine=engine)
     policy, version = checked_student(program)
-    collector = collector_of(program, policy, metric, settings)
+    collector = collector_of(program, policy, metric, FSTConfig.from_dict(run.config["config"]))
     items = items_of(examples, "test")
     try:
         found = evaluate(collector, Candidate(seed_texts(program)), items, version=version, on_rollout=on_rollout)
     finally:
         policy.close()
-    return TestScore(found, result["test_score_after"], digest(items) == recorded["data"].get("test"))
+    return TestScore(found, run.result["test_score_after"], digest(items) == run.config["data"].get("test"))
 
 
 def collector_of(program: dspy.Module, policy: Policy, metric: Callable[..., Any], config: FSTConfig) -> Collector:

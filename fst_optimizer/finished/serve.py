@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from fst_optimizer.config.overrides import assignments, read_settings, settled
 from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.engines.vllm.server import BASE_NAME, SERVED_NAME, OnWait, VLLMServer
 from fst_optimizer.errors import UserError
-from fst_optimizer.finished.load import finished
+from fst_optimizer.finished.load import read_finished
 from fst_optimizer.model.load import check_model_folder
 from fst_optimizer.store.files import ADAPTER_CONFIG, RunFiles, read_json
 
@@ -50,25 +49,26 @@ def policy_server(
     Raises:
         UserError: the run is not finished, the base model is missing, or vLLM is.
     """
-    files = RunFiles(Path(run_dir))
-    result, recorded = finished(files.root)
-    made, version = recorded["policy"], result["policy_version"]
-    source = model or made["model"]
+    run = read_finished(run_dir)
+    source = model or run.policy["model"]
     check_model_folder(source)
-    config = config or server_settings(files.root, ())
-    if made["chat_template_args"]:
-        config = config.changed(flags=(*config.flags, *_template_flags(made["chat_template_args"])))
-    folder = files.adapter(version).resolve()
+    if api_key is not None and not api_key.strip():
+        raise UserError("api_key is empty: give one, or None for a new random one")
+    config = config or server_settings(run.files.root, ())
+    if template := run.policy["chat_template_args"]:
+        # Prompts are made by the server: its template must get what the run's got.
+        config = config.changed(flags=(*config.flags, "--default-chat-template-kwargs", json.dumps(dict(template))))
+    adapter = run.adapter
     return VLLMServer(
         source,
-        max_lora_rank=read_json(folder / ADAPTER_CONFIG)["r"] if version else None,
+        max_lora_rank=read_json(adapter / ADAPTER_CONFIG)["r"] if adapter else None,
         config=config,
-        dtype=made.get("dtype", "auto"),
-        served_name=BASE_NAME if version else name,
-        adapters={name: folder} if version else None,
+        dtype=run.policy.get("dtype", "auto"),
+        served_name=BASE_NAME if adapter else name,
+        adapters={name: adapter.resolve()} if adapter else None,
         runtime_adapters=False,
         trust_remote_code=trust_remote_code,
-        api_key=_checked_key(api_key),
+        api_key=api_key,
         host=host,
         port=port,
         on_wait=on_wait,
@@ -91,14 +91,3 @@ def server_settings(run_dir: Path, sets: Iterable[str]) -> VLLMConfig:
         if name.startswith("vllm.") and name != "vllm.log_file"
     }
     return settled(FSTConfig(), recorded, given).vllm
-
-
-def _template_flags(arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """Prompts are made by the server here: its template must get what the run's got."""
-    return "--default-chat-template-kwargs", json.dumps(dict(arguments))
-
-
-def _checked_key(api_key: str | None) -> str | None:
-    if api_key is not None and not api_key.strip():
-        raise UserError("api_key is empty: give one, or None for a new random one")
-    return api_key

@@ -122,7 +122,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_it_goes_on_from_there(tmp_path):
     assert said.exit_code == 2 and "budget.max_cycles: 100000" in said.stderr
 
 
-def test_a_guard_that_pauses_ends_the_command_with_3_and_a_resume_goes_on(tmp_path):
+def test_a_monitor_that_pauses_ends_the_command_with_3_and_a_resume_goes_on(tmp_path):
     run = tmp_path / "run"
     loud = ("--set", "monitors.flat=pause", "--set", "monitors.flat_batches=1", "--set", "rollout.temperature=1e-6")
     paused = fst("compile", LETTERS, "--run-dir", run, *SMALL, *loud)
@@ -247,7 +247,7 @@ def test_a_comparison_runs_and_goes_on_where_it_stopped(tmp_path):
     assert "## sort-rotate" in page.read_text()
 
 
-def test_a_run_that_fails_in_a_comparison_shows_its_last_words(tmp_path):
+def test_a_run_that_fails_in_a_comparison_shows_the_end_of_its_log(tmp_path):
     task = tmp_path / "task"
     task.mkdir()
     broken = "raise RuntimeError('no scorer here')\n"
