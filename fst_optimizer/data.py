@@ -31,7 +31,7 @@ def split_data(
     if not trainset:
         raise UserError("trainset is empty: give at least one example")
     for example in (*trainset, *(valset or ())):
-        fingerprint(example)  # says what is wrong with it, if anything is
+        fingerprint(example)  # raises where it is no dspy.Example or names no inputs
     if valset is None:
         if len(trainset) < 2:
             raise UserError("trainset has one example and valset is None: give more examples, or a valset")

@@ -156,7 +156,7 @@ class GepaSearch:
 def _scored_state(candidates: Sequence[Candidate], scores: Mapping[str, Scores]) -> GEPAState[Any, Any]:
     """GEPA's state as if it had just scored this population; 0.1.4 can only be started from one seed.
 
-    The ancestor that it is told for all but the first is not true and not used: `Candidate.parents` is the lineage.
+    It wants a parent for all but the first: the one given is made up and not used. `Candidate.parents` is the lineage.
     """
     first, *others = candidates
     state: GEPAState[Any, Any] = GEPAState(dict(first.texts), _evaluation(scores[first.id]))

@@ -84,7 +84,7 @@ class Proposer:
         return written if written and self._is_new(candidate, written) else {}
 
     def _is_new(self, parent: Texts, written: Texts) -> bool:
-        """Take the child in, unless this round has its texts already: they would earn the same scores."""
+        """Register the child, unless this round has its texts already: they would get the same scores."""
         child = Candidate({**parent, **written}, (self.candidate(parent).id,), "reflection", self._cycle)
         if child.id in self._known:
             self.notes.append(f"candidate {child.id} was proposed again and not run")

@@ -1,4 +1,4 @@
-"""Who writes new instructions: a reflection LM, or, with no LM at hand, the recurring sentences of the feedback."""
+"""Reflectors, which write new instructions: a reflection LM, or without one the recurring sentences of the feedback."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def lessons(dataset: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def is_general(sentence: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a sentence tells a rule: nothing quoted, no value or number of this example, and not mere praise."""
+    """Whether a sentence states a rule: nothing quoted, no value or number of this example, and not mere praise."""
     if _quoted_spans(sentence) or re.search('["`\u201c\u201d]', sentence):
         return False
     words = _words(sentence)
@@ -181,7 +181,7 @@ def is_general(sentence: str, entry: Mapping[str, Any]) -> bool:
     numbers = {number for value in values for number in _NUMBER.findall(value)}
     if numbers.intersection(_NUMBER.findall(sentence)):
         return False
-    # One or two letters are also articles and pronouns; as values they are told by their quotes.
+    # One or two letters are also articles and pronouns; as values they are recognised by their quotes.
     return not any(len(value.strip()) > 2 and _words(value).strip() and _words(value) in words for value in values)
 
 
@@ -245,7 +245,7 @@ def _closing(text: str, at: int) -> int | None:
 
 
 def _feedback(entry: Mapping[str, Any]) -> str:
-    """The metric's own words: a parser's error recurs too, and teaches no rule."""
+    """The metric's own words: a parser's error recurs too, and states no rule."""
     return str(entry.get("Metric Feedback", entry.get("Feedback", "")))
 
 

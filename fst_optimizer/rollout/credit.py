@@ -64,7 +64,7 @@ def credit(
 
     Args:
         groups: Rollouts that share a baseline.
-        config: What failed rollouts earn.
+        config: The rewards of failed rollouts.
         eps: Added to a group's standard deviation.
         own_share: None: a call gets its rollout's advantage. Else each predictor has a baseline of its own, over the
             rollouts that called it, of own_share x its own score + (1 - own_share) x the rollout's reward. A rollout

@@ -15,7 +15,7 @@ def outcome_of(error: Exception | None, recorder: Recorder) -> Outcome:
     """The outcome of a rollout whose program raised `error`, or returned (None)."""
     if error is None:
         return Outcome.OK
-    if isinstance(error, AdapterParseError):  # whatever was refused before it, the program lived through
+    if isinstance(error, AdapterParseError):  # calls refused before it were handled by the program
         place = unparsed_call(error, recorder.calls)
         cut = place is not None and recorder.calls[place].finish_reason == "length"
         return Outcome.TRUNCATED if cut else Outcome.PARSE_ERROR

@@ -116,11 +116,11 @@ class _Batch(Generic[T]):
                 if not in_time:
                     return  # another thread has taken the place of this one
                 self.done.put(ended)
-        except BaseException as error:  # `halted` or `clock` could not tell
+        except BaseException as error:  # `halted` or `clock` raised
             self.done.put(error)
 
     def _take(self) -> int | None:
-        """The next job to run, if any. Under the lock: whoever looks finds a job either to do or under way."""
+        """The next job to run, if any. Under the lock: a job must always be either to do or under way."""
         with self.lock:
             if self.stopping or self.halted():
                 return None

@@ -72,7 +72,7 @@ class Checkpoint:
 
     @classmethod
     def from_json(cls, manifest: Mapping[str, Any]) -> Checkpoint:
-        """What a manifest says."""
+        """The checkpoint that a manifest describes."""
         return cls(
             State.from_json(manifest["state"]),
             int(Path(manifest["checkpoint"]).name),
@@ -291,7 +291,7 @@ def _forget_after(files: RunFiles, found: Checkpoint, policy: Policy) -> None:
 
 
 def _keep_only(folder: Path, pattern: re.Pattern[str], names: set[str]) -> None:
-    """Remove what is called as `pattern` says, except `names`; whatever else lies there is the user's."""
+    """Remove what matches `pattern`, except `names`; whatever else lies there is the user's."""
     for entry in folder.glob("*"):
         if pattern.fullmatch(entry.name) and entry.name not in names:
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)

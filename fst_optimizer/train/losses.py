@@ -16,7 +16,7 @@ LossParts = tuple[Tensor, Tensor, Tensor]
 Loss = Callable[..., LossParts]
 
 LOG_RATIO_LIMIT = 20.0
-"""exp of this is 5e8, far above any cap: beyond it the ratio would overflow and say no more."""
+"""exp of this is 5e8, far above any cap: without the limit the ratio could overflow."""
 
 
 def importance_ratio(logprobs_BT: Tensor, old_logprobs_BT: Tensor) -> Tensor:

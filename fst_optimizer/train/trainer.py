@@ -296,7 +296,7 @@ def _finite(report: StepReport) -> bool:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's error has a class of its own, the CPU allocator's only its words."""
+    """A GPU raises an error class of its own, the CPU allocator a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

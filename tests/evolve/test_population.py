@@ -39,7 +39,7 @@ def test_frontier_is_the_brute_force_one(scores):
 
 
 @given(score_tables)
-def test_frontier_is_best_together_on_every_example_and_spares_nobody(scores):
+def test_frontier_is_best_together_on_every_example_and_none_can_be_spared(scores):
     kept = frontier(scores)
     for example in EXAMPLES:
         assert max(scores[name][example] for name in kept) == max(row[example] for row in scores.values())

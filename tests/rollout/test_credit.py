@@ -181,9 +181,9 @@ def test_half_and_half_blends_a_predictors_score_with_the_programs():
     # Program's: .5, .5, 1, 0. First's own: 1, 0, 1, 0 -> blends .75, .25, 1, 0: mean .5, deviation sqrt(.3125/2).
     rollouts = [two(1.0, 0.0), two(0.0, 1.0), two(1.0, 1.0), two(0.0, 0.0)]
     found = credit([group(*rollouts)], CONFIG, eps=0.0, own_share=0.5)
-    spread = math.sqrt((0.25**2 + 0.25**2 + 0.5**2 + 0.5**2) / 4)
-    assert by_predictor(found)["first"] == pytest.approx([0.25 / spread, -0.25 / spread, 0.5 / spread, -0.5 / spread])
-    assert by_predictor(found)["second"] == pytest.approx([-0.25 / spread, 0.25 / spread, 0.5 / spread, -0.5 / spread])
+    std = math.sqrt((0.25**2 + 0.25**2 + 0.5**2 + 0.5**2) / 4)
+    assert by_predictor(found)["first"] == pytest.approx([0.25 / std, -0.25 / std, 0.5 / std, -0.5 / std])
+    assert by_predictor(found)["second"] == pytest.approx([-0.25 / std, 0.25 / std, 0.5 / std, -0.5 / std])
 
 
 def test_a_predictor_whose_rewards_are_equal_is_dropped_and_the_other_stays():

@@ -13,7 +13,7 @@ from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.failpoints import inject, raising
 from fst_optimizer.run.checkpoint import commit, last_whole, restore
 from fst_optimizer.run.state import Best, State
-from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, read_json, write_json
 from fst_optimizer.testing import as_row, move_adapter
 from fst_optimizer.types import Candidate, Population
 
@@ -189,7 +189,7 @@ def test_a_damaged_file_costs_one_checkpoint_and_the_user_is_told(files, policy,
 
 def test_a_run_without_a_whole_checkpoint_is_refused_with_what_is_wrong(files, policy):
     three(files, policy, keep=1)
-    flip(files.policy(3) / "adapter_model.safetensors")
+    flip(files.policy(3) / ADAPTER_TENSORS)
     with pytest.raises(
         UserError, match=r"no checkpoint that is whole: policy/policy-000003/adapter_model.safetensors is damaged"
     ):
@@ -223,7 +223,7 @@ def test_a_checkpoint_elsewhere_is_not_read(files, policy, name):
 
 def test_an_adapter_that_is_a_link_is_not_read(files, policy, tmp_path_factory):
     three(files, policy, keep=1)
-    path = files.policy(3) / "adapter_model.safetensors"
+    path = files.policy(3) / ADAPTER_TENSORS
     outside = tmp_path_factory.mktemp("outside") / "copy.safetensors"
     path.rename(outside)
     path.symlink_to(outside)
@@ -242,7 +242,7 @@ def test_a_damaged_best_adapter_shows_and_costs_the_best_pair_alone(files, polic
     move_adapter(policy, seed=1)
     policy.publish()
     first = commit(files, at(1, best=1), 1, policy, None, elapsed_s=0, metrics_size=0)
-    flip(files.policy(1) / "adapter_model.safetensors")
+    flip(files.policy(1) / ADAPTER_TENSORS)
     move_adapter(policy, seed=2)
     policy.publish()
     save(files, at(2, best=1), policy, number=2, checksums=first.checksums)

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.store.files import RunFiles, locked, open_run, read_json, write_json
+from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, locked, open_run, read_json, write_json
 
 
 def test_a_new_directory_is_made_with_its_parents(tmp_path):
@@ -50,7 +50,7 @@ def test_a_directory_has_one_writer_at_a_time_and_the_lock_goes_with_it(tmp_path
 
 def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
     files = RunFiles(tmp_path)
-    for path in (files.metrics, files.population(0), files.rollouts(0), files.policy(1) / "adapter_model.safetensors"):
+    for path in (files.metrics, files.population(0), files.rollouts(0), files.policy(1) / ADAPTER_TENSORS):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("left over")
     kept = ["checkpoint/1000/model.pt", "notes.txt", "policy/mine.txt", "policy/policy-mine/notes.txt"]
@@ -117,7 +117,7 @@ def test_an_adapter_that_lies_outside_is_not_read(tmp_path, linked):
     run, outside = tmp_path / "run", tmp_path / "outside"
     folder = run / "policy" / "policy-000001"
     folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_text("")
+    (folder / ADAPTER_TENSORS).write_text("")
     assert RunFiles(run).adapter(1) == folder
     (run / linked).rename(outside)
     (run / linked).symlink_to(outside)
