@@ -75,7 +75,7 @@ def _scored(entry: Any, where: str) -> Scored:
     text = completion.get("content") if isinstance(completion, Mapping) else None
     if not isinstance(text, str):
         raise UserError(f'{where} has completion {_short(completion)}: give {{"role": "assistant", "content": text}}')
-    return Scored(checked_messages(entry["messages"], where), text, float(reward))
+    return Scored(_messages(entry["messages"], where), text, float(reward))
 
 
 def conversations(train_data: object) -> list[tuple[Messages, str]]:
@@ -89,7 +89,7 @@ def conversations(train_data: object) -> list[tuple[Messages, str]]:
         where = f"train_data[{place}]"
         if not isinstance(entry, Mapping) or "messages" not in entry:
             raise UserError(f"{where} needs messages: {_short(entry)}")
-        messages = checked_messages(entry["messages"], where)
+        messages = _messages(entry["messages"], where)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise UserError(f"{where} must end with the assistant's answer to something, and has {_short(messages)}")
         rows.append((messages[:-1], messages[-1]["content"]))
@@ -101,7 +101,7 @@ def conversations(train_data: object) -> list[tuple[Messages, str]]:
     return rows
 
 
-def checked_messages(messages: Any, where: str) -> Messages:
+def _messages(messages: Any, where: str) -> Messages:
     """Messages as the chat template takes them.
 
     Raises:
