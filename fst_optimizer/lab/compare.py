@@ -17,6 +17,7 @@ from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json, write_json
 from fst_optimizer.store.metrics import read_metrics
+from fst_optimizer.task_run import Sizes
 
 REFERENCE = "rl"
 FINAL = ("val_score_before", "val_score_after", "test_score_before", "test_score_after", "kl_to_base", "wall_s")
@@ -25,7 +26,7 @@ COPIED = ("rollouts", "steps", "cycles", "reflection_calls", "cost_usd", "policy
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class ComparedRun:
     """A finished run, read back."""
 
     method: str
@@ -66,11 +67,11 @@ def comparison_jobs(
     ]
 
 
-def read_run(folder: Path) -> FinishedRun:
+def read_run(folder: Path) -> ComparedRun:
     """One finished run's numbers."""
     files = RunFiles(folder)
     result, lines = read_json(files.result), read_metrics(files.metrics)
-    return FinishedRun(
+    return ComparedRun(
         method=folder.name.rpartition(f"-seed{result['seed']}")[0] or result["method"],
         seed=result["seed"],
         folder=folder,
@@ -82,7 +83,7 @@ def read_run(folder: Path) -> FinishedRun:
     )
 
 
-def save_comparison(runs: Sequence[FinishedRun], folder: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
+def save_comparison(runs: Sequence[ComparedRun], folder: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Write `compare.json` into a task's folder and return what is in it.
 
     Args:
@@ -98,7 +99,7 @@ def save_comparison(runs: Sequence[FinishedRun], folder: Path, *, extra: Mapping
         "task": first.result["task"],
         **extra,
         "val_examples": examples,
-        "test_examples": (first.recorded["data"].get("test") or {}).get("examples"),
+        "test_examples": Sizes().over(first.recorded).test,
         "model": shown_model(first.recorded["policy"]["model"]),
         "versions": first.recorded["versions"],
         "settings": {method: some[0].recorded["config"] for method, some in by_method.items()},
@@ -127,7 +128,7 @@ def shown_model(model: str) -> str:
     return "/".join(Path(model).parts[-2:])
 
 
-def _run_json(run: FinishedRun, root: Path) -> dict[str, Any]:
+def _run_json(run: ComparedRun, root: Path) -> dict[str, Any]:
     return {
         "method": run.method,
         "seed": run.seed,
@@ -139,7 +140,7 @@ def _run_json(run: FinishedRun, root: Path) -> dict[str, Any]:
     }
 
 
-def _method_json(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+def _method_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Means with intervals over the seeds."""
     signals = [run.signal for run in runs if run.signal]
     ceilings = [fit["A"] for run in runs if (fit := ceiling(run.curve))]
@@ -152,7 +153,7 @@ def _method_json(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     }
 
 
-def _difference(ours: Sequence[FinishedRun], theirs: Sequence[FinishedRun]) -> dict[str, Any]:
+def _difference(ours: Sequence[ComparedRun], theirs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Final scores of one method over another's, paired by seed."""
     other = {run.seed: run.result for run in theirs}
     pairs = [(run.result, other[run.seed]) for run in ours if run.seed in other]

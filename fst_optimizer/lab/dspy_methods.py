@@ -4,17 +4,17 @@ Each starts from the same program, policy and data as our methods, may run the p
 learn, and leaves a directory that `fst lab compare` reads. Program runs are counted as they happen. The final program
 is scored greedily on validation and test sets by the same code as ours.
 
-What differs, and cannot be helped: these optimizers do not look at the validation set on the way, so they have no
-curve, and `dspy-grpo` returns its last weights, not its best.
+What differs: these optimizers do not use the validation set on the way, so they have no curve, and
+`dspy-grpo` returns its last weights, not its best.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +23,26 @@ from dspy.utils.callback import BaseCallback
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.evolve.reflect import ExtractiveReflector
+from fst_optimizer.finished.score import collector_of
 from fst_optimizer.lab.plan import DSPY_METHODS
 from fst_optimizer.program.lms import attach_policy, give_lm
-from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.run import record
 from fst_optimizer.run.evaluate import evaluate, measure_kl
 from fst_optimizer.store.files import open_run, write_json
 from fst_optimizer.store.metrics import MetricsLog
-from fst_optimizer.task_run import Choices, Plan, Sizes, make_policy, plan_run
+from fst_optimizer.task_run import RunRequest, Sizes, make_policy, plan_run
 from fst_optimizer.types import Candidate, Item, RolloutCounts, items_of
 
 if TYPE_CHECKING:
     from fst_optimizer.policy.policy import Policy
 
 ANCHOR = 32
-"""Training examples that GEPA scores every accepted candidate on: its Pareto set, paid from its budget."""
+"""Training examples that GEPA scores every accepted candidate on: its Pareto set, within its budget."""
 
 
 class RunCounter(BaseCallback):  # type: ignore[misc]
-    """Counts how often a program is run, by whomever, in whatever thread."""
+    """Counts how often a program is run, in any thread."""
 
     def __init__(self, kind: type) -> None:
         self.kind = kind
@@ -68,9 +67,11 @@ def optimize(
     if method == "dspy-grpo":
         return grpo(metric, cap, config).compile(program, trainset=list(train))
     # It scores its candidates on the anchor between its steps, so that no method sees the validation set while it
-    # learns; those runs, and GEPA's last full evaluation, which passes its limit, are paid from the same cap.
+    # learns; those runs, and GEPA's last full evaluation, which passes its limit, count within the same cap.
     half = (cap - 8 * ANCHOR) // 2
-    together = dspy.BetterTogether(metric=plain(metric), p=gepa(metric, half, config), w=grpo(metric, half, config))
+    together = dspy.BetterTogether(
+        metric=score_only(metric), p=gepa(metric, half, config), w=grpo(metric, half, config)
+    )
     return together.compile(
         program,
         trainset=list(train),
@@ -83,7 +84,7 @@ def optimize(
 def gepa(metric: Callable[..., Any], cap: int, config: FSTConfig) -> dspy.GEPA:
     """DSPy's GEPA with our extractive reflector as its proposer: no API is needed, and both sides read the same."""
     return dspy.GEPA(
-        metric=told(metric),
+        metric=score_in_feedback(metric),
         max_metric_calls=cap,
         instruction_proposer=Proposer(ExtractiveReflector(config.seed)),
         reflection_minibatch_size=config.fast.minibatch,
@@ -93,12 +94,12 @@ def gepa(metric: Callable[..., Any], cap: int, config: FSTConfig) -> dspy.GEPA:
 
 
 def grpo(metric: Callable[..., Any], cap: int, config: FSTConfig) -> Any:
-    """DSPy's GRPO with our batch, group and learning rate, and as many steps as the cap pays."""
+    """DSPy's GRPO with our batch, group and learning rate, and as many steps as the cap allows."""
     from dspy.teleprompt.grpo import GRPO
 
     rollout, train = config.rollout, config.train
     return GRPO(
-        metric=plain(metric),
+        metric=score_only(metric),
         adapter=dspy.ChatAdapter(use_json_adapter_fallback=False),
         exclude_demos=True,
         num_threads=rollout.num_threads,
@@ -119,7 +120,7 @@ def grpo(metric: Callable[..., Any], cap: int, config: FSTConfig) -> Any:
     )
 
 
-def plain(metric: Callable[..., Any]) -> Callable[..., float]:
+def score_only(metric: Callable[..., Any]) -> Callable[..., float]:
     """The metric as a number, for optimizers that read no feedback."""
 
     def score(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
@@ -129,7 +130,7 @@ def plain(metric: Callable[..., Any]) -> Callable[..., float]:
     return score
 
 
-def told(metric: Callable[..., Any]) -> Callable[..., Any]:
+def score_in_feedback(metric: Callable[..., Any]) -> Callable[..., Any]:
     """The metric with its score written before the feedback: GEPA hands proposers the words alone."""
 
     def judged(
@@ -170,30 +171,74 @@ def entry_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "Feedback": words, "Metric Feedback": words, "Score": float(match[1]) if match else 0.0}
 
 
-def run(method: str, choices: Choices, plan: Plan) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores programs greedily, and writes the evaluations down."""
+
+    policy: Policy
+    metric: Callable[..., Any]
+    held_out: Mapping[str, Sequence[Item]]
+    """Split -> examples."""
+    config: FSTConfig
+    metrics: MetricsLog
+
+    def __call__(
+        self, program: dspy.Module, counts: RolloutCounts, cycle: int
+    ) -> tuple[dict[str, float], float, RolloutCounts]:
+        """Scores by split, the KL to base, and the rollouts with those made here."""
+        versions = {predictor.lm.engine.version for predictor in program.predictors()} - {None}
+        version = max(versions, default=self.policy.version)
+        collector = collector_of(program, self.policy, self.metric, self.config)
+        candidate = Candidate(seed_texts(program))
+        found = {
+            split: evaluate(collector, candidate, items, version=version) for split, items in self.held_out.items()
+        }
+        val = found["val"]
+        kl, extra = measure_kl(
+            collector, self.policy, candidate, self.held_out["val"], self.config.eval, version=version
+        )
+        counts = counts.plus(eval=extra + sum(one.rollouts for one in found.values()))
+        self.metrics.line(
+            "eval",
+            cycle=cycle,
+            step=version,
+            policy_version=version,
+            rollouts=counts,
+            split="val",
+            score=val.score,
+            kl_to_base=kl,
+            candidate=candidate.id,
+            failed=val.failed,
+        )
+        return {split: one.score for split, one in found.items()}, kl, counts
+
+
+def run(method: str, request: RunRequest) -> None:
     """Learn, score before and after, and leave the files that a comparison reads."""
-    config, task, sizes = plan.settings.config, plan.task, plan.sizes
-    files, _ = open_run(choices.run_dir, resume=False)
-    policy = make_policy(choices, plan)
+    plan = plan_run(request)
+    config, task = plan.settings.config, plan.task
+    files, _ = open_run(request.run_dir, resume=False)
+    policy = make_policy(request, plan)
     try:
         program = attach_policy(give_lm(task.build_program(), policy.lm), policy)
         metrics = MetricsLog(files.metrics)
-        train, val, test = (task.load(split, getattr(sizes, split)) for split in ("train", "val", "test"))
-        held_out = {"val": items_of(val, "val"), "test": items_of(test, "test")}
+        train = task.load("train", plan.sizes.train)
+        held_out = {split: items_of(task.load(split, getattr(plan.sizes, split)), split) for split in ("val", "test")}
         description = record.describe_run(
-            config, policy, choices.task, items_of(train, "train"), held_out["val"], held_out["test"]
+            config, policy, request.task, items_of(train, "train"), held_out["val"], held_out["test"]
         )
         write_json(files.config, description)
-        before, counts = _scored(program, policy, task.metric, held_out, config, metrics, RolloutCounts(), 0)
+        score = _Scorer(policy, task.metric, held_out, config, metrics)
+        before, _, counts = score(program, RolloutCounts(), 0)
         counter = RunCounter(type(program))
         adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
         with dspy.context(callbacks=[counter], adapter=adapter, lm=policy.lm):
             better = optimize(method, program, task.metric, train, config)
-        # Program runs of dspy-together are of both sides; its GEPA and its GRPO get half of the cap each.
+        # dspy-together's runs are of both sides (its GEPA and its GRPO get half of the cap each), counted as slow.
         learned = counts.plus(**{"fast" if method == "dspy-gepa" else "slow": counter.count})
-        after, counts = _scored(better, policy, task.metric, held_out, config, metrics, learned, 1)
+        after, kl, counts = score(better, learned, 1)
         result = {
-            "task": choices.task,
+            "task": request.task,
             "method": method,
             "seed": config.seed,
             **{f"{split}_score_before": before[split] for split in held_out},
@@ -204,7 +249,7 @@ def run(method: str, choices: Choices, plan: Plan) -> dict[str, Any]:
             "reflection_calls": 0,
             "cost_usd": 0.0,
             "wall_s": metrics.time_s,
-            "kl_to_base": after["kl"],
+            "kl_to_base": kl,
             "policy_version": policy.version,
             "candidate": seed_texts(better),
             "ended": "done",
@@ -212,50 +257,9 @@ def run(method: str, choices: Choices, plan: Plan) -> dict[str, Any]:
         write_json(files.result, result)
     finally:
         policy.close()
-    return result
 
 
-def _scored(
-    program: dspy.Module,
-    policy: Policy,
-    metric: Callable[..., Any],
-    held_out: Mapping[str, Sequence[Item]],
-    config: FSTConfig,
-    metrics: MetricsLog,
-    counts: RolloutCounts,
-    cycle: int,
-) -> tuple[dict[str, float], RolloutCounts]:
-    """Greedy scores of the program by split, and its KL; written down as an evaluation."""
-    versions = {predictor.lm.engine.version for predictor in program.predictors()} - {None}
-    version = max(versions, default=policy.version)
-    collector = Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(metric),
-        seed=config.seed,
-        num_threads=config.rollout.num_threads,
-        timeout_s=config.rollout.timeout_s,
-    )
-    candidate = Candidate(seed_texts(program))
-    found = {split: evaluate(collector, candidate, items, version=version) for split, items in held_out.items()}
-    kl, extra = measure_kl(collector, policy, candidate, held_out["val"], config.eval, version=version)
-    counts = counts.plus(eval=extra + sum(one.rollouts for one in found.values()))
-    metrics.line(
-        "eval",
-        cycle=cycle,
-        step=version,
-        policy_version=version,
-        rollouts=counts,
-        split="val",
-        score=found["val"].score,
-        kl_to_base=kl,
-        candidate=candidate.id,
-        failed=found["val"].failed,
-    )
-    return {**{split: one.score for split, one in found.items()}, "kl": kl}, counts
-
-
-def main(given: Sequence[str] | None = None) -> int:
+def main() -> None:
     """One run, in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
@@ -266,18 +270,13 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path)
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}-size", type=int)
-    read = parser.parse_args(given)
-    choices = Choices(
-        task=read.task,
-        run_dir=read.run_dir,
-        model=read.model,
-        config_file=read.config,
-        sets=tuple(read.set),
-        sizes=Sizes(read.train_size, read.val_size, read.test_size),
+    read = parser.parse_args()
+    sizes = Sizes(read.train_size, read.val_size, read.test_size)
+    request = RunRequest(
+        read.task, read.run_dir, read.model, config_file=read.config, sets=tuple(read.set), sizes=sizes
     )
-    run(read.method, choices, plan_run(choices))
-    return 0
+    run(read.method, request)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,8 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +25,17 @@ class RunFailed(FSTError):
     """A run of a comparison ended without a result; the others stand."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Running:
     job: Job
-    number: int
+    name: str
+    """`[3/12] letters/fst-seed0`."""
     process: subprocess.Popen[bytes]
-    started: float
+    started_s: float
 
 
 def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
-    """Make every run that is not finished, `at_once` at a time; interrupted ones go on from their last cycle.
+    """Make every run that is not finished, `at_once` at a time; interrupted ones go on from their last checkpoint.
 
     Raises:
         RunFailed: one ended without a result; those beside it are stopped, and go on next time.
@@ -42,43 +43,34 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
     todo = [(number, job) for number, job in enumerate(jobs, 1) if not RunFiles(job.folder).result.exists()]
     if len(todo) < len(jobs):
         tell(f"{len(jobs) - len(todo)} of {len(jobs)} runs were finished before")
-    with _stopped_at_the_end() as running:
+    running: list[_Running] = []
+    try:
         while todo or running:
             while todo and len(running) < at_once:
                 number, job = todo.pop(0)
-                tell(f"[{number}/{len(jobs)}] {job.label} started")
-                running.append(_Running(job, number, _start(job, alone=at_once == 1), time.monotonic()))
-            ended = [one for one in running if one.process.poll() is not None]
-            for one in ended:
+                name = f"[{number}/{len(jobs)}] {job.label}"
+                tell(f"{name} started")
+                running.append(_Running(job, name, _start(job, alone=at_once == 1), time.monotonic()))
+            with suppress(subprocess.TimeoutExpired):
+                running[0].process.wait(POLL_S)
+            for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                tell(f"[{one.number}/{len(jobs)}] {_outcome(one)}")
-            if not ended:
-                _wait(running)
-
-
-def log_path(job: Job) -> Path:
-    """Where a run's words went."""
-    return job.folder.with_name(f"{job.folder.name}.log")
-
-
-@contextmanager
-def _stopped_at_the_end() -> Iterator[list[_Running]]:
-    """A list of runs in flight, of which none outlives the context: two writers in one folder would spoil it."""
-    running: list[_Running] = []
-    try:
-        yield running
-    finally:
+                tell(f"{one.name} {_outcome(one)}")
+    finally:  # none outlives this call: two writers in one folder would spoil it
         for one in running:
             one.process.terminate()
         for one in running:
             one.process.wait()
 
 
+def log_path(job: Job) -> Path:
+    """Where the output of a run's process goes."""
+    return job.folder.with_name(f"{job.folder.name}.log")
+
+
 def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    if not alone:
-        # Several torch processes with all cores each are slower than one after the other.
-        environment["OMP_NUM_THREADS"] = "1"
+    # Several torch processes with all cores each are slower than one after the other.
+    threads = {} if alone else {"OMP_NUM_THREADS": "1"}
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with log_path(job).open("ab") as log:
         return subprocess.Popen(
@@ -86,27 +78,18 @@ def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment,
+            env={**os.environ, **threads},
         )
-
-
-def _wait(running: Sequence[_Running]) -> None:
-    try:
-        running[0].process.wait(POLL_S)
-    except subprocess.TimeoutExpired:
-        return
 
 
 def _outcome(one: _Running) -> str:
     files = RunFiles(one.job.folder)
     if one.process.returncode or not files.result.exists():
-        tail = log_path(one.job).read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        raise RunFailed(
-            f"{one.job.label} ended with exit code {one.process.returncode}; the end of {log_path(one.job)}:\n"
-            + "\n".join(tail)
-        )
+        log = log_path(one.job)
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+        raise RunFailed(f"{one.job.label} ended with exit code {one.process.returncode}; the end of {log}:\n{tail}")
     result = read_json(files.result)
     return (
-        f"{one.job.label} done in {clock(time.monotonic() - one.started)}: "
+        f"done in {clock(time.monotonic() - one.started_s)}: "
         f"validation {result['val_score_before']:.3f} -> {result['val_score_after']:.3f}"
     )

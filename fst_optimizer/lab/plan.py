@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import assignments, flat
 from fst_optimizer.config.policy import ENGINES
-from fst_optimizer.config.run import METHODS, FSTConfig
+from fst_optimizer.config.run import METHODS
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.store.files import RunFiles
-from fst_optimizer.task_run import Choices, Sizes, plan_run
+from fst_optimizer.task_run import RunRequest, Sizes, plan_run
 
 DSPY_METHODS = ("dspy-gepa", "dspy-grpo", "dspy-together")
 """DSPy's own optimizers on our policy: see `dspy_methods`."""
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What people read."""
+        """Names the run in messages: `VARIANT/METHOD-seedN`."""
         return f"{self.folder.parent.name}/{self.folder.name}"
 
     @property
@@ -59,13 +59,13 @@ class Job:
         return re.split("[@+]", self.method)[0]
 
     @property
-    def choices(self) -> Choices:
-        """The run as `fst compile` sees it. `resume` starts it over where there is nothing to resume."""
+    def request(self) -> RunRequest:
+        """The run as `fst compile` sees it."""
         _, _, engine = self.method.partition("+")[0].partition("@")
         flags: dict[str, Any] = {"seed": self.seed, "budget.max_cycles": MANY_CYCLES}
         if self.plain_method in METHODS:
             flags["method"] = self.plain_method
-        return Choices(
+        return RunRequest(
             task=self.task,
             run_dir=self.folder,
             model=self.common.model,
@@ -78,22 +78,21 @@ class Job:
 
     def command(self) -> list[str]:
         """The same as a module with arguments: `fst compile`, or the runner of DSPy's own optimizers."""
-        choices, sizes = self.choices, self.common.sizes
+        request = self.request
         options: list[tuple[str, Any]] = [
-            ("--run-dir", choices.run_dir),
+            ("--run-dir", request.run_dir),
             ("--method", self.plain_method),
-            ("--engine", choices.engine),
-            *(("--set", f"{name}={value}") for name, value in choices.flags.items() if name != "method"),
-            ("--model", choices.model),
-            ("--config", choices.config_file),
-            ("--train-size", sizes.train),
-            ("--val-size", sizes.val),
-            ("--test-size", sizes.test),
-            *(("--set", pair) for pair in choices.sets),
+            ("--engine", request.engine),
+            *(("--set", f"{name}={value}") for name, value in request.flags.items() if name != "method"),
+            ("--model", request.model),
+            ("--config", request.config_file),
+            *((f"--{split}-size", size) for split, size in asdict(request.sizes).items()),
+            *(("--set", pair) for pair in request.sets),
         ]
         given = [text for name, value in options if value is not None for text in (name, str(value))]
         if self.plain_method in DSPY_METHODS:
             return ["fst_optimizer.lab.dspy_methods", self.task, *given]
+        # With --resume, a run that was never begun starts, and one that was interrupted goes on.
         return ["fst_optimizer.cli.main", "compile", self.task, *given, "--resume"]
 
 
@@ -144,10 +143,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def parse_rates(text: str) -> tuple[float, ...]:
     """`3e-4,1e-3` as learning rates."""
     try:
-        rates = tuple(float(part) for part in _parts(text))
+        return tuple(float(part) for part in _parts(text))
     except ValueError:
         raise UserError(f"--lrs is {text!r}: give numbers like 3e-4,1e-3") from None
-    return rates
 
 
 def by_method(pairs: Iterable[str]) -> dict[str, list[str]]:
@@ -169,24 +167,20 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         UserError: a setting is wrong, or a folder holds another run.
     """
     for job in jobs:
-        plan = plan_run(job.choices)
+        config = plan_run(job.request).settings.config
         path = RunFiles(job.folder).config
-        if path.exists():
-            _check_recorded(job, plan.settings.config, read_config(path))
-
-
-def _check_recorded(job: Job, config: FSTConfig, recorded: Mapping[str, Any]) -> None:
-    sizes = {split: (recorded["data"].get(split) or {}).get("examples") for split in ("train", "val", "test")}
-    wanted = {split: getattr(job.common.sizes, split) or sizes[split] for split in sizes}
-    before = {"task": recorded["task"], **flat(recorded["config"]), **sizes}
-    now = {"task": job.task, **flat(config.to_dict()), **wanted}
-    other = [
-        f"{name} {before.get(name)!r}, not {now.get(name)!r}"
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
-    if other:
-        raise UserError(f"{job.folder} holds another run ({'; '.join(other)}): give another --out")
+        if not path.exists():
+            continue
+        recorded = read_config(path)
+        before = {"task": recorded["task"], **flat(recorded["config"]), **asdict(Sizes().over(recorded))}
+        now = {"task": job.task, **flat(config.to_dict()), **asdict(job.common.sizes.over(recorded))}
+        other = [
+            f"{name} {before.get(name)!r}, not {now.get(name)!r}"
+            for name in {**before, **now}
+            if before.get(name) != now.get(name)
+        ]
+        if other:
+            raise UserError(f"{job.folder} holds another run ({'; '.join(other)}): give another --out")
 
 
 def _parts(text: str) -> tuple[str, ...]:

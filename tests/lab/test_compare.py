@@ -161,7 +161,7 @@ def test_a_folder_with_a_run_of_other_settings_is_refused(tmp_path):
 
 def test_a_folder_with_the_same_run_is_taken_up(tmp_path):
     job = Job("programs/letters", "rl", 0, tmp_path / "rl-seed0", Common(300))
-    config = plan.plan_run(job.choices).settings.config.to_dict()
+    config = plan.plan_run(job.request).settings.config.to_dict()
     write_run(job.folder, "rl", 0, RL_CURVE, config=config)
     check_jobs([job])
 
@@ -208,7 +208,7 @@ def test_one_method_with_two_settings_is_told_apart_by_its_label(tmp_path):
     common = plan.Common(100)
     jobs = comparison_jobs("programs/letters", tmp_path, plan.parse_methods("rl,rl+own"), (0,), common, own)
     assert [job.folder.name for job in jobs] == ["rl-seed0", "rl+own-seed0"]
-    credits = [plan_run(job.choices).settings.config.train.credit for job in jobs]
+    credits = [plan_run(job.request).settings.config.train.credit for job in jobs]
     assert credits == ["rollout", "predictor"]
     write_run(tmp_path / "rl+own-seed0", "rl", 0, RL_CURVE)
     assert read_run(tmp_path / "rl+own-seed0").method == "rl+own"

@@ -10,7 +10,7 @@ import pytest
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.lab import plan
 from fst_optimizer.lab.compare import comparison_jobs, read_run
-from fst_optimizer.lab.dspy_methods import ANCHOR, Proposer, RunCounter, entry_of, told
+from fst_optimizer.lab.dspy_methods import ANCHOR, Proposer, RunCounter, entry_of, score_in_feedback
 from fst_optimizer.task_run import Sizes
 
 CAP = 224
@@ -56,7 +56,7 @@ def test_the_counter_counts_runs_of_the_program_and_nothing_inside_it(scripted):
 
 
 def test_gepas_entries_keep_score_and_words_apart():
-    metric = told(lambda *_: dspy.Prediction(score=0.25, feedback="Sort the letters."))
+    metric = score_in_feedback(lambda *_: dspy.Prediction(score=0.25, feedback="Sort the letters."))
     feedback = metric(None, None, None, "first", None).feedback
     given = {"Inputs": {}, "Generated Outputs": {}, "Feedback": feedback}
     entry = entry_of(given)
