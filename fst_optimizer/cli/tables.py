@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.cli.console import say
 from fst_optimizer.finished.load import KEY_VARIABLE
-from fst_optimizer.text import clock, plain
+from fst_optimizer.lab.tables import number, rich_table
+from fst_optimizer.text import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,25 +30,27 @@ def show(console: Console, parts: Iterable[Table | str]) -> None:
 
 def closing(result: Mapping[str, Any], run_dir: Path) -> list[Table | str]:
     """What a finished run came to, where it is, and what to do with it."""
-    return [_scores(result), _costs(result), _instructions(result["candidate"]), _next_steps(result, run_dir)]
+    texts = [[name, text] for name, text in result["candidate"].items()]
+    instructions = rich_table("", ("predictor", "learned instruction"), texts)
+    return [_scores(result), _costs(result), instructions, _next_steps(result, run_dir)]
 
 
 def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
     """The test score now beside the recorded one."""
     now, recorded = score.evaluation.score, score.recorded
-    table = _table("test score", "recorded", "difference", "examples", "failed")
     comparable = recorded is not None and score.same_examples
-    table.add_row(
+    row = [
         f"{now:.4f}",
-        _score(recorded),
+        number(recorded, 4),
         f"{now - recorded:+.4f}" if recorded is not None and comparable else "-",
         str(len(score.evaluation.scores)),
         str(score.evaluation.failed),
-    )
+    ]
     if comparable:
         note = "the recorded score, exactly" if now == recorded else "not the recorded score"
     else:
         note = "the run recorded no test score" if recorded is None else "other examples than the recorded score"
+    table = rich_table("", ("test score", "recorded", "difference", "examples", "failed"), [row])
     return [table, f"{run_dir} on {name}: {note}."]
 
 
@@ -66,13 +69,13 @@ def served(server: VLLMServer, name: str, *, key_given: bool) -> str:
 
 
 def _scores(result: Mapping[str, Any]) -> Table:
-    table = _table("", "before", "after", "gain")
+    rows = []
     for split, label in (("val", "validation"), ("test", "test")):
         before, after = result[f"{split}_score_before"], result[f"{split}_score_after"]
         gain = f"{after - before:+.3f}" if before is not None and after is not None else "-"
-        table.add_row(label, _score(before), _score(after), gain)
-    table.title = plain(f"{result['method']} on {result['task']}, seed {result['seed']}")
-    return table
+        rows.append([label, number(before, 4), number(after, 4), gain])
+    title = f"{result['method']} on {result['task']}, seed {result['seed']}"
+    return rich_table(title, ("", "before", "after", "gain"), rows)
 
 
 def _costs(result: Mapping[str, Any]) -> str:
@@ -88,29 +91,9 @@ def _costs(result: Mapping[str, Any]) -> str:
     )
 
 
-def _instructions(texts: Mapping[str, str]) -> Table:
-    from rich.text import Text
-
-    table = _table("predictor", "learned instruction")
-    for name, text in texts.items():
-        table.add_row(Text(plain(name)), Text(plain(text)))
-    return table
-
-
 def _next_steps(result: Mapping[str, Any], run_dir: Path) -> str:
     return (
         f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)\n"
         f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
         f"use it    program = fst_optimizer.load({str(run_dir)!r})"
     )
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    return Table(*columns, box=box.SIMPLE_HEAD, title_justify="left")
-
-
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.text import plain
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -120,15 +122,16 @@ def sweep_table(data: Mapping[str, Any]) -> HeadAndRows:
 
 
 def rich_table(title: str, head: Sequence[str], rows: Rows) -> Table:
-    """For the terminal."""
+    """For the terminal; cells are text, whatever markup or control characters a model wrote into them."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=Text(plain(title)) if title else None, title_justify="left")
     for name in head:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(plain(cell)) for cell in row))
     return table
 
 
