@@ -66,7 +66,7 @@ class Task:
             raise UserError(f"task {self.name!r}: {error}") from error
 
     def _accepted(self, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that the function takes; one that it must not go without is an error."""
+        """Those that the function takes. It must take `split`, and `variant` where one is named."""
         known = inspect.signature(function).parameters.values()
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
             return arguments

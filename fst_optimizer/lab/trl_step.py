@@ -6,7 +6,6 @@ its `training_step` and optimizer do the rest. Importing this module imports TRL
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,6 @@ class TRLStep:
     def __init__(self, policy: Policy, rows: Sequence[TrainRow], config: TrainConfig, folder: str) -> None:
         """Loads the policy's base a second time, with a LoRA adapter of the same shape."""
         base = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.model.dtype).to(policy.model.device)
-        shape = copy.copy(policy.lora)
         arguments = GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=MICROBATCH,
@@ -63,8 +61,8 @@ class TRLStep:
             train_dataset=Dataset.from_dict({"prompt": ["a"] * 64}),
             processing_class=policy.tokenizer,
             peft_config=LoraConfig(
-                r=shape.rank,
-                lora_alpha=shape.alpha,
+                r=policy.lora.rank,
+                lora_alpha=policy.lora.alpha,
                 lora_dropout=0.0,
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
