@@ -97,18 +97,7 @@ def evolve(
     proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes)
     search = Search(candidates, scores, budget, items, proposer, config, halted)
     notes.append(f"ended: {search.run(turn=cycle, seed=f'{seed}/{cycle}')}")
-    kept = select(Population(tuple(search.candidates), policy_version, search.scores), config.population)
-    return FastRound(
-        population=kept,
-        proposals=search.proposals,
-        accepted=search.accepted,
-        rollouts=budget.spent,
-        reused=budget.reused,
-        reflection_calls=proposer.reflections,
-        best_score=kept.mean_score(kept.best),
-        frontier=frontier(search.scores),
-        notes=tuple(notes),
-    )
+    return search.found(policy_version, notes)
 
 
 def _affordable(population: Population, most: int, notes: list[str]) -> list[Candidate]:
@@ -177,6 +166,22 @@ class Search:
                 raise proposer.failure
             self._take_in(proposals, gepa)
         return why
+
+    def found(self, policy_version: int, notes: Sequence[str]) -> FastRound:
+        """The round: the best of the candidates, and what finding them took."""
+        scored = Population(tuple(self.candidates), policy_version, self.scores)
+        kept = select(scored, self._config.population)
+        return FastRound(
+            population=kept,
+            proposals=self.proposals,
+            accepted=self.accepted,
+            rollouts=self._budget.spent,
+            reused=self._budget.reused,
+            reflection_calls=self._proposer.reflections,
+            best_score=kept.mean_score(kept.best),
+            frontier=frontier(self.scores),
+            notes=tuple(notes),
+        )
 
     def _why_ended(self) -> str | None:
         config, epoch = self._config, -(-len(self._items) // self._minibatch)
