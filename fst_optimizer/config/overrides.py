@@ -14,7 +14,7 @@ from typing import Any
 
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
-from fst_optimizer.config.run import OPEN, FSTConfig, preset
+from fst_optimizer.config.run import OPEN, FSTConfig, nested, preset
 from fst_optimizer.errors import UserError, did_you_mean
 
 Values = Mapping[str, Any]
@@ -50,16 +50,10 @@ def settled(base: FSTConfig, *layers: Values) -> Settings:
     """
     values = {name: value for layer in layers for name, value in layer.items()}
     check_names(values)
-    apart: dict[str, dict[str, Any]] = {"lora": {}, "policy": {}, "vllm": {}}
-    own = {}
-    for name, value in values.items():
-        section, _, rest = name.partition(".")
-        if section in apart:
-            apart[section][rest] = value
-        else:
-            own[name] = value
+    given = nested(values)
+    apart = {name: given.pop(name, {}) for name in ("lora", "policy", "vllm")}
     return Settings(
-        base.with_values(own),
+        FSTConfig.from_dict(given, base),
         LoraConfig(**apart["lora"]),
         PolicyConfig(**apart["policy"]),
         VLLMConfig(**apart["vllm"]),

@@ -268,22 +268,20 @@ class FSTConfig(Section):
 
     def with_values(self, values: Mapping[str, Any]) -> FSTConfig:
         """Dotted settings over this config, e.g. `{"train.lr": 1e-3}`."""
-        nested: dict[str, Any] = {}
-        for dotted, value in values.items():
-            *sections, name = split_name(dotted)
-            target = nested
-            for section in sections:
-                target = target.setdefault(section, {})
-            target[name] = value
-        return FSTConfig.from_dict(nested, self)
+        return FSTConfig.from_dict(nested(values), self)
 
 
-def split_name(dotted: str) -> list[str]:
-    """The parts of a setting's name: `train.lr` has two, `budget.prices.openai/gpt-5.2` three."""
-    for name in OPEN:
-        if dotted.startswith(f"{name}."):
-            return [*name.split("."), dotted.removeprefix(f"{name}.")]
-    return dotted.split(".")
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.lr": 1}` as `{"train": {"lr": 1}}`; in `budget.prices.openai/gpt-5.2`, the model's dot is its own."""
+    found: dict[str, Any] = {}
+    for dotted, value in values.items():
+        prefix = next((name for name in OPEN if dotted.startswith(f"{name}.")), "")
+        path = [*prefix.split("."), dotted.removeprefix(f"{prefix}.")] if prefix else dotted.split(".")
+        target = found
+        for section in path[:-1]:
+            target = target.setdefault(section, {})
+        target[path[-1]] = value
+    return found
 
 
 _PRESETS: dict[str, dict[str, Any]] = {

@@ -2,11 +2,15 @@ import json
 
 import pytest
 
-from fst_optimizer.config.formats import CONFIG_FORMAT, read_config
+from fst_optimizer.config.formats import CONFIG_FORMAT, migrated, read_config
 from fst_optimizer.config.overrides import read_settings, settled
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
+from fst_optimizer.finished.load import finished
+from fst_optimizer.finished.serve import server_settings
 from fst_optimizer.run.record import changes
+from fst_optimizer.task_run import Choices, plan_run
+from fst_optimizer.tuning.study import settings_from_json
 
 NOW = FSTConfig().with_values({"monitors.kl": "pause", "monitors.steps": 7}).to_dict()
 THEN = {("guards" if name == "monitors" else name): value for name, value in NOW.items()}
@@ -41,3 +45,24 @@ def test_a_format_that_this_version_cannot_read_is_refused(tmp_path, number):
     path = written(tmp_path / "config.json", {"format": number, "config": NOW, "policy": {}})
     with pytest.raises(UserError, match=rf"config\.json: format {number}, this version reads 1 to 2; use the fst_opt"):
         read_config(path)
+
+
+def test_a_run_that_an_earlier_version_began_is_planned_with_its_own_settings(tmp_path):
+    recorded = {
+        "task": "programs/letters",
+        "config": THEN,
+        "policy": {"model": "m", "lora": {"rank": 4}, "vllm": {"max_in_flight": 9}, "max_tokens": 48},
+        "data": {split: {"examples": 8} for split in ("train", "val", "test")},
+    }
+    written(tmp_path / "config.json", recorded)
+    plan = plan_run(Choices("programs/letters", tmp_path, resume=True))
+    assert plan.settings.config.to_dict() == NOW
+    assert (plan.settings.lora.rank, plan.settings.vllm.max_in_flight, plan.settings.policy.max_tokens) == (4, 9, 48)
+    assert server_settings(tmp_path, ["vllm.max_in_flight=3"]).max_in_flight == 3
+    written(tmp_path / "result.json", {})
+    assert finished(tmp_path)[1]["config"] == NOW
+
+
+def test_a_study_that_an_earlier_version_made_is_read():
+    made = settings_from_json(migrated({"config": THEN, "policy": {"lora": {"rank": 4}, "max_tokens": 48}}))
+    assert (made.config.to_dict(), made.lora.rank, made.policy.max_tokens) == (NOW, 4, 48)
