@@ -6,10 +6,10 @@ from fst_optimizer.config.formats import CONFIG_FORMAT, migrated, read_config
 from fst_optimizer.config.overrides import read_settings, settled
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.finished.load import finished
+from fst_optimizer.finished.load import read_finished
 from fst_optimizer.finished.serve import server_settings
 from fst_optimizer.run.record import changes
-from fst_optimizer.task_run import Choices, plan_run
+from fst_optimizer.task_run import RunRequest, plan_run
 from fst_optimizer.tuning.study import settings_from_json
 
 NOW = FSTConfig().with_values({"monitors.kl": "pause", "monitors.steps": 7}).to_dict()
@@ -55,12 +55,12 @@ def test_a_run_that_an_earlier_version_began_is_planned_with_its_own_settings(tm
         "data": {split: {"examples": 8} for split in ("train", "val", "test")},
     }
     written(tmp_path / "config.json", recorded)
-    plan = plan_run(Choices("programs/letters", tmp_path, resume=True))
+    plan = plan_run(RunRequest("programs/letters", tmp_path, resume=True))
     assert plan.settings.config.to_dict() == NOW
     assert (plan.settings.lora.rank, plan.settings.vllm.max_in_flight, plan.settings.policy.max_tokens) == (4, 9, 48)
     assert server_settings(tmp_path, ["vllm.max_in_flight=3"]).max_in_flight == 3
     written(tmp_path / "result.json", {})
-    assert finished(tmp_path)[1]["config"] == NOW
+    assert read_finished(tmp_path).config["config"] == NOW
 
 
 def test_a_study_that_an_earlier_version_made_is_read():
