@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH_IDS = 1024
-"""Groups that a step asks for. dspy gives one to every id, whatever number it has: it repeats groups to fill them
-up, and what finds no id waits for the next step, when it is old. So ids are plenty, and repeats are left out."""
+"""Batch ids that `get_status` offers for a step. dspy hands in one group an id: it repeats groups when there are more
+ids than groups, and keeps groups for the next step, when they are off-policy, when there are fewer. So more ids are
+offered than a step has groups, and `_without_repeats` drops the repeats."""
 
 
 class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
@@ -54,7 +55,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self.settings = reinforce_settings(train_kwargs)
         self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0}
         """Completions trained on by the tokens that were sampled, and by tokens made from their text; groups seen, and
-        those of equal rewards, which teach nothing."""
+        those of equal rewards, which give no gradient."""
         self.report: StepReport | None = None
         """What the last step did."""
         self.version = lm.version
@@ -66,7 +67,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self._first_batch_id = 0
 
     def initialize(self) -> None:
-        """Start: from now on the policy's calls are remembered, and sample where they would be greedy."""
+        """Start: from now on the policy's calls are recorded, and calls without a temperature sample."""
         policy, settings = self.policy, self.settings
         self._tensors = tensors_at(policy, self.version)
         policy.jobs.pin_copies(policy.version, but=self.lm)
@@ -156,7 +157,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             self.lm.stay_at(self.version)
 
     def terminate(self) -> None:
-        """End: nothing is remembered any more; the LM goes on serving the last version. Harmless twice."""
+        """End: calls are not recorded any more; the LM goes on serving the last version. Idempotent."""
         if self._trainer is None:
             return
         self._trainer = self._generations = None
@@ -167,7 +168,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         logger.info("reinforce ended at policy version %d: %s", self.version, self.counts)
 
     def cancel(self) -> None:
-        """`terminate`: steps are not in the background, so there is nothing else to stop."""
+        """`terminate`: steps run in the caller's thread, so there is nothing else to stop."""
         self.terminate()
 
     def save_checkpoint(self, checkpoint_name: str) -> None:
@@ -186,7 +187,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self.last_checkpoint = checkpoint_name
 
     def get_status(self) -> dict[str, Any]:
-        """What GRPO polls for (`dspy.clients.utils_finetune.GRPOStatus`): there are always groups to be given."""
+        """What GRPO polls (`dspy.clients.utils_finetune.GRPOStatus`): while the job runs, it always asks for groups."""
         running = self._trainer is not None
         return {
             "job_id": f"reinforce/{self.policy.name}",

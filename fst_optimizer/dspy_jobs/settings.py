@@ -70,9 +70,9 @@ class ReinforceSettings(Section):
     """Of the slow step. What belongs to FST's cycles or rollouts in it is not used."""
     temperature: float | None = Field(default=None, ge=0)
     """What calls sample at that ask for none, while the job runs. None: the policy's own, or 1 where that is greedy:
-    a group of equal answers teaches nothing."""
+    greedy completions are all equal and give no gradient."""
     memory: int = Field(default=20_000, ge=1)
-    """Most completions that are remembered to be matched with what dspy hands over. A step needs its own."""
+    """Most completions that are kept to be matched with the text that dspy hands over: at least those of one step."""
     num_generations: Annotated[
         int | None,
         Remedy("a group needs two completions for a baseline; give GRPO num_rollouts_per_grpo_step=8 or so"),

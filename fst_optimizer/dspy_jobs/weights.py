@@ -40,7 +40,7 @@ def load(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
 def publish_next(policy: Policy) -> int:
     """Serve the trainable adapter as the policy's next version.
 
-    The version before it stays, for requests on their way; older ones are retired unless an LM stays at them.
+    The version before it stays, for requests in flight; older ones are retired unless an LM stays at them.
     """
     policy.retire_all_but({policy.version})
     return policy.publish()

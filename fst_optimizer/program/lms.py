@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dspy
 
 from fst_optimizer.policy.lm import trainable_policy
-from fst_optimizer.program.texts import apply_texts
+from fst_optimizer.program.texts import copy_program
 
 if TYPE_CHECKING:
     from fst_optimizer.policy.policy import Policy
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def with_lms(program: dspy.Module) -> dspy.Module:
     """A copy that works in any context: an LM from `dspy.configure` is written onto the predictors."""
-    copy = apply_texts(program, {})
+    copy = copy_program(program)
     for predictor in copy.predictors():
         predictor.lm = predictor.lm or dspy.settings.lm
     return copy
@@ -42,7 +42,7 @@ def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
 
 def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:
     """A copy to save: other LMs than the policy's of which dspy can write no state are left out of it."""
-    copy = apply_texts(program, {})
+    copy = copy_program(program)
     for predictor in copy.predictors():
         if predictor.lm is not None and not trainable_policy(predictor.lm) and not _saveable(predictor.lm):
             predictor.lm = None

@@ -23,7 +23,7 @@ def apply_texts(program: dspy.Module, texts: Texts) -> dspy.Module:
 
     Raises UserError for a text whose component the program does not have, and for a program that cannot be copied.
     """
-    fresh = _copy(program)
+    fresh = copy_program(program)
     predictors = dict(fresh.named_predictors())
     for name, text in texts.items():
         if name not in predictors:
@@ -32,11 +32,13 @@ def apply_texts(program: dspy.Module, texts: Texts) -> dspy.Module:
     return fresh
 
 
-def _copy(program: dspy.Module) -> dspy.Module:
+def copy_program(program: dspy.Module) -> dspy.Module:
     """A deep copy that shares the LMs, and whatever else cannot be copied (locks, clients).
 
     `Module.deepcopy` copies LMs, engine included, and shares a whole list of predictors when one attribute in it
-    resists: setting an instruction on the copy would then change the original.
+    cannot be copied: setting an instruction on the copy would then change the original.
+
+    Raises UserError for a program that cannot be copied even so.
     """
     from dspy import BaseLM
 
@@ -44,9 +46,9 @@ def _copy(program: dspy.Module) -> dspy.Module:
     try:
         return copy.deepcopy(program, dict(shared))
     except Exception:
-        stubborn = {id(value): value for value in _leaves(program) if not _copies(value, shared)}
+        uncopyable = {id(value): value for value in _leaves(program) if not _copies(value, shared)}
     try:
-        return copy.deepcopy(program, shared | stubborn)
+        return copy.deepcopy(program, shared | uncopyable)
     except Exception as error:
         raise UserError(f"the student {type(program).__name__} cannot be copied: {error}") from error
 
@@ -55,17 +57,17 @@ def _leaves(program: dspy.Module) -> Iterator[Any]:
     """Every attribute of every module in the program that is neither a module nor a container."""
     import dspy
 
-    waiting = [value for _, module in program.named_sub_modules() for value in vars(module).values()]
-    met: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dspy.Module) or id(value) in met:
+    pending = [value for _, module in program.named_sub_modules() for value in vars(module).values()]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dspy.Module) or id(value) in seen:
             continue
-        met.add(id(value))
+        seen.add(id(value))
         if isinstance(value, Mapping):
-            waiting.extend(value.values())
+            pending.extend(value.values())
         elif isinstance(value, list | tuple | set):
-            waiting.extend(value)
+            pending.extend(value)
         else:
             yield value
 
