@@ -1,10 +1,11 @@
 """Imports of the package go one way: each layer imports only what is below it, and no two modules import each other.
 
-An import inside a function counts. Only what stands under `if TYPE_CHECKING` does not: what lies below and needs a value
-from above is handed it. Beside imports, no module reads a private attribute that another one defines.
+An import inside a function counts; only what stands under `if TYPE_CHECKING` does not. What lies below and needs a
+value from above is handed it. And no module reads a private attribute that another one defines.
 """
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,13 @@ OTHERS_PRIVATE = {
     ("optimizer.py", "_compiled"): "dspy's mark of a compiled program, read by dspy.BetterTogether",
 }
 """Private attributes of libraries that have no public way, and what they are."""
-KNOWN: set[str] = set()
-"""Violations that are still to be mended. Must be empty at a release."""
+STILL_PRIVATE = {
+    ("tuning/storage.py", "_heartbeat"),
+    ("tuning/storage.py", "_storage"),
+    ("tuning/worker.py", "_storage"),
+    ("tuning/worker.py", "_trial_id"),
+}
+"""Still to be mended: empty at a release."""
 
 
 def modules_of(package):
@@ -49,17 +55,14 @@ def run_nodes(tree):
 
 def imports_of(name, tree, modules):
     """(line, module of the package) of every import in a module."""
-    is_package = any(other.startswith(f"{name}.") for other in modules)
+    own = name.split(".")
+    package = own if any(other.startswith(f"{name}.") for other in modules) else own[:-1]
     for node in run_nodes(tree):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = name.split(".")[
-                    : None if is_package and node.level == 1 else 1 - node.level - (not is_package)
-                ]
-                base = ".".join([*parents, *([base] if base else [])])
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
             targets = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base for alias in node.names]
         else:
             continue
@@ -88,9 +91,8 @@ def layer_of(name):
 def circles(package):
     """Sets of modules that reach each other by imports."""
     modules = modules_of(package)
-    reached = {
-        name: {target for _, target in imports_of(name, tree, modules)} - {name} for name, tree in modules.items()
-    }
+    imports = {name: {target for _, target in imports_of(name, tree, modules)} for name, tree in modules.items()}
+    reached = {name: targets - {name} for name, targets in imports.items()}
     for middle in modules:
         for name in modules:
             if middle in reached[name]:
@@ -106,7 +108,7 @@ def private_reads(package):
         tree, where = ast.parse(path.read_text()), path.relative_to(package).as_posix()
         own = set(defined_in(tree))
         for line, name in private_names(tree):
-            if name not in own and (where, name) not in OTHERS_PRIVATE:
+            if name not in own:
                 found.append(f"{where}:{line} reads {name}")
     return found
 
@@ -114,9 +116,7 @@ def private_reads(package):
 def private_names(tree):
     for node in ast.walk(tree):
         names = []
-        if isinstance(node, ast.Attribute) and not (
-            isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-        ):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in ("self", "cls"):
             names = [node.attr]
         elif isinstance(node, ast.ImportFrom):
             names = [part for alias in node.names for part in (*(node.module or "").split("."), alias.name)]
@@ -132,9 +132,8 @@ def defined_in(tree):
             yield node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
-                yield node.attr
+        elif isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("self", "cls"):
+            yield node.attr
 
 
 # -- the package ----------------------------------------------------------------------------------------------------
@@ -146,7 +145,7 @@ def test_every_layer_of_the_package_is_in_the_table():
 
 
 def test_imports_go_down():
-    assert set(against_the_order(PACKAGE, LEVELS)) == KNOWN & set(against_the_order(PACKAGE, LEVELS))
+    assert against_the_order(PACKAGE, LEVELS) == []
 
 
 def test_no_modules_import_each_other():
@@ -154,7 +153,8 @@ def test_no_modules_import_each_other():
 
 
 def test_nobody_reads_what_is_private_to_others():
-    assert [one for one in private_reads(PACKAGE) if one not in KNOWN] == []
+    allowed = {f"{where} reads {name}" for where, name in {*OTHERS_PRIVATE, *STILL_PRIVATE}}
+    assert [one for one in private_reads(PACKAGE) if re.sub(r":\d+", "", one) not in allowed] == []
 
 
 # -- that it would be seen ------------------------------------------------------------------------------------------
