@@ -1,0 +1,20 @@
+"""For tests of programs, engines and FST itself: a tiny model, an engine that says what it is told, a contract.
+
+    policy = Policy(make_tiny_model(folder), engine=lambda policy: ScriptedEngine(policy, answer))
+
+runs all of FST without a model worth the name: `answer` writes the completions, everything else is the real thing.
+"""
+
+from fst_optimizer.testing.contracts import EngineContract, as_row
+from fst_optimizer.testing.scripted import Answer, ScriptedEngine, chat_answer
+from fst_optimizer.testing.tiny import make_tiny_model, move_adapter
+
+__all__ = [
+    "Answer",
+    "EngineContract",
+    "ScriptedEngine",
+    "as_row",
+    "chat_answer",
+    "make_tiny_model",
+    "move_adapter",
+]
