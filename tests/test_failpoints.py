@@ -291,6 +291,7 @@ def test_every_place_is_passed_by_a_run(scripted, tmp_path):
     assert passed == set(PLACES)
 
 
+@pytest.mark.slow
 def test_six_runs_that_are_killed_end_as_if_nothing_had_been():
     """Sixty are, in `make soak`. In a process of its own, since it forks."""
     script = Path(__file__).parent / "soak" / "kills.py"

@@ -50,6 +50,7 @@ class Killer:
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_a_run_survives_the_death_of_its_server_at_every_stage(tmp_path):
     need_vllm()

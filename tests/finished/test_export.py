@@ -168,6 +168,7 @@ def check_answers(exported, url, key, run, expected):
     assert same >= len(expected) - 1, (said["answers"], expected)  # a near tie may fall otherwise in other kernels
 
 
+@pytest.mark.vllm
 def test_the_exported_program_runs_on_what_fst_serve_serves(run, exported, loaded_answers):
     need_vllm()
     port = free_port()
@@ -203,6 +204,7 @@ def test_the_exported_program_runs_on_what_fst_serve_serves(run, exported, loade
     assert servers and not alive
 
 
+@pytest.mark.vllm
 def test_the_merged_model_is_served_by_plain_vllm(run, exported, loaded_answers):
     need_vllm()
     port = free_port()

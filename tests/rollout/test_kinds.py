@@ -291,7 +291,10 @@ def vllm_policy(tiny_model, vllm_server):
 
 
 REAL = [
-    (engine, kind, list(FORMATS)[(place + shift) % len(FORMATS)])
+    pytest.param(
+        *(engine, kind, list(FORMATS)[(place + shift) % len(FORMATS)]),
+        marks=[pytest.mark.vllm] if engine == "vllm" else [],
+    )
     for shift, engine in enumerate(["torch", "vllm"])
     for place, kind in enumerate(KINDS)
 ]

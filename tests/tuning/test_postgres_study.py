@@ -47,7 +47,7 @@ def test_a_worker_that_is_killed_in_mid_trial_is_made_up_for(task, tmp_path, dat
     assert read_json(tmp_path / "b" / "tune.json")["states"]["fail"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.next
 @pytest.mark.timeout(600)
 def test_two_workers_of_one_command_one_killed(task, tmp_path, database):
     (task / "hang").touch()
