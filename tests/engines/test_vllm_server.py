@@ -14,7 +14,6 @@ import pytest
 
 from fst_optimizer import EngineError, Policy, UserError, VLLMConfig, VLLMServer
 from fst_optimizer.engines.base import GenerationRequest
-from fst_optimizer.engines.vllm import installed
 from fst_optimizer.engines.vllm import server as vllm_server
 from fst_optimizer.errors import EngineDied
 from fst_optimizer.testing import move_adapter
@@ -24,12 +23,6 @@ from helpers.servers import group, hear_interrupts, need_vllm
 @pytest.fixture(autouse=True)
 def vllm():
     need_vllm()
-
-
-def test_ranks_are_rounded_up_to_what_vllm_takes():
-    assert [installed.served_rank(rank) for rank in (1, 2, 8, 9, 33, 512)] == [1, 8, 8, 16, 64, 512]
-    with pytest.raises(UserError, match="rank is 600"):
-        installed.served_rank(600)
 
 
 def test_flags_given_win_over_the_own_ones(tiny_model):
@@ -72,19 +65,6 @@ def test_settings_out_of_range_are_refused(settings, words):
     with pytest.raises(UserError, match=words) as refused:
         VLLMConfig(**settings)
     assert "abc" not in str(refused.value)
-
-
-@pytest.mark.parametrize(("found", "words"), [(None, "vLLM is not installed"), (("vllm", "0.9.1"), r"vllm is 0\.9\.1")])
-def test_a_vllm_that_is_missing_or_too_old_is_named_with_what_to_do(tiny_model, monkeypatch, found, words):
-    monkeypatch.setattr(installed, "installed_version", lambda: found)
-    with pytest.raises(UserError, match=words + r".*make install-vllm-cpu"):
-        Policy(tiny_model, engine="vllm")
-
-
-def test_a_newer_vllm_than_was_tested_is_let_through_with_a_warning(monkeypatch, caplog):
-    monkeypatch.setattr(installed, "installed_version", lambda: ("vllm", "9.1.0"))
-    installed.check_version()
-    assert "the newest version that was tested is" in caplog.text
 
 
 def test_a_start_that_fails_shows_the_end_of_the_log_and_leaves_nothing(tiny_model, tmp_path):

@@ -1,6 +1,6 @@
 """ASGI middleware for vLLM's server: the API key is asked for on every path, not only below `/v1`.
 
-vLLM 0.32 guards `/v1` and `/inference`, and leaves `/adapters`, which loads any folder as an adapter, and
+vLLM 0.32 asks for it below `/v1` and `/inference`, and leaves `/adapters`, which loads any folder as an adapter, and
 `/invocations`, which generates, open to everyone who reaches the port.
 """
 
