@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.lab.curves import Point, score_band
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = {
     "fst": "#c0392b",
@@ -24,7 +27,12 @@ SCORES, DRIFT = "score_by_rollouts.png", "kl_by_score.png"
 
 def draw_all(data: Mapping[str, Any], folder: Path, prefix: str = "") -> list[Path]:
     """Both figures of one task's `compare.json`."""
-    return [_score_figure(data, folder / f"{prefix}{SCORES}"), _drift_figure(data, folder / f"{prefix}{DRIFT}")]
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {folder / f"{prefix}{SCORES}": score_figure(data), folder / f"{prefix}{DRIFT}": drift_figure(data)}
+    for path, figure in figures.items():
+        # Without the version stamp the same numbers give the same file.
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+    return list(figures)
 
 
 def curves_by_method(data: Mapping[str, Any]) -> dict[str, list[list[Point]]]:
@@ -44,35 +52,44 @@ def _color(method: str, place: int) -> str:
     return COLORS.get(method, OTHERS[place % len(OTHERS)])
 
 
-def _score_figure(data: Mapping[str, Any], path: Path) -> Path:
+def score_figure(data: Mapping[str, Any]) -> Figure:
+    """Validation score against training rollouts, methods that were evaluated only at their ends as crosses."""
     figure, axes = _axes("training rollouts (fast + slow)", "validation score (greedy)", data["task"])
     for place, (method, curves) in enumerate(curves_by_method(data).items()):
-        color = _color(method, place)
+        color, label = _color(method, place), f"{method}, {len(curves)} seed(s)"
         if only_ends(curves):
             ends = [curve[-1] for curve in curves]
             spent, scores = [point.rollouts for point in ends], [point.score for point in ends]
-            axes.scatter(spent, scores, label=f"{method}, {len(curves)} seed(s)", color=color, marker="x", zorder=3)
+            axes.scatter(spent, scores, label=label, color=color, marker="x", zorder=3)
             continue
         places, lows, means, highs = zip(*score_band(curves), strict=True)
-        axes.plot(places, means, label=f"{method}, {len(curves)} seed(s)", color=color, marker=".", markersize=4)
+        axes.plot(places, means, label=label, color=color, marker=".", markersize=4)
         axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
     axes.set_ylim(0, 1)
-    return _save(figure, axes, path, "lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
+    _legend(axes, "lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
+    return figure
 
 
-def _drift_figure(data: Mapping[str, Any], path: Path) -> Path:
+def drift_figure(data: Mapping[str, Any]) -> Figure:
+    """KL to base against validation score, one line a run."""
     figure, axes = _axes("validation score (greedy)", "KL to base (nats a token)", data["task"])
-    colors = {method: _color(method, place) for place, method in enumerate(curves_by_method(data))}
-    for method, curves in curves_by_method(data).items():
+    for place, (method, curves) in enumerate(curves_by_method(data).items()):
         for number, curve in enumerate(curves):
-            label = method if not number else None
             shown, marker = (curve[-1:], "x") if only_ends(curves) else (curve, ".")
-            scores, kls = [point.score for point in shown], [point.kl for point in shown]
-            axes.plot(scores, kls, label=label, color=colors[method], marker=marker, linewidth=0.8, alpha=0.8)
-    return _save(figure, axes, path, "one line a seed, one point an evaluation")
+            axes.plot(
+                [point.score for point in shown],
+                [point.kl for point in shown],
+                label=None if number else method,
+                color=_color(method, place),
+                marker=marker,
+                linewidth=0.8,
+                alpha=0.8,
+            )
+    _legend(axes, "one line a seed, one point an evaluation")
+    return figure
 
 
-def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
+def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Any]:
     # Figures of their own, without pyplot: nothing global, no display.
     from matplotlib.figure import Figure
 
@@ -83,9 +100,5 @@ def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _save(figure: Any, axes: Any, path: Path, note: str) -> Path:
+def _legend(axes: Any, note: str) -> None:
     axes.legend(frameon=False, title=note, title_fontsize="x-small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Without the version stamp the same numbers give the same file.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    return path

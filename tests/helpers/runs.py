@@ -63,3 +63,5 @@ def write_run(
 RL_CURVE = [(0, 0, 0.2, 0.0), (0, 100, 0.5, 0.1), (0, 200, 0.58, 0.4), (0, 300, 0.6, 0.8)]
 FST_CURVE = [(0, 0, 0.2, 0.0), (30, 20, 0.57, 0.05), (60, 40, 0.7, 0.1)]
 GEPA_CURVE = [(0, 0, 0.2, 0.0), (100, 0, 0.4, 0.0)]
+
+EXTRA = {"command": "fst lab compare programs/letters --out out", "max_rollouts": 300, "sweep": {}}
