@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from fst_optimizer.task_run import Choices, Sizes
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from fst_optimizer.tuning.workers import ShowRows
 
@@ -88,16 +90,34 @@ def tune_command(
         fst compile programs/letters --config runs/tune-letters-0/best.json --run-dir runs/best
     """
     with user_errors("the same command goes on where this stopped"):
-        from fst_optimizer.tuning import ask as asking
-        from fst_optimizer.tuning import command
-        from fst_optimizer.tuning import workers as processes
-        from fst_optimizer.tuning.show import closing as study_closing
+        from fst_optimizer.store.files import read_json, write_json
+        from fst_optimizer.tuning.confirm import confirm_winner, repeats_of_task
+        from fst_optimizer.tuning.request import join_study, make_request, plan_task_study
+        from fst_optimizer.tuning.space import default_space
+        from fst_optimizer.tuning.summary import finish_study
+        from fst_optimizer.tuning.worker import write_command
+        from fst_optimizer.tuning.workers import run_workers
 
-        asking.need_tune()
+        request = make_request(
+            task,
+            seed,
+            study=study,
+            folder=folder,
+            trials=trials,
+            space=read_json(space) if space else default_space(),
+            storage=storage,
+            workers=workers,
+            sampler=sampler,
+            pruner=pruner,
+            objectives=objectives,
+            budget_rollouts=budget_rollouts,
+            repeats=repeats,
+            heartbeat_s=heartbeat_s,
+        )
         flags = {"method": method, "seed": seed}
         choices = Choices(
             task=task,
-            run_dir=Path(),
+            run_dir=request.folder,
             model=model,
             engine=engine,
             url=url,
@@ -107,34 +127,24 @@ def tune_command(
             sets=tuple(sets or ()),
             sizes=Sizes(train_size, val_size, test_size),
         )
-        ask = asking.make_ask(
-            choices,
-            trials=trials,
-            study=study,
-            folder=folder,
-            seed=seed,
-            objectives=objectives,
-            space_file=space,
-            storage=storage,
-            workers=workers,
-            sampler=sampler,
-            pruner=pruner,
-            budget_rollouts=budget_rollouts,
-            repeats=repeats,
-            heartbeat_s=heartbeat_s,
-        )
         out, progress = consoles()
 
         def tell(text: str) -> None:
             progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        prepared = asking.prepare(ask)
-        found = command.join_study(ask, prepared)
-        with shown_trials(progress, trials, prepared.plan.cap) as show_rows:
-            processes.run_workers(ask, prepared.limits, found, show_rows)
+        plan = plan_task_study(request, choices)
+        found = join_study(request, plan)
+        write_json(request.folder / "space.json", dict(request.space))
+        write_command(request, choices)
+        with shown_trials(progress, trials, plan.cap) as show_rows:
+            run_workers(request, plan, found, show_rows)
+        confirm = None
+        if repeats:
+            run_repeats = repeats_of_task(request, choices, plan, tell)
+            confirm = partial(confirm_winner, plan=plan, folder=request.folder, count=repeats, run_repeats=run_repeats)
         with quiet_libraries(progress):
-            summary = command.finish(ask, prepared, found, this_command(), tell)
-        show(out, study_closing(summary, ask.folder, trials))
+            summary = finish_study(found, plan, request.folder, confirm, command=this_command())
+        show(out, closing(summary, request.folder, trials))
 
 
 @contextmanager
@@ -151,8 +161,7 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
     """
     from rich import progress
 
-    from fst_optimizer.tuning.rows import trial_line
-    from fst_optimizer.tuning.standing import FINISHED
+    from fst_optimizer.tuning.report import trial_line
 
     states: dict[int, str] | None = None
     columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn(), "{task.fields[rollouts]}")
@@ -163,7 +172,13 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
         done = 0.0
         for row in rows:
             state = row["state"]
-            done += 1.0 if state in FINISHED else min(1.0, row["rollouts"] / cap) if state == "running" else 0.0
+            done += (
+                1.0
+                if state in ("complete", "pruned")
+                else min(1.0, row["rollouts"] / cap)
+                if state == "running"
+                else 0.0
+            )
             is_news = state == "running" if states is None else states.get(row["trial"]) != state != "waiting"
             if is_news:
                 console.print(trial_line(row), markup=False, highlight=False, soft_wrap=True)
@@ -173,3 +188,28 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
     with progress.Progress(*columns, *times, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("trials", total=trials, rollouts="")
         yield update
+
+
+def closing(summary: Mapping[str, Any], folder: Path, trials: int) -> list[Table | str]:
+    """The trials, and what to do with the best one."""
+    from fst_optimizer.lab.tables import rich_table
+    from fst_optimizer.tuning.report import HEAD, cells, pruning_text
+
+    states = summary["states"]
+    done = states.get("complete", 0) + states.get("pruned", 0)
+    texts = [f"finished  {done} of {trials} trials, {summary['rollouts']} training rollouts"]
+    if states.get("running"):
+        texts.append(f"running   {states['running']} more, by other workers, or lost with one")
+    elif done < trials:
+        texts.append("stopped   the budget of rollouts has no room for another trial")
+    if text := pruning_text(summary):
+        texts.append(text)
+    if found := summary.get("confirmation"):
+        texts.append(f"verdict   trial {summary['best']} beside {found['name']} on the test set: {found['verdict']}")
+    texts.append(f"files     {folder}/ (report.md, tune.json, plots/, trials/)")
+    if summary["best"] is not None:
+        best = folder / "best.json"
+        texts.append(f"best      trial {summary['best']}: {best}")
+        texts.append(f"use it    fst compile {summary['task']} --config {best} --run-dir runs/best")
+    rows = [cells(row) for row in summary["trials"]]
+    return [rich_table(f"study {summary['study']}", HEAD, rows), "\n".join(texts)]

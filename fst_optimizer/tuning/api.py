@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.overrides import Settings, base_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import EngineError, UserError
-from fst_optimizer.store.files import RunFiles
-from fst_optimizer.tuning import noise, output
-from fst_optimizer.tuning.ask import (
-    PRESETS,
-    Prepared,
-    capped,
-    check_budget,
-    check_numbers,
-    need_tune,
-    preset_name,
-)
-from fst_optimizer.tuning.confirm import confirmed
-from fst_optimizer.tuning.objectives import parse_objectives
-from fst_optimizer.tuning.pruning import check_pruner
-from fst_optimizer.tuning.samplers import check_sampler
+from fst_optimizer.program.lms import attach_policy
+from fst_optimizer.program.student import checked_student
+from fst_optimizer.tuning.confirm import confirm_winner, repeats_here
+from fst_optimizer.tuning.request import join_study, make_request, plan_study, presets_of
+from fst_optimizer.tuning.runner import TrialRunner
 from fst_optimizer.tuning.space import Space, default_space, largest_rank
-from fst_optimizer.tuning.space_check import check_space
-from fst_optimizer.tuning.standing import Limits
-from fst_optimizer.tuning.storage import HEARTBEAT_S, open_storage
-from fst_optimizer.tuning.study import Plan, check_folder, open_study, study_name
-from fst_optimizer.tuning.work import Desk, Work
-from fst_optimizer.tuning.worker import Manner, work_on
+from fst_optimizer.tuning.storage import HEARTBEAT_S
+from fst_optimizer.tuning.summary import finish_study
+from fst_optimizer.tuning.worker import run_trials
 
 if TYPE_CHECKING:
     import dspy
     from optuna import Study
-
-    from fst_optimizer.policy.policy import Policy
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,64 +113,64 @@ def tune(
         UserError: something is wrong with what was passed in, or the study is another one; no trial was begun.
         StudyStopped: three trials in a row failed of one cause.
     """
-    need_tune()
-    from fst_optimizer.program.lms import attach_policy
-    from fst_optimizer.program.student import checked_student
-
     policy, version = checked_student(program)
     if version:
         raise UserError(
             f"the program's LM is at policy version {version}: trials start from the base; use a new Policy"
         )
-    names = parse_objectives(objectives)
-    check_numbers(trials, budget=budget_rollouts, repeats=repeats)
-    check_sampler(sampler, len(names))
-    check_pruner(pruner)
+    own = FSTConfig.from_dict(config) if isinstance(config, Mapping) else config
+
+    def settings_of(auto: str | None) -> Settings:
+        return Settings(base_config(own, auto), policy.lora, PolicyConfig(max_tokens=policy.max_tokens))
+
+    label = type(program).__name__
+    presets = presets_of(own is not None, auto if own is None else None, settings_of)
+    base, *_ = presets.values()
+    request = make_request(
+        label,
+        base.config.seed,
+        study=study,
+        folder=folder,
+        trials=trials,
+        space=default_space() if space is None else space,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        objectives=objectives,
+        budget_rollouts=budget_rollouts,
+        repeats=repeats,
+        heartbeat_s=heartbeat_s,
+    )
     if repeats and not testset:
         raise UserError(f"repeats is {repeats} and testset is empty: the winner is confirmed on examples of its own")
-    own = _config(config, auto)
-    base, cap = capped(_settings(own, policy))
-    space = default_space() if space is None else space
-    check_space(space, base)
-    check_budget(budget_rollouts, cap)
-    label = type(program).__name__
-    presets = {preset_name(config is not None, None if config is not None else auto): base}
-    given = None if config is None else own
-    presets |= {f"preset {name}": capped(_settings(base_config(given, name), policy), cap)[0] for name in PRESETS}
-    plan = Plan(label, base, space, names, cap, _data(trainset, valset, own.seed), policy.name)
-    prepared = Prepared(plan, presets, Limits(trials, cap, budget_rollouts))
-
-    name = study or study_name(label, own.seed)
-    root = Path(folder) if folder else Path("runs") / f"tune-{name}"
-    root.mkdir(parents=True, exist_ok=True)
-    found, fresh = open_study(
-        open_storage(storage or f"sqlite:///{root / 'study.db'}", heartbeat_s), name, plan, presets
-    )
-    check_folder(root, fresh)
-    work = Work(
+    plan = plan_study(request, label, presets, trainset, valset, policy.name)
+    found = join_study(request, plan)
+    runner = TrialRunner(
         name=label,
-        program=lambda: attach_policy(program, policy),
+        build_program=lambda: attach_policy(program, policy),
         metric=metric,
         trainset=trainset,
         valset=valset,
         make_policy=lambda _: policy,
-        temporary_adapter=True,
+        max_rank=largest_rank(plan.space, plan.settings),
+        owns_policy=False,
         reflection_lm=reflection_lm,
     )
+    confirm = None
+    if testset and repeats:
+        run_repeats = repeats_here(runner, testset)
+        confirm = partial(confirm_winner, plan=plan, folder=request.folder, count=repeats, run_repeats=run_repeats)
     try:
-        ended = work_on(found, plan, work, root, prepared.limits, Manner(sampler, pruner))
-        summary = output.summarized(found, plan)
-        if repeats and summary["best"] is not None:
-            assert testset is not None
-            summary |= confirmed(summary, prepared, root, repeats, _runs(work, plan, testset))
+        ended = run_trials(found, plan, request, runner)
+        summary = finish_study(found, plan, request.folder, confirm)
     finally:
         with suppress(EngineError):  # where the engine is dead, that has been said
-            policy.start_over(base.lora, seed=base.config.seed)
-    output.write_outputs(found, plan, summary, root)
+            policy.start_over(plan.settings.lora, seed=plan.settings.config.seed)
     best = summary["best"]
-    settings = None if best is None else output.settings_of(summary, plan, best)
+    params = next((row["params"] for row in summary["trials"] if row["trial"] == best), None)
+    settings = None if params is None else plan.settings_of(params)
     return TuneResult(
-        folder=root,
+        folder=request.folder,
         summary=summary,
         best_trial=best,
         best_config=settings.config if settings else None,
@@ -196,35 +178,3 @@ def tune(
         ended=ended,
         study=found,
     )
-
-
-def _config(config: FSTConfig | Mapping[str, Any] | None, auto: str) -> FSTConfig:
-    if config is None:
-        return preset(auto)
-    return config if isinstance(config, FSTConfig) else FSTConfig.from_dict(config)
-
-
-def _settings(config: FSTConfig, policy: Policy) -> Settings:
-    return Settings(config, policy.lora, PolicyConfig(max_tokens=policy.max_tokens))
-
-
-def _data(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None, seed: int) -> dict[str, Any]:
-    from fst_optimizer.data import split_data
-    from fst_optimizer.run.record import digest
-
-    train, val = split_data(trainset, valset, seed)
-    return {"train": digest(train), "val": digest(val)}
-
-
-def _runs(work: Work, plan: Plan, testset: Sequence[dspy.Example]) -> noise.RunAll:
-    """Makes runs one after the other; one that was interrupted is begun again."""
-
-    def run(repeats: Sequence[noise.Repeat]) -> None:
-        desk = Desk(work, largest_rank(plan.space, plan.settings))
-        for repeat in repeats:
-            if not RunFiles(repeat.folder).result.exists():
-                shutil.rmtree(repeat.folder, ignore_errors=True)
-                desk.run(repeat.settings, repeat.folder, testset=testset)
-                logger.info("%s, seed %d, is done", repeat.label, repeat.settings.config.seed)
-
-    return run

@@ -1,65 +1,157 @@
-"""The runs that tell a better configuration from a lucky one, and what comes of them. See `noise`."""
+"""Whether the best configuration is better, or was lucky.
+
+The leading ones get more seeds, and the winner is set beside the preset on a split that the study never used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.overrides import Settings
+from fst_optimizer.lab.launch import run_all
+from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.stats import mean_ci
-from fst_optimizer.store.files import write_json
-from fst_optimizer.tuning import noise, output
-from fst_optimizer.tuning.ask import Ask, Prepared
-from fst_optimizer.tuning.study import settings_json
+from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.tuning.study import StudyPlan, settings_json
 
 if TYPE_CHECKING:
+    import dspy
+
     from fst_optimizer.lab.launch import Tell
+    from fst_optimizer.task_run import Choices
+    from fst_optimizer.tuning.request import TuneRequest
+    from fst_optimizer.tuning.runner import TrialRunner
+
+logger = logging.getLogger(__name__)
+TOP = 3
+"""Configurations that get more seeds."""
+REPEAT_SEEDS, CONFIRM_SEEDS = 1000, 2000
+"""Added to the study's seed for them. The winner is chosen on other runs than those that confirm it."""
 
 
-def confirmed(
-    summary: Mapping[str, Any], prepared: Prepared, folder: Path, count: int, run_all: noise.RunAll
+@dataclass(frozen=True)
+class Repeat:
+    """One more run of a configuration."""
+
+    label: str
+    """Which configuration: a trial's number, or `preset`."""
+    settings: Settings
+    """With the run's own seed."""
+    folder: Path
+
+    def score(self, split: str) -> float:
+        """The run's final score on `val` or `test`."""
+        score: float = read_json(RunFiles(self.folder).result)[f"{split}_score_after"]
+        return score
+
+
+RunRepeats = Callable[[Sequence[Repeat]], None]
+"""Makes the runs that are not there yet."""
+
+
+def confirm_winner(
+    summary: Mapping[str, Any], plan: StudyPlan, folder: Path, count: int, run_repeats: RunRepeats
 ) -> dict[str, Any]:
-    """The leading configurations with more seeds, the one that wins, and that one beside the preset."""
-    plan, seed = prepared.plan, prepared.plan.settings.config.seed
-    leading = {row["trial"]: output.trial_settings(row["params"], plan) for row in noise.leading(summary["trials"])}
-    repeats = {
-        trial: noise.repeats_of(f"trial-{trial:06d}", settings, folder / "repeats", seed + noise.REPEAT_SEEDS, count)
-        for trial, settings in leading.items()
-    }
-    run_all([repeat for some in repeats.values() for repeat in some])
-    scores = {trial: noise.read_scores(some, "val") for trial, some in repeats.items()}
-    best = noise.pick(scores)
-    name, preset = next(iter(prepared.presets.items()))
-    first = seed + noise.CONFIRM_SEEDS
-    found: dict[str, Any] = {
+    """The leading configurations with `count` more seeds, the one that wins, and that one beside the preset."""
+    seed = plan.settings.config.seed
+
+    def repeats(label: str, settings: Settings, kind: str, first: int) -> list[Repeat]:
+        return [
+            Repeat(
+                label,
+                replace(settings, config=settings.config.with_values({"seed": number})),
+                folder / kind / f"{label}-seed{number}",
+            )
+            for number in range(seed + first, seed + first + count)
+        ]
+
+    settings = {row["trial"]: plan.settings_of(row["params"]) for row in leading(summary["trials"])}
+    runs = {trial: repeats(f"trial-{trial:06d}", one, "repeats", REPEAT_SEEDS) for trial, one in settings.items()}
+    run_repeats([run for some in runs.values() for run in some])
+    scores = {trial: [run.score("val") for run in some] for trial, some in runs.items()}
+    best = pick(scores)
+    name, preset = next(iter(plan.presets.items()))
+    ours = repeats(f"trial-{best:06d}", settings[best], "confirm", CONFIRM_SEEDS)
+    theirs = repeats("preset", preset, "confirm", CONFIRM_SEEDS)
+    run_repeats([*ours, *theirs])
+    about = {"name": name, "seeds": [run.settings.config.seed for run in ours]}
+    compared = comparison([run.score("test") for run in ours], [run.score("test") for run in theirs])
+    return {
         "best": best,
         "repeats": [{"trial": trial, "scores": some, **(mean_ci(some) or {})} for trial, some in scores.items()],
+        "confirmation": {**about, **compared},
     }
-    sides = {
-        "best": noise.repeats_of(f"trial-{best:06d}", leading[best], folder / "confirm", first, count),
-        "preset": noise.repeats_of("preset", preset, folder / "confirm", first, count),
+
+
+def leading(rows: Sequence[Mapping[str, Any]], count: int = TOP) -> list[Mapping[str, Any]]:
+    """The complete trials with the best scores, each configuration once."""
+    found: list[Mapping[str, Any]] = []
+    complete = [row for row in rows if row["state"] == "complete"]
+    for row in sorted(complete, key=lambda row: (-row["score"], row["trial"])):
+        if all(row["params"] != other["params"] for other in found):
+            found.append(row)
+    return found[:count]
+
+
+def pick(scores: Mapping[int, Sequence[float]]) -> int:
+    """The trial whose repeats have the best mean; the earliest of equals."""
+    return max(sorted(scores), key=lambda trial: sum(scores[trial]) / len(scores[trial]))
+
+
+def comparison(best: Sequence[float], preset: Sequence[float]) -> dict[str, Any]:
+    """Both on the split that the study never used, paired by seed."""
+    difference = [ours - theirs for ours, theirs in zip(best, preset, strict=True)]
+    return {
+        "best": {"scores": list(best), **(mean_ci(best) or {})},
+        "preset": {"scores": list(preset), **(mean_ci(preset) or {})},
+        "difference": {"values": difference, **(mean_ci(difference) or {})},
+        "verdict": verdict(difference),
     }
-    run_all([*sides["best"], *sides["preset"]])
-    ours, theirs = (noise.read_scores(sides[side], "test") for side in ("best", "preset"))
-    about = {"name": name, "seeds": [repeat.settings.config.seed for repeat in sides["best"]]}
-    return {**found, "confirmation": {**about, **noise.comparison(ours, theirs)}}
 
 
-def task_runs(ask: Ask, prepared: Prepared, tell: Tell) -> noise.RunAll:
-    """Makes runs as `fst compile` would, some at a time."""
-    from fst_optimizer.lab.launch import run_all
-    from fst_optimizer.lab.plan import Common, Job
+def verdict(differences: Sequence[float]) -> str:
+    """Whether differences by seed are larger than the noise: their 95% interval leaves 0 out."""
+    found = mean_ci(differences)
+    if found is None or found["low"] is None:
+        return "one seed does not tell a difference from noise"
+    if found["low"] > 0:
+        return "better than the preset, by more than the noise"
+    if found["high"] < 0:
+        return "worse than the preset, by more than the noise"
+    return "no difference from the preset that is larger than the noise"
 
-    def run(repeats: Sequence[noise.Repeat]) -> None:
+
+def repeats_here(runner: TrialRunner, testset: Sequence[dspy.Example]) -> RunRepeats:
+    """Makes runs in this process, one after the other; one that was interrupted is begun again."""
+
+    def run(repeats: Sequence[Repeat]) -> None:
+        for repeat in repeats:
+            if not RunFiles(repeat.folder).result.exists():
+                shutil.rmtree(repeat.folder, ignore_errors=True)
+                runner.run(repeat.settings, repeat.folder, testset=testset)
+                logger.info("%s, seed %d, is done", repeat.label, repeat.settings.config.seed)
+
+    return run
+
+
+def repeats_of_task(request: TuneRequest, choices: Choices, plan: StudyPlan, tell: Tell) -> RunRepeats:
+    """Makes runs as `fst compile` would, as many at a time as there are workers."""
+
+    def run(repeats: Sequence[Repeat]) -> None:
         jobs = []
         for repeat in repeats:
             path = repeat.folder.parent / f"{repeat.label}.json"
             write_json(path, settings_json(repeat.settings))
-            config, choices = repeat.settings.config, ask.choices
+            config = repeat.settings.config
             method = f"{config.method}@{choices.engine}" if choices.engine else config.method
             sets = tuple(pair for pair in choices.sets if pair.startswith("vllm."))
-            common = Common(prepared.plan.cap, sets, choices.model, choices.sizes, path)
+            common = Common(plan.cap, sets, choices.model, choices.sizes, path)
             jobs.append(Job(choices.task, method, config.seed, repeat.folder, common))
-        run_all(jobs, at_once=ask.workers, tell=tell)
+        run_all(jobs, at_once=request.workers, tell=tell)
 
     return run

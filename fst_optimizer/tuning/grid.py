@@ -1,7 +1,7 @@
 """The grid of total rollouts on which trials are compared, as pure functions.
 
 Trials with different T and G are evaluated after different numbers of rollouts. At a point of the grid, a trial counts
-with its last validation score at or before it, so that all have paid the same.
+with its last validation score at or before it, so that all are compared at the same cost.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When a trial is given up: Optuna's pruners on the grid of rollouts, by name.
+"""When a trial is pruned: Optuna's pruners on the grid of rollouts, by name.
 
 A trial's value at a step of Optuna is its validation score at that point of the grid, and the steps are 1, 2, ...
 """
@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.trial import TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from fst_optimizer.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from optuna.study import Study
-    from optuna.trial import FrozenTrial
 
 SCORES = "scores"
 """The user attribute with a trial's validation scores by example, at each point of the grid that it passed."""
 P_VALUE = 0.05
 """One-sided: how unlikely scores as low as these are, were the trial as good as the best one."""
-MOST_LIKE_BEFORE = 4
-"""Trials that the median needs before it means anything."""
+MEDIAN_WAITS_FOR = 4
+"""Trials that must have ended before the median prunes."""
 
 
 class SmallHyperband(BasePruner):
@@ -47,7 +43,7 @@ class SmallHyperband(BasePruner):
 
 
 class WilcoxonOnGrid(BasePruner):
-    """Gives a trial up where its examples' scores are clearly below the best trial's at the same point of the grid.
+    """Prunes a trial whose examples' scores are clearly below the best trial's at the same point of the grid.
 
     Wilcoxon's signed-rank test over the validation examples, paired. Optuna's own `WilcoxonPruner` takes one value an
     example over a trial's whole life; here every example is scored again as the trial learns.
@@ -83,7 +79,7 @@ def clearly_below(ours: Mapping[str, float], theirs: Mapping[str, float], p_valu
 
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "hyperband": SmallHyperband,
-    "median": lambda points: MedianPruner(n_startup_trials=MOST_LIKE_BEFORE),
+    "median": lambda points: MedianPruner(n_startup_trials=MEDIAN_WAITS_FOR),
     "wilcoxon": lambda points: WilcoxonOnGrid(),
     "none": lambda points: NopPruner(),
 }
@@ -91,12 +87,7 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
 
 
 def make_pruner(name: str, points: int, objectives: Sequence[str]) -> BasePruner:
-    """A pruner by name; with several objectives there is none, whatever the name.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    check_pruner(name)
+    """A pruner by name; with several objectives nothing is pruned, whatever the name."""
     return PRUNERS[name](points) if len(objectives) == 1 else NopPruner()
 
 
@@ -108,21 +99,3 @@ def check_pruner(name: str) -> None:
     """
     if name not in PRUNERS:
         raise UserError(f"pruner is {name!r}: {did_you_mean(name, PRUNERS)}")
-
-
-def unpruned_rollouts(trials: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """What pruning saved: rollouts that the pruned trials would have gone on to spend, and their share of all.
-
-    A trial that was given up is taken to have spent otherwise what the complete ones spent on average: all have one
-    cap. None while no trial is complete.
-
-    Args:
-        trials: Each with `state` and `rollouts`; only complete and pruned ones are looked at.
-    """
-    complete = [trial["rollouts"] for trial in trials if trial["state"] == "complete"]
-    pruned = [trial["rollouts"] for trial in trials if trial["state"] == "pruned"]
-    if not complete:
-        return None
-    whole = math.fsum(complete) / len(complete)
-    spent, unpruned = sum(complete) + sum(pruned), sum(complete) + whole * len(pruned)
-    return {"spent": spent, "unpruned": unpruned, "share": 1 - spent / unpruned if unpruned else 0.0}

@@ -15,12 +15,15 @@ the space. Divisors and multiples are valid by construction: no trial is spent o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from fst_optimizer.config.overrides import Settings, flat, settled
+from optuna.trial import BaseTrial
+
+from fst_optimizer.config.overrides import Settings, flat
 from fst_optimizer.store.files import read_json
 
 Space = Mapping[str, Mapping[str, Any]]
@@ -29,40 +32,12 @@ Values = dict[str, Any]
 """Setting -> value, as for `--set`."""
 
 
-class Suggest(Protocol):
-    """The part of `optuna.Trial` that draws values."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
-        """A number from a range."""
-        ...
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
-        """A whole number from a range."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of a few."""
-        ...
-
-
 def default_space() -> dict[str, Any]:
     """The space that is used unless another is given; `space.json` beside this module."""
     return read_json(Path(str(files(__package__).joinpath("space.json"))))
 
 
-def read_space(path: Path) -> dict[str, Any]:
-    """A space from a JSON file.
-
-    Raises:
-        UserError: the file is missing or is no JSON object.
-    """
-    return read_json(path)
-
-
-# -- drawing ----------------------------------------------------------------------------------------------------
-
-
-def suggest(trial: Suggest, space: Space, base: Settings) -> Values:
+def suggest(trial: BaseTrial, space: Space, base: Settings) -> Values:
     """One trial's settings. Parameters of the study are called as in `parameter`."""
     given = all_values(base)
     values: Values = {}
@@ -88,28 +63,25 @@ def parameter(name: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> s
     """
     if spec["type"] == "multiple":
         return f"{name} / {spec['of']}"
-    if spec["type"] == "divisor" and (fitting := _fitting(spec, known)) != list(spec["choices"]):
+    if spec["type"] == "divisor" and (fitting := _choices(spec, known)) != list(spec["choices"]):
         return f"{name} of {', '.join(map(str, fitting))}"
     return name
 
 
-def _drawn(trial: Suggest, name: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+def _drawn(trial: BaseTrial, name: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     called, log = parameter(name, spec, known), bool(spec.get("log"))
-    match spec["type"]:
-        case "float":
-            return trial.suggest_float(called, spec["low"], spec["high"], step=spec.get("step"), log=log)
-        case "int":
-            return trial.suggest_int(called, spec["low"], spec["high"], step=spec.get("step", 1), log=log)
-        case "divisor":
-            return trial.suggest_categorical(called, _fitting(spec, known))
-        case "multiple":
-            return known[spec["of"]] * trial.suggest_categorical(called, list(spec["times"]))
-        case _:
-            return trial.suggest_categorical(called, list(spec["choices"]))
+    if spec["type"] == "float":
+        return trial.suggest_float(called, spec["low"], spec["high"], step=spec.get("step"), log=log)
+    if spec["type"] == "int":
+        return trial.suggest_int(called, spec["low"], spec["high"], step=spec.get("step", 1), log=log)
+    picked: Any = trial.suggest_categorical(called, _choices(spec, known))
+    return known[spec["of"]] * picked if spec["type"] == "multiple" else picked
 
 
-def _fitting(spec: Mapping[str, Any], known: Mapping[str, Any]) -> list[int]:
-    return [choice for choice in spec["choices"] if known[spec["of"]] % choice == 0]
+def _choices(spec: Mapping[str, Any], known: Mapping[str, Any]) -> list[Any]:
+    if spec["type"] == "multiple":
+        return list(spec["times"])
+    return [choice for choice in spec["choices"] if spec["type"] == "choice" or known[spec["of"]] % choice == 0]
 
 
 def parameters_of(settings: Settings, space: Space) -> dict[str, Any]:
@@ -121,12 +93,12 @@ def parameters_of(settings: Settings, space: Space) -> dict[str, Any]:
             continue
         value = known[name]
         if spec["type"] == "multiple":
-            value = next((times for times in spec["times"] if times * known[spec["of"]] == value), None)
-            reached = value is not None
-        elif spec["type"] in ("float", "int"):
+            factor, rest = divmod(value, known[spec["of"]])
+            value = None if rest else factor
+        if spec["type"] in ("float", "int"):
             reached = spec["low"] <= value <= spec["high"]
         else:
-            reached = value in (_fitting(spec, known) if spec["type"] == "divisor" else spec["choices"])
+            reached = value in _choices(spec, known)
         if reached:
             found[parameter(name, spec, known)] = value
     return found
@@ -138,17 +110,16 @@ def all_values(settings: Settings) -> dict[str, Any]:
 
 
 def with_values(base: Settings, values: Mapping[str, Any]) -> Settings:
-    """A trial's settings: these values over the study's own.
+    """A trial's settings: these values over those that all trials share.
 
     Raises:
         UserError: they do not fit each other.
     """
-    lora = {name: value for name, value in all_values(base).items() if name.startswith("lora.")}
-    made = settled(base.config, lora, values)
-    return Settings(made.config, made.lora, base.policy, base.vllm)
+    config = {name: value for name, value in values.items() if not name.startswith("lora.")}
+    lora = {name.removeprefix("lora."): value for name, value in values.items() if name not in config}
+    return replace(base, config=base.config.with_values(config), lora=base.lora.changed(**lora))
 
 
 def largest_rank(space: Space, base: Settings) -> int:
     """The largest LoRA rank that a trial may have: what an engine is started for."""
-    spec = space.get("lora.rank")
-    return base.lora.rank if spec is None else max(spec["choices"])
+    return max(space["lora.rank"]["choices"]) if "lora.rank" in space else base.lora.rank

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from optuna.trial import FixedTrial
 
 from fst_optimizer.config.overrides import Settings, check_names
 from fst_optimizer.engines.vllm.installed import RANKS
@@ -44,9 +46,9 @@ def check_space(space: Space, base: Settings) -> None:
     twice = [name for name in settings if settings.count(name) > 1]
     if twice:
         raise UserError(f"the search space sets {twice[0]!r} twice: leave one of them out")
-    for picked in _corners(space, base):
+    for values in _corners(space, base):
         try:
-            with_values(base, picked.values)
+            with_values(base, values)
         except UserError as error:
             raise UserError(f"the search space reaches settings that FST refuses: {error}") from error
 
@@ -101,13 +103,12 @@ def _check_choices(name: str, spec: Mapping[str, Any]) -> None:
 
 def _check_range(name: str, spec: Mapping[str, Any]) -> None:
     low, high, step = spec["low"], spec["high"], spec.get("step")
-    fits = _whole if spec["type"] == "int" else _finite
+    fits, what = (_whole, "whole numbers") if spec["type"] == "int" else (_finite, "numbers")
     if not fits(low) or not fits(high):
-        what = "whole numbers" if spec["type"] == "int" else "numbers"
         raise UserError(f"space {name}: low is {low!r} and high is {high!r}: give {what}")
     if not low < high:
-        what = "empty" if low == high else "reversed"
-        raise UserError(f"space {name}: its range from {low!r} to {high!r} is {what}: give a low below high")
+        wrong = "empty" if low == high else "reversed"
+        raise UserError(f"space {name}: its range from {low!r} to {high!r} is {wrong}: give a low below high")
     if spec.get("log") and low <= 0:
         raise UserError(f"space {name}: low is {low!r} on a log scale: give a number above 0")
     if step is not None and (not fits(step) or step <= 0 or spec.get("log")):
@@ -128,47 +129,42 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class Picked:
-    """Draws the value at one place of every range: 0 is the first, -1 the last; `name` alone may be at another."""
+class Corner(FixedTrial):
+    """Takes an end of every range, and the first or the last of the choices; one parameter may be given.
 
-    def __init__(self, place: int, name: str = "", other: int = 0) -> None:
+    Args:
+        place: 0 for the first of the values, -1 for the last.
+        given: Parameter -> its value.
+    """
+
+    def __init__(self, place: int, given: Mapping[str, Any]) -> None:
+        super().__init__({})
         self.place = place
-        self.name = name
-        self.other = other
-        self.counts: dict[str, int] = {}
-        """Parameter -> how many places it has."""
-        self.values: Values = {}
+        self.given = given
+        self.options: dict[str, Sequence[Any]] = {}
+        """Parameter -> the values that are looked at."""
 
-    def _at(self, name: str, options: Sequence[Any]) -> Any:
-        self.counts[name] = len(options)
-        return options[self.other if name == self.name else self.place]
-
-    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
+    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> float:
         """An end of the range."""
-        return float(self._at(name, (low, high)))
+        return float(self.suggest_categorical(name, (low, high)))
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+    def suggest_int(self, name: str, low: int, high: int, **_: Any) -> int:
         """An end of the range."""
-        return int(self._at(name, (low, high)))
+        return int(self.suggest_categorical(name, (low, high)))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """A choice."""
         if not choices:
             raise UserError(f"space {name}: none of its choices divides the other setting: give 1 among them")
-        return self._at(name, choices)
+        self.options[name] = choices
+        return self.given.get(name, choices[self.place])
 
 
-def _corners(space: Space, base: Settings) -> Iterator[Picked]:
+def _corners(space: Space, base: Settings) -> Iterator[Values]:
     """Settings at the ends of all ranges, and at each single end and choice with the others at their first and last."""
     for place in (0, -1):
-        alone = _picked(space, base, lambda place=place: Picked(place))  # type: ignore[misc]
-        yield alone
-        for name, count in alone.counts.items():
-            for other in range(count):
-                yield _picked(space, base, lambda n=name, o=other, p=place: Picked(p, n, o))  # type: ignore[misc]
-
-
-def _picked(space: Space, base: Settings, make: Callable[[], Picked]) -> Picked:
-    picked = make()
-    picked.values = suggest(picked, space, base)
-    return picked
+        corner = Corner(place, {})
+        yield suggest(corner, space, base)
+        for name, options in corner.options.items():
+            for option in options:
+                yield suggest(Corner(place, {name: option}), space, base)

@@ -1,18 +1,18 @@
-"""Where a study is stored, and what becomes of trials whose workers were killed."""
+"""Where a study is stored, and how trials of killed workers are tried again."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+from optuna import storages
+from optuna.storages import journal
 
 from fst_optimizer.errors import UserError
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 HEARTBEAT_S = 20
 """Seconds between two signs of life of a worker."""
@@ -25,10 +25,10 @@ BUSY_S = 60
 RETRIES = 3
 """How often a trial is tried again after its worker was killed."""
 RUNGS = "completed_rung_"
-"""How Optuna's successive halving names what it keeps of a trial."""
+"""The prefix of what Optuna's successive halving keeps of a trial."""
 
 
-def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> BaseStorage:
+def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> storages.BaseStorage:
     """The storage at a URL.
 
     `sqlite:///FILE`, `postgresql://USER:PASSWORD@HOST/DB` and `mysql://...` have heartbeats: trials of killed workers
@@ -37,34 +37,44 @@ def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> BaseStorage:
     Raises:
         UserError: it cannot be reached; a password in the URL is not repeated.
     """
-    from optuna import storages
-    from optuna.storages import journal
-
     try:
         with quiet_optuna():
-            if url.startswith("journal:"):
-                return storages.JournalStorage(journal.JournalFileBackend(url.removeprefix("journal:")))
-            if url.startswith(("redis://", "rediss://")):
-                return storages.JournalStorage(journal.JournalRedisBackend(url))
-            if url.startswith("grpc://"):
-                host, _, port = url.removeprefix("grpc://").rpartition(":")
-                return storages.GrpcStorageProxy(host=host, port=int(port))
-            return storages.RDBStorage(
-                _with_driver(url),
-                engine_kwargs=_engine_settings(url),
-                heartbeat_interval=heartbeat_s,
-                grace_period=MISSED * heartbeat_s,
-                heartbeat_stale_trial_callback=try_again,
-            )
+            return _opened(url, heartbeat_s)
     except Exception as error:  # SQLAlchemy, each driver and each backend have errors of their own
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        password = _password(url)
-        if password:
+        if password := _password(url):
             text = text.replace(password, "***")
         raise UserError(
             f"storage is {shown_url(url)!r}: it cannot be reached ({text}); give a URL like sqlite:///study.db or "
             "postgresql://USER@HOST/DB"
         ) from error
+
+
+def _opened(url: str, heartbeat_s: int) -> storages.BaseStorage:
+    if url.startswith("journal:"):
+        return storages.JournalStorage(journal.JournalFileBackend(url.removeprefix("journal:")))
+    if url.startswith("grpc://"):
+        host, _, port = url.removeprefix("grpc://").rpartition(":")
+        return storages.GrpcStorageProxy(host=host, port=int(port))
+    if not has_heartbeat(url):
+        return storages.JournalStorage(journal.JournalRedisBackend(url))
+    settings: dict[str, Any] = {}
+    if url.startswith("sqlite"):
+        settings = {"connect_args": {"timeout": BUSY_S}}
+    elif url.startswith("postgresql"):
+        settings = {"connect_args": {"connect_timeout": CONNECT_S}, "pool_pre_ping": True}
+    return storages.RDBStorage(
+        url.replace("postgresql://", "postgresql+psycopg://", 1),  # the driver that the extra `postgres` brings
+        engine_kwargs=settings,
+        heartbeat_interval=heartbeat_s,
+        grace_period=MISSED * heartbeat_s,
+        heartbeat_stale_trial_callback=try_again,
+    )
+
+
+def has_heartbeat(url: str) -> bool:
+    """Whether the storage at a URL notices that a worker was killed."""
+    return not url.startswith(("journal:", "redis://", "rediss://", "grpc://"))
 
 
 def shown_url(url: str) -> str:
@@ -74,36 +84,14 @@ def shown_url(url: str) -> str:
 
 
 def _password(url: str) -> str:
-    _, _, rest = url.partition("://")
+    _, _, rest = url.partition("://")  # not urlsplit, which ends a password at a slash
     user, at, _ = rest.rpartition("@")
     return user.partition(":")[2] if at else ""
-
-
-def _with_driver(url: str) -> str:
-    """psycopg, the driver that the extra `postgres` brings, unless the URL names one."""
-    return url.replace("postgresql://", "postgresql+psycopg://", 1)
-
-
-def _engine_settings(url: str) -> dict[str, Any]:
-    if url.startswith("sqlite"):
-        return {"connect_args": {"timeout": BUSY_S}}
-    if url.startswith("postgresql"):
-        return {"connect_args": {"connect_timeout": CONNECT_S}, "pool_pre_ping": True}
-    return {}
-
-
-def has_heartbeat(study: Study) -> bool:
-    """Whether a killed worker is noticed."""
-    from optuna.storages._heartbeat import is_heartbeat_enabled
-
-    return is_heartbeat_enabled(study._storage)
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Optuna without its lines for every trial, and without its warnings about what is experimental."""
-    import optuna
-
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:
@@ -114,24 +102,14 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(level)
 
 
-def try_again(study: Study, trial: FrozenTrial) -> None:
+def try_again(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     """Put a trial whose worker was killed, or interrupted, back in the queue, with its parameters and nothing else.
 
-    Optuna's own callback also keeps what successive halving has noted about the trial, which would then compete with
-    itself.
+    Optuna's own callback would also keep what successive halving has noted about the trial, which would then compete
+    with itself, and the rollouts that the dead trial spent, which would then count twice.
     """
-    import optuna
-
-    history = [*trial.system_attrs.get("retry_history", []), trial.number]
-    if len(history) > RETRIES:
-        return
-    kept = {key: value for key, value in trial.system_attrs.items() if not key.startswith(RUNGS)}
-    study.add_trial(
-        optuna.trial.create_trial(
-            state=optuna.trial.TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={key: value for key, value in trial.user_attrs.items() if key == "origin"},
-            system_attrs={**kept, "failed_trial": history[0], "retry_history": history},
-        )
-    )
+    bare = copy.deepcopy(trial)
+    bare.user_attrs = {key: value for key, value in trial.user_attrs.items() if key == "origin"}
+    bare.system_attrs = {key: value for key, value in bare.system_attrs.items() if not key.startswith(RUNGS)}
+    with quiet_optuna():
+        storages.RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, bare)

@@ -1,4 +1,4 @@
-"""The workers of a study as processes: started, watched, started again where they were killed, and stopped."""
+"""The workers of a study as processes: started, restarted where they were killed, and stopped."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.store.files import write_json
-from fst_optimizer.tuning.ask import Ask
-from fst_optimizer.tuning.rows import row_json
-from fst_optimizer.tuning.standing import Limits, Seen, finished, room, seen
-from fst_optimizer.tuning.worker import COMMAND, POLL_S, STORAGE_VARIABLE, StudyStopped
+from fst_optimizer.tuning.admission import admission, finished
+from fst_optimizer.tuning.request import TuneRequest
+from fst_optimizer.tuning.study import StudyPlan
+from fst_optimizer.tuning.summary import rows_of
+from fst_optimizer.tuning.worker import POLL_S, STORAGE_VARIABLE, StudyStopped
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,78 +26,78 @@ DEATHS = 3
 TAIL_LINES = 6
 
 
-def run_workers(ask: Ask, limits: Limits, study: Study, show_rows: ShowRows) -> None:
+def run_workers(request: TuneRequest, plan: StudyPlan, study: Study, show_rows: ShowRows) -> None:
     """Have workers run the trials that are missing.
 
     Raises:
-        StudyStopped: a worker gave up; its words are in the text.
-        KeyboardInterrupt: the workers were stopped; what they were at is in the queue again.
+        StudyStopped: a worker gave up; the text has its reason.
+        KeyboardInterrupt: the workers were stopped; their trials are in the queue again.
     """
-    if room(_seen(study), limits) == "done":
+
+    def is_done() -> bool:
+        return admission(study.get_trials(deepcopy=False), request.limits(plan)) == "done"
+
+    if is_done():
         return
-    with _workers(ask) as workers:
-        while True:
-            show_rows(_rows(study))
-            for one in workers:
-                one.look(study)
-            if all(one.over for one in workers):
-                break
+    with _workers(request) as workers:
+        while not all(worker.over for worker in workers):
+            show_rows(rows_of(study))
             time.sleep(POLL_S)
-        show_rows(_rows(study))
-    failed = [one for one in workers if one.failed]
-    if failed and room(_seen(study), limits) != "done":
-        raise StudyStopped(failed[0].last_words())
-
-
-def _seen(study: Study) -> list[Seen]:
-    return seen(study.get_trials(deepcopy=False))
+            for worker in workers:
+                worker.check(study)
+        show_rows(rows_of(study))
+    failed = [worker for worker in workers if worker.failed]
+    if failed and not is_done():
+        raise StudyStopped(failed[0].log_tail())
 
 
 class _Worker:
-    """A worker process; one that is killed is started again, and the study finds out about its trial by itself."""
+    """A worker process. It is started again where it was killed; the study notices by itself that its trial is lost."""
 
-    def __init__(self, ask: Ask, number: int) -> None:
-        self.ask = ask
+    def __init__(self, request: TuneRequest, number: int) -> None:
+        self.request = request
         self.number = number
-        self.log = ask.folder / f"worker-{number}.log"
+        self.log = request.folder / f"worker-{number}.log"
         self.deaths = 0
-        self.ended_before = -1
-        self.failed = False
+        self.finished_at_death = -1
         self.over = False
         self.process = self._start()
 
-    def look(self, study: Study) -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise than by itself."""
+        return self.over and self.process.returncode != 0
+
+    def check(self, study: Study) -> None:
         """See whether it ended, and start it again where it was killed."""
         code = self.process.poll()
         if code is None or self.over:
             return
-        if code >= 0:
-            self.over, self.failed = True, code != 0
-            return
-        ended = finished(_seen(study))
-        self.deaths = self.deaths + 1 if ended == self.ended_before else 1
-        self.ended_before = ended
-        if self.deaths >= DEATHS:
-            self.over = self.failed = True
-            return
-        self.process = self._start()
+        if code < 0:  # by a signal
+            trials = finished(study.get_trials(deepcopy=False))
+            self.deaths = self.deaths + 1 if trials == self.finished_at_death else 1
+            self.finished_at_death = trials
+            if self.deaths < DEATHS:
+                self.process = self._start()
+                return
+        self.over = True
 
-    def last_words(self) -> str:
-        """The end of its log."""
+    def log_tail(self) -> str:
+        """Why it failed: the reason that it gave, or the end of its log."""
         if self.deaths >= DEATHS:
             return f"worker {self.number} was killed {DEATHS} times in a row; see {self.log}"
         lines = self.log.read_text(errors="replace").splitlines()
-        told = [line for line in lines if line.startswith(("failed: ", "error: "))]
-        return told[-1].partition(": ")[2] if told else "\n".join([f"worker {self.number}:", *lines[-TAIL_LINES:]])
+        reasons = [line.removeprefix("failed: ") for line in lines if line.startswith("failed: ")]
+        return reasons[-1] if reasons else "\n".join([f"worker {self.number}:", *lines[-TAIL_LINES:]])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, STORAGE_VARIABLE: self.ask.url}
-        if self.ask.workers > 1:
+        environment = {**os.environ, STORAGE_VARIABLE: self.request.url}
+        if self.request.workers > 1:
             # Several torch processes with all cores each are slower than one after the other.
             environment.setdefault("OMP_NUM_THREADS", "1")
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", __package__, str(self.ask.folder), str(self.number)],
+                [sys.executable, "-m", __package__, str(self.request.folder), str(self.number)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -109,27 +107,14 @@ class _Worker:
 
 
 @contextmanager
-def _workers(ask: Ask) -> Iterator[list[_Worker]]:
+def _workers(request: TuneRequest) -> Iterator[list[_Worker]]:
     """The workers, of which none outlives the context."""
     running: list[_Worker] = []
     try:
-        running += [_Worker(ask, number) for number in range(ask.workers)]
+        running += [_Worker(request, number) for number in range(request.workers)]
         yield running
     finally:
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            one.process.wait()
-
-
-def _rows(study: Study) -> list[dict[str, Any]]:
-    return [row_json(trial) for trial in study.get_trials(deepcopy=False)]
-
-
-def write_command(ask: Ask) -> None:
-    """What the workers read. The storage's URL is left out: it may have a password in it."""
-    choices = asdict(ask.choices)
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in choices.items()}
-    kept = ("trials", "study", "sampler", "pruner", "budget_rollouts", "heartbeat_s", "workers")
-    data = {"choices": {**plain, "sets": list(ask.choices.sets)}, **{name: getattr(ask, name) for name in kept}}
-    write_json(ask.folder / COMMAND, data)
+        for worker in running:
+            worker.process.terminate()
+        for worker in running:
+            worker.process.wait()

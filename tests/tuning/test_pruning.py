@@ -1,5 +1,3 @@
-import math
-
 import optuna
 import pytest
 from hypothesis import given, settings, strategies
@@ -10,11 +8,10 @@ from fst_optimizer.tuning.pruning import (
     SCORES,
     SmallHyperband,
     WilcoxonOnGrid,
+    check_pruner,
     clearly_below,
     make_pruner,
-    unpruned_rollouts,
 )
-from fst_optimizer.tuning.samplers import NAMES, check_sampler, make_sampler
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -122,46 +119,6 @@ def test_the_median_waits_for_some_trials():
 
 def test_pruners_by_name():
     with pytest.raises(UserError, match="did you mean 'hyperband'"):
-        make_pruner("hyperbnad", 9, ("score",))
+        check_pruner("hyperbnad")
     assert isinstance(make_pruner("hyperband", 9, ("score", "rollouts")), optuna.pruners.NopPruner)
     assert isinstance(make_pruner("none", 9, ("score",)), optuna.pruners.NopPruner)
-
-
-def test_samplers_by_name():
-    with pytest.raises(UserError, match="did you mean 'tpe'"):
-        make_sampler("tpee", 0)
-    with pytest.raises(UserError, match="one objective"):
-        check_sampler("cmaes", 2)
-    made = []
-    for name in NAMES:
-        try:
-            made.append(make_sampler(name, 0))
-        except UserError as error:
-            assert name in ("cmaes", "gp") and "not installed" in str(error)
-    assert len({type(sampler) for sampler in made}) == len(made) >= 6
-
-
-def test_tpe_is_multivariate_with_a_constant_liar():
-    sampler = make_sampler("tpe", 0)
-    assert sampler._multivariate and sampler._constant_liar and sampler._group
-
-
-def test_a_study_that_goes_on_does_not_draw_its_first_trials_again():
-    def first_draw(*parts):
-        study = optuna.create_study(sampler=make_sampler("random", 7, *parts))
-        return study.ask().suggest_float("x", 0, 1)
-
-    assert first_draw(0, 0) == first_draw(0, 0)
-    assert len({first_draw(0, 0), first_draw(1, 0), first_draw(0, 24)}) == 3
-
-
-def test_what_pruning_saved_worked_by_hand():
-    rows = [
-        *[{"state": "complete", "rollouts": 100}] * 2,
-        *[{"state": "pruned", "rollouts": 25}] * 2,
-        {"state": "fail", "rollouts": 70},
-    ]
-    # 250 were spent; four trials of 100 without pruning.
-    assert unpruned_rollouts(rows) == {"spent": 250, "unpruned": 400.0, "share": 0.375}
-    assert unpruned_rollouts([{"state": "pruned", "rollouts": 3}]) is None
-    assert math.isclose(unpruned_rollouts([{"state": "complete", "rollouts": 5}])["share"], 0)

@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import optuna
@@ -16,7 +15,6 @@ from fst_optimizer.tuning.space import (
     default_space,
     largest_rank,
     parameters_of,
-    read_space,
     suggest,
     with_values,
 )
@@ -131,12 +129,6 @@ def test_a_base_with_its_own_adapter_keeps_what_is_not_tuned():
     made = with_values(base, {"lora.rank": 16})
     assert made.lora == LoraConfig(rank=16, alpha=16, dropout=0.1, target_modules=("q_proj",))
     assert all_values(base)["lora.target_modules"] == ["q_proj"]
-
-
-def test_a_space_from_a_file(tmp_path):
-    path = tmp_path / "space.json"
-    path.write_text(json.dumps(default_space()))
-    assert read_space(path) == default_space()
 
 
 LR = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}

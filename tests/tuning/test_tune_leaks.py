@@ -2,6 +2,7 @@
 
 import gc
 import json
+from functools import partial
 from itertools import pairwise
 
 import psutil
@@ -15,6 +16,7 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.model import lora
 from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import ScriptedEngine, move_adapter
+from fst_optimizer.tuning import api
 from helpers.tiny_study import SPACE, TRAIN, TRAINING, VAL, answer, metric, student_of, tuned
 
 CLOCKS = ("time_s", "step_s")
@@ -113,22 +115,15 @@ def test_memory_stays_flat_over_thirty_trials(scripted, tmp_path):
     policy.engine.requests = Forgotten()
     process, sizes, adapters_left = psutil.Process(), [], []
 
-    from fst_optimizer.tuning import worker
+    run_trials = api.run_trials
 
-    def measured(study, *rest):
+    def measured():
         gc.collect()
         sizes.append(process.memory_info().rss / 2**20)
         adapters_left.append(set(policy.model.peft_config))
 
-    work_on = worker.work_on
-
-    def noting(*arguments):
-        return work_on(*arguments, measured)
-
-    import fst_optimizer.tuning.api as api
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api, "work_on", noting)
+        patch.setattr(api, "run_trials", partial(run_trials, on_trial=measured))
         values = {**TRAINING, "budget.max_rollouts": 9}
         result = tuned(policy, tmp_path, trials=30, values=values, sampler="random", pruner="none")
     assert len(result.summary["trials"]) == len(sizes) == 30

@@ -1,6 +1,7 @@
 """Studies in this process, on an engine that is told what to say."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import dspy
@@ -12,13 +13,12 @@ from fst_optimizer.config.overrides import Settings
 from fst_optimizer.config.run import preset
 from fst_optimizer.errors import EngineDied, EngineError, FSTError, Paused, StorageError, TrainingError
 from fst_optimizer.store.files import read_json
-from fst_optimizer.tuning import work
-from fst_optimizer.tuning.ask import capped
 from fst_optimizer.tuning.objectives import objective_values
+from fst_optimizer.tuning.request import with_cap
+from fst_optimizer.tuning.runner import TrialRunner, failure_cause
 from fst_optimizer.tuning.space import default_space
 from fst_optimizer.tuning.storage import open_storage
-from fst_optimizer.tuning.study import Plan, distinct_presets
-from fst_optimizer.tuning.work import failure_cause
+from fst_optimizer.tuning.study import StudyPlan, distinct_presets
 from fst_optimizer.tuning.worker import StudyStopped
 from helpers.run_check import assert_as_designed
 from helpers.tiny_study import (
@@ -81,17 +81,14 @@ def test_what_would_be_run_anyway_comes_first_and_once(policy, tmp_path):
 
 
 def test_presets_are_called_so_where_the_space_reaches_them():
-    base = Settings(preset("light"))
-    presets = {f"preset {name}": Settings(preset(name)) for name in ("light", "medium", "heavy")}
-    presets = {name: capped(settings, 2304)[0] for name, settings in presets.items()}
-    found = distinct_presets(presets, Plan("task", capped(base)[0], default_space(), ("score",), 2304))
+    presets = {f"preset {name}": with_cap(Settings(preset(name)), 2304) for name in ("light", "medium", "heavy")}
+    plan = StudyPlan("task", presets["preset light"], default_space(), ("score",), 2304, presets=presets)
+    found = distinct_presets(plan)
     # At one cap, medium is light; heavy differs in two settings that the space leaves alone.
     assert list(found) == ["preset light", "like preset heavy"]
     assert found["like preset heavy"]["fast.max_rollouts"] == 384
-    small = {"train.lr": SPACE["train.lr"]}
-    assert distinct_presets(presets, Plan("task", base, small, ("score",), 2304)) == {
-        "like preset light": {"train.lr": 1e-3}
-    }
+    small = replace(plan, settings=Settings(preset("light")), space={"train.lr": SPACE["train.lr"]})
+    assert distinct_presets(small) == {"like preset light": {"train.lr": 1e-3}}
 
 
 def test_a_study_goes_on_with_a_larger_number_and_reports_with_the_same(policy, tmp_path):
@@ -170,14 +167,14 @@ def test_a_journal_will_do_without_heartbeats(policy, tmp_path):
 @pytest.fixture
 def told_the_trial(monkeypatch):
     """Lets a metric know which trial runs."""
-    run = work.Desk.run
+    run = TrialRunner.run
 
     def tell(marks):
-        def counted(desk, settings, folder, *args, **kwargs):
+        def counted(runner, settings, folder, *args, **kwargs):
             marks.trial = int(folder.name.split("-")[1])
-            return run(desk, settings, folder, *args, **kwargs)
+            return run(runner, settings, folder, *args, **kwargs)
 
-        monkeypatch.setattr(work.Desk, "run", counted)
+        monkeypatch.setattr(TrialRunner, "run", counted)
         return marks
 
     return tell

@@ -3,12 +3,11 @@ import io
 import pytest
 from rich.console import Console
 
-from fst_optimizer.cli.tune import shown_trials
-from fst_optimizer.tuning import noise
-from fst_optimizer.tuning.output import best_trial, pruning_text, report
-from fst_optimizer.tuning.rows import cells, short_params
-from fst_optimizer.tuning.show import closing
+from fst_optimizer.cli.tune import closing, shown_trials
+from fst_optimizer.tuning import confirm
+from fst_optimizer.tuning.report import cells, pruning_text, report, short_params
 from fst_optimizer.tuning.study import study_name
+from fst_optimizer.tuning.summary import best_trial, unpruned_rollouts
 
 
 def row(trial, state="complete", score=0.5, rollouts=100, **more):
@@ -64,25 +63,25 @@ def test_a_terminal_has_a_bar_with_finished_trials_and_their_rollouts():
 def test_the_leading_configurations_are_complete_and_different():
     rows = [row(0, score=0.9), row(1, "pruned", score=1.0), row(2, score=0.95), row(3, score=0.7), row(4, score=0.8)]
     rows[3]["params"] = rows[2]["params"]
-    assert [one["trial"] for one in noise.leading(rows)] == [2, 0, 4]
+    assert [one["trial"] for one in confirm.leading(rows)] == [2, 0, 4]
     assert best_trial(rows) == 2 and best_trial(rows[1:2]) is None
     assert best_trial([row(1), row(0)]) == 0  # the earliest of equals
 
 
 def test_the_best_mean_wins():
-    assert noise.pick({4: [0.5, 0.7], 7: [0.61, 0.61], 9: [0.9, 0.2]}) == 7
-    assert noise.pick({7: [0.6], 4: [0.6]}) == 4
+    assert confirm.pick({4: [0.5, 0.7], 7: [0.61, 0.61], 9: [0.9, 0.2]}) == 7
+    assert confirm.pick({7: [0.6], 4: [0.6]}) == 4
 
 
 def test_a_difference_is_larger_than_the_noise_where_its_interval_leaves_zero_out():
     # Mean 0.1, standard error 0.0058; t(0.975, 2) = 4.30: 0.1 ± 0.025.
-    found = noise.comparison([0.71, 0.80, 0.9], [0.6, 0.7, 0.81])
+    found = confirm.comparison([0.71, 0.80, 0.9], [0.6, 0.7, 0.81])
     assert found["difference"]["mean"] == pytest.approx(0.1)
     assert found["difference"]["low"] == pytest.approx(0.0752, abs=1e-3)
     assert found["verdict"] == "better than the preset, by more than the noise"
-    assert noise.verdict([-0.1, -0.11, -0.09]) == "worse than the preset, by more than the noise"
-    assert noise.verdict([0.3, -0.1, 0.1]) == "no difference from the preset that is larger than the noise"
-    assert noise.verdict([0.3]) == "one seed does not tell a difference from noise"
+    assert confirm.verdict([-0.1, -0.11, -0.09]) == "worse than the preset, by more than the noise"
+    assert confirm.verdict([0.3, -0.1, 0.1]) == "no difference from the preset that is larger than the noise"
+    assert confirm.verdict([0.3]) == "one seed does not tell a difference from noise"
 
 
 def test_names_of_studies():
@@ -120,3 +119,15 @@ def test_the_closing_words_say_what_to_do_next(tmp_path):
     assert f"fst compile letters --config {tmp_path / 'best.json'}" in texts[-1]
     texts = [part for part in closing(SUMMARY, tmp_path, 9) if isinstance(part, str)]
     assert "no room for another trial" in texts[-1]
+
+
+def test_what_pruning_saved_worked_by_hand():
+    rows = [
+        *[{"state": "complete", "rollouts": 100}] * 2,
+        *[{"state": "pruned", "rollouts": 25}] * 2,
+        {"state": "fail", "rollouts": 70},
+    ]
+    # 250 were spent; four trials of 100 without pruning.
+    assert unpruned_rollouts(rows) == {"spent": 250, "unpruned": 400.0, "share": 0.375}
+    assert unpruned_rollouts([{"state": "pruned", "rollouts": 3}]) is None
+    assert unpruned_rollouts([{"state": "complete", "rollouts": 5}])["share"] == 0

@@ -1,0 +1,124 @@
+"""Runs FST with one trial's settings after another's, on one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.config.overrides import Settings
+from fst_optimizer.config.policy import LoraConfig
+from fst_optimizer.errors import EngineError, FSTError, MetricError, Paused, StorageError, TrainingError, UserError
+
+if TYPE_CHECKING:
+    import dspy
+
+    from fst_optimizer.optimizer import CompileResult
+    from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.store.metrics import Callback
+
+CAUSES: tuple[tuple[type[FSTError], str], ...] = (
+    (EngineError, "engine dead"),
+    (TrainingError, "diverged"),
+    (MetricError, "metric"),
+    (StorageError, "disk"),
+    (Paused, "paused by a monitor"),
+    (UserError, "settings"),
+)
+
+
+@dataclass
+class TrialRunner:
+    """A program with its metric and data, and the policy that all its trials use in turn.
+
+    The policy is kept between trials, so that model and engine are loaded once. Every trial starts from the base.
+    """
+
+    name: str
+    """In `result.json`: TASK, or the program's class."""
+    build_program: Callable[[], dspy.Module]
+    """Gives the seed program. Predictors without an LM get the policy's."""
+    metric: Callable[..., Any]
+    trainset: Sequence[dspy.Example]
+    valset: Sequence[dspy.Example] | None
+    make_policy: Callable[[LoraConfig], Policy]
+    max_rank: int
+    """The largest LoRA rank of any trial: what an engine is started for."""
+    owns_policy: bool = True
+    """Whether the policy is closed after a failure, and made anew; one that was handed in is not."""
+    reflection_lm: dspy.LM | None = None
+    policy: Policy | None = field(default=None, init=False)
+
+    def run(
+        self,
+        settings: Settings,
+        folder: Path,
+        callbacks: Sequence[Callback] = (),
+        testset: Sequence[dspy.Example] | None = None,
+    ) -> CompileResult:
+        """One run of FST that starts from the base, whatever was run before.
+
+        After a failure the policy is let go: its engine may be the reason.
+        """
+        try:
+            return self._run(self._base_policy(settings), settings, folder, callbacks, testset)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the policy go, and the memory that it holds."""
+        policy, self.policy = self.policy, None
+        if policy is not None and self.owns_policy:
+            policy.close()
+
+    def _base_policy(self, settings: Settings) -> Policy:
+        if self.policy is None:
+            self.policy = self.make_policy(settings.lora.changed(rank=max(self.max_rank, settings.lora.rank)))
+        self.policy.start_over(settings.lora, seed=settings.config.seed)
+        return self.policy
+
+    def _run(
+        self,
+        policy: Policy,
+        settings: Settings,
+        folder: Path,
+        callbacks: Sequence[Callback],
+        testset: Sequence[dspy.Example] | None,
+    ) -> CompileResult:
+        from fst_optimizer.optimizer import FST
+        from fst_optimizer.program.lms import give_lm
+
+        fst = FST(
+            self.metric,
+            config=settings.config,
+            reflection_lm=self.reflection_lm,
+            run_dir=folder,
+            callbacks=callbacks,
+            task=self.name,
+            testset=testset,
+        )
+        program = give_lm(self.build_program(), policy.lm)
+        compiled = fst.compile(program, trainset=self.trainset, valset=self.valset)
+        outcome: CompileResult = compiled.detailed_results
+        policy.start_over()  # versions that are not sampled from any more take memory in the engine
+        return outcome
+
+
+def failure_cause(error: BaseException) -> str:
+    """A short name for why a trial failed, the same for the same reason.
+
+    An out-of-memory error counts as such wherever in the chain of causes it is.
+    """
+    if any(isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError" for one in _chain(error)):
+        return "out of memory"
+    return next((cause for kind, cause in CAUSES if isinstance(error, kind)), type(error).__name__)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
