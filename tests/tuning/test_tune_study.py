@@ -121,7 +121,7 @@ def test_a_program_that_gets_its_lm_from_dspy_is_not_changed_either(policy, tmp_
     assert program.answer.lm is None
 
 
-def test_the_files_of_a_study(policy, tmp_path):
+def test_the_files_of_a_study(policy, tmp_path, plots):
     result = tuned(policy, tmp_path, trials=6, sampler="random")
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if "trials/" not in str(path)}
     plots = [f"plots/{name}.{kind}" for name in ("history", "slice", "curves") for kind in ("html", "png")]
@@ -135,7 +135,7 @@ def test_the_files_of_a_study(policy, tmp_path):
     assert result.best_score == max(row["score"] for row in result.summary["trials"] if row["state"] == "complete")
 
 
-def test_importance_is_fanovas_over_complete_trials(policy, tmp_path):
+def test_importance_is_fanovas_over_complete_trials(policy, tmp_path, plots):
     result = tuned(policy, tmp_path, trials=8, sampler="random", pruner="none")
     if len({row["score"] for row in result.summary["trials"]}) > 1:
         assert sum(result.summary["importance"].values()) == pytest.approx(1)
@@ -233,7 +233,7 @@ def test_wilcoxon_prunes_by_the_scores_of_examples(policy, tmp_path, told_the_tr
     assert len(result.study.trials[0].user_attrs["scores"]["1"]) == 6
 
 
-def test_several_objectives_are_never_pruned(policy, tmp_path):
+def test_several_objectives_are_never_pruned(policy, tmp_path, plots):
     result = tuned(policy, tmp_path, trials=6, objectives="score,rollouts,kl_to_base", values=TRAINING)
     assert set(states(result)) == {"complete"}
     rows = {row["trial"]: row["values"] for row in result.summary["trials"]}
