@@ -17,10 +17,10 @@ from helpers.tune import check_killed_study, options, started, trials_of, wait_f
 @pytest.mark.slow
 def test_the_command_from_start_to_end_and_the_winner_compiled_again(task, tmp_path):
     folder = tmp_path / "study"
-    said = fst(*options(task, folder, "--trials", 2, "--repeats", 1))
+    said = fst(*options(task, folder, "--trials", 2, "--repeats", 1, "--workers", 2))
     assert said.exit_code == 0, said.output
     assert "trial 0 running" in said.stderr and "trial 0 complete" in said.stderr
-    assert "finished  2 of 2 trials" in said.stdout and "the best configuration is" in said.stdout
+    assert "finished  2 of 2 trials" in said.stdout and "verdict   trial" in said.stdout
     summary = read_json(folder / "tune.json")
     assert summary["command"].startswith("fst") and summary["states"] == {"complete": 2}
     assert summary["study"] == "tiny-0"
