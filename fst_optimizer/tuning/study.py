@@ -60,9 +60,7 @@ class StudyPlan:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StudyPlan:
         """The inverse of `to_json`."""
-        policy = dict(data["settings"]["policy"])
-        lora = LoraConfig(**policy.pop("lora"))
-        settings = Settings(FSTConfig.from_dict(data["settings"]["config"]), lora, PolicyConfig(**policy))
+        settings = settings_from_json(data["settings"])
         return cls(**{**data, "settings": settings, "objectives": tuple(data["objectives"])})
 
     def settings_of(self, params: Mapping[str, Any]) -> Settings:
@@ -78,6 +76,13 @@ def settings_json(settings: Settings) -> dict[str, Any]:
     """Settings as `fst compile --config` takes them."""
     policy = {"lora": settings.lora.to_dict(), **settings.policy.to_dict()}
     return {"config": settings.config.to_dict(), "policy": policy}
+
+
+def settings_from_json(data: Mapping[str, Any]) -> Settings:
+    """The inverse of `settings_json`."""
+    policy = dict(data["policy"])
+    lora = LoraConfig(**policy.pop("lora"))
+    return Settings(FSTConfig.from_dict(data["config"]), lora, PolicyConfig(**policy))
 
 
 def open_study(storage: optuna.storages.BaseStorage, name: str, plan: StudyPlan, folder: Path) -> optuna.Study:
