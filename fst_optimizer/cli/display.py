@@ -173,8 +173,8 @@ class BarDisplay(Progress):
             speed_estimate_period=math.inf,
         )
         self.config = config
-        self.run = self.add_task("", total=1.0)
-        self.phase = self.add_task("working", total=None)
+        self.run = self.add_task(self._title(Snapshot()), total=1.0)
+        self.phase = self.add_task("loading the model", total=None)
 
     def __call__(self, event: Event) -> None:
         """Takes one event."""
@@ -187,13 +187,12 @@ class BarDisplay(Progress):
             self.phase = self.add_task(name, total=now.total if now.phase else None)
         title = f"{name} {now.done}/{now.total}" if now.phase else name
         self.update(self.phase, description=title, completed=now.done)
-        cycles = self.config.budget.max_cycles
         # The first share that is not 0 only starts the clock of rich's estimate: a resumed run begins in the middle.
-        self.update(
-            self.run,
-            description=f"cycle {min(now.cycle + 1, cycles)}/{cycles}   step {now.step}",
-            completed=share_done(now, self.config),
-        )
+        self.update(self.run, description=self._title(now), completed=share_done(now, self.config))
+
+    def _title(self, now: Snapshot) -> str:
+        cycles = self.config.budget.max_cycles
+        return f"cycle {min(now.cycle + 1, cycles)}/{cycles}   step {now.step}"
 
     def get_renderables(self) -> Iterator[RenderableType]:
         """The bars and the numbers; rich asks for them a few times a second."""
