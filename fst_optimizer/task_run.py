@@ -204,7 +204,3 @@ def _check_same_policy(before: Settings, now: Settings) -> None:
                 f"the run to resume was started with {getattr(before, section)}, not {getattr(now, section)}: leave "
                 f"the {section} settings out, or start another run"
             )
-
-
-Choices = RunRequest
-Plan = RunPlan

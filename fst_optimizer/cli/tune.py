@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
+from fst_optimizer.cli.console import consoles, quiet_libraries, say, this_command, user_errors
 from fst_optimizer.cli.options import TASK_HELP, Auto, TestSize, TrainSize, ValSize
 from fst_optimizer.cli.tables import show
-from fst_optimizer.task_run import Choices, Sizes
+from fst_optimizer.task_run import RunRequest, Sizes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -114,24 +114,19 @@ def tune_command(
             repeats=repeats,
             heartbeat_s=heartbeat_s,
         )
-        flags = {"method": method, "seed": seed}
-        choices = Choices(
+        choices = RunRequest(
             task=task,
             run_dir=request.folder,
             model=model,
             engine=engine,
             url=url,
-            auto=auto.value if auto else None,
+            auto=auto,
             config_file=config,
-            flags={name: value for name, value in flags.items() if value is not None},
+            flags={"method": method, "seed": seed},
             sets=tuple(sets or ()),
             sizes=Sizes(train_size, val_size, test_size),
         )
         out, progress = consoles()
-
-        def tell(text: str) -> None:
-            progress.print(text, markup=False, highlight=False, soft_wrap=True)
-
         plan = plan_task_study(request, choices)
         found = join_study(request, plan)
         write_json(request.folder / "space.json", dict(request.space))
@@ -140,7 +135,7 @@ def tune_command(
             run_workers(request, plan, found, show_rows)
         confirm = None
         if repeats:
-            run_repeats = repeats_of_task(request, choices, plan, tell)
+            run_repeats = repeats_of_task(request, choices, plan, partial(say, progress))
             confirm = partial(confirm_winner, plan=plan, folder=request.folder, count=repeats, run_repeats=run_repeats)
         with quiet_libraries(progress):
             summary = finish_study(found, plan, request.folder, confirm, command=this_command())
@@ -181,7 +176,7 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
             )
             is_news = state == "running" if states is None else states.get(row["trial"]) != state != "waiting"
             if is_news:
-                console.print(trial_line(row), markup=False, highlight=False, soft_wrap=True)
+                say(console, trial_line(row))
         states = {row["trial"]: row["state"] for row in rows}
         bar.update(task, completed=done, rollouts=f"{sum(row['rollouts'] for row in rows)} rollouts")
 

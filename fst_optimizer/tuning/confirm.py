@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import dspy
 
     from fst_optimizer.lab.launch import Tell
-    from fst_optimizer.task_run import Choices
+    from fst_optimizer.task_run import RunRequest
     from fst_optimizer.tuning.request import TuneRequest
     from fst_optimizer.tuning.runner import TrialRunner
 
@@ -139,7 +139,7 @@ def repeats_here(runner: TrialRunner, testset: Sequence[dspy.Example]) -> RunRep
     return run
 
 
-def repeats_of_task(request: TuneRequest, choices: Choices, plan: StudyPlan, tell: Tell) -> RunRepeats:
+def repeats_of_task(request: TuneRequest, choices: RunRequest, plan: StudyPlan, tell: Tell) -> RunRepeats:
     """Makes runs as `fst compile` would, as many at a time as there are workers."""
 
     def run(repeats: Sequence[Repeat]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.overrides import Settings
 from fst_optimizer.errors import UserError
-from fst_optimizer.task_run import Choices, plan_run
+from fst_optimizer.task_run import RunRequest, plan_run
 from fst_optimizer.tuning.admission import Limits
 from fst_optimizer.tuning.grid import planned_rollouts
 from fst_optimizer.tuning.objectives import parse_objectives
@@ -131,7 +131,7 @@ def plan_study(
     )
 
 
-def plan_task_study(request: TuneRequest, choices: Choices) -> StudyPlan:
+def plan_task_study(request: TuneRequest, choices: RunRequest) -> StudyPlan:
     """The same for a task, with settings as `fst compile` would take them."""
     if request.repeats and choices.url:
         raise UserError(

@@ -157,7 +157,7 @@ def _stop_text(trials: list[FrozenTrial], cause: str) -> str:
 # -- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def write_command(request: TuneRequest, choices: task_run.Choices) -> None:
+def write_command(request: TuneRequest, choices: task_run.RunRequest) -> None:
     """What the workers read. The storage's URL is left out: it may have a password in it."""
     command = {"request": asdict(replace(request, storage=None)), "choices": asdict(choices)}
     write_json(request.folder / COMMAND, TypeAdapter(dict).dump_python(command, mode="json"))
@@ -167,7 +167,7 @@ def run_worker(folder: Path, number: int) -> None:
     """What a worker process does, as `fst tune` wrote it into the study's folder."""
     data = read_json(folder / COMMAND)
     request = TypeAdapter(TuneRequest).validate_python({**data["request"], "storage": os.environ[STORAGE_VARIABLE]})
-    choices = TypeAdapter(task_run.Choices).validate_python(data["choices"])
+    choices = TypeAdapter(task_run.RunRequest).validate_python(data["choices"])
     with quiet_optuna():
         study = optuna.load_study(study_name=request.study, storage=open_storage(request.url, request.heartbeat_s))
     plan = plan_of(study)
@@ -180,7 +180,7 @@ def run_worker(folder: Path, number: int) -> None:
     run_trials(study, plan, request, task_runner(choices, plan, folder / f"worker-{number}"), number, check_parent)
 
 
-def task_runner(choices: task_run.Choices, plan: StudyPlan, folder: Path) -> TrialRunner:
+def task_runner(choices: task_run.RunRequest, plan: StudyPlan, folder: Path) -> TrialRunner:
     """Runs a task; the folder is for the log of a server, if one is started."""
     run_plan = task_run.plan_run(choices)
     task = run_plan.task
