@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.policy import ENGINES, VLLMConfig
 from fst_optimizer.engines.base import Engine, GenerationRequest, end_ids
@@ -48,28 +48,18 @@ def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None,
 def make_engine(
     policy: Policy,
     engine: EngineChoice,
-    *,
     api_key: str | None,
     on_wait: OnWait | None,
-    max_batch: int,
-    max_batch_tokens: int,
-    max_wait_s: float,
+    **batching: Any,
 ) -> Engine:
-    """The engine of a policy whose model is loaded; the arguments are `Policy`'s."""
+    """The engine of a policy whose model is loaded. The arguments are `Policy`'s, `batching` those of `torch`."""
     if callable(engine):
         return engine(policy)
     if engine == "vllm":
         return _vllm_engine(policy, api_key, on_wait)
     from fst_optimizer.engines.transformers import TransformersEngine
 
-    return TransformersEngine(
-        policy.model,
-        policy.tokenizer,
-        lock=policy.lock,
-        max_batch=max_batch,
-        max_batch_tokens=max_batch_tokens,
-        max_wait_s=max_wait_s,
-    )
+    return TransformersEngine(policy.model, policy.tokenizer, lock=policy.lock, **batching)
 
 
 def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) -> VLLMEngine:

@@ -113,21 +113,10 @@ class Policy:
         self.jobs = TrainingJobs()
         """What the training jobs of dspy's own optimizers share."""
         self._observer: weakref.ref[CallObserver] | None = None
-        self._seeds = itertools.count(seed << 32)
-        self._tensors: dict[int, dict[str, Tensor]] = {}
-        self.version = 0
-        """The version that `lm` serves now."""
-        self._newest = 0
+        self._begin_at_base()
         self.engine_name = engine if isinstance(engine, str) else "custom"
-        self.engine = make_engine(
-            self,
-            engine,
-            api_key=api_key,
-            on_wait=on_wait,
-            max_batch=max_batch,
-            max_batch_tokens=max_batch_tokens,
-            max_wait_s=max_wait_s,
-        )
+        batching = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens, "max_wait_s": max_wait_s}
+        self.engine = make_engine(self, engine, api_key, on_wait, **batching)
         if adapter is not None:
             self.publish()
         self.lm = self._make_lm(None)
@@ -180,6 +169,13 @@ class Policy:
 
     # -- versions ----------------------------------------------------------------------------------------------
 
+    def _begin_at_base(self) -> None:
+        self._seeds = itertools.count(self.seed << 32)
+        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self.version = 0
+        """The version that `lm` serves now."""
+        self._newest = 0
+
     def publish(self) -> int:
         """Freeze the trainable adapter as the next version, serve it, and return its number."""
         self._newest += 1
@@ -228,12 +224,10 @@ class Policy:
         self.seed = self.seed if seed is None else seed
         for version in sorted(self._tensors):
             self.engine.retire(version)
-        self._tensors.clear()
         with self.lock:
             adapters.replace_trained(self.model, self.lora, seed=self.seed)
             self.zero_adapter = _zero_adapter(self.model)
-        self._seeds = itertools.count(self.seed << 32)
-        self.version = self._newest = 0
+        self._begin_at_base()
 
     def continue_numbers_from(self, newest: int) -> None:
         """Let the next published version be above `newest`, the last one of a run that is resumed, and all served."""
