@@ -15,6 +15,7 @@ from helpers.tune import check_killed_study, options, started, trials_of, wait_f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_command_from_start_to_end_and_the_winner_compiled_again(task, tmp_path):
     folder = tmp_path / "study"
     said = fst(*options(task, folder, "--trials", 2, "--repeats", 1, "--workers", 2))
