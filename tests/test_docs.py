@@ -130,12 +130,6 @@ def test_the_notebook_runs(in_a_checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_python_snippets_are_python(page: Path) -> None:
-    for number, snippet in enumerate(blocks(page, "python")):
-        compile(snippet, f"{page.name}, snippet {number}", "exec")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     links = re.findall(r"\]\(([^)\s]+)\)", prose)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.figures import is_png
 from helpers.fst import LETTERS, SMALL, fst
 from helpers.run_check import assert_as_designed
 
@@ -235,7 +236,7 @@ def test_a_comparison_runs_and_goes_on_where_it_stopped(tmp_path):
     for run in data["runs"]:
         assert 0 < run["rollouts"]["fast"] + run["rollouts"]["slow"] <= 32
         assert_as_designed(out / "sort-rotate" / run["dir"])
-    assert (out / "sort-rotate" / "score_by_rollouts.png").exists()
+    assert is_png(out / "sort-rotate" / "score_by_rollouts.png")
     assert "Reaching RL's best" in said.stdout
 
     again = fst(*command, *sizes, "--jobs", "2")

@@ -26,14 +26,16 @@ from typing import Any
 
 import dspy
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from fst_optimizer import FST, Policy
 from fst_optimizer.failpoints import inject
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.metrics import read_metrics
-from fst_optimizer.testing import ScriptedEngine, chat_answer, make_tiny_model
+from fst_optimizer.testing import ScriptedEngine, make_tiny_model
+from helpers.toy import RULE, answer, examples, metric, student_of
 
 IN_FLIGHT = 4
-RULE = "Say right, never wrong."
 CONFIG = {
     "fast": {"population": 2, "anchor_size": 4, "max_rollouts": 32, "max_proposals": 3, "minibatch": 2},
     "rollout": {"group_size": 4, "batch_size": 2, "num_threads": IN_FLIGHT},
@@ -49,19 +51,6 @@ SPREAD = (
 PLACES = tuple(place for place in SPREAD if place != "any time")
 
 
-class Program(dspy.Module):
-    """Two calls a rollout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = dspy.Predict(dspy.Signature("question -> middle", "Answer."))
-        self.second = dspy.Predict(dspy.Signature("middle -> answer", "Answer."))
-
-    def forward(self, question: str) -> Any:
-        middle = self.first(question=question).middle
-        return dspy.Prediction(middle=middle, answer=self.second(middle=middle).answer)
-
-
 class Reflection(dspy.LM):
     """Answers with the rule, and the length of what it was shown, so that no two answers are the same by accident."""
 
@@ -72,26 +61,10 @@ class Reflection(dspy.LM):
         return [f"```\nAnswer. {RULE} ({len(str(prompt))})\n```"]
 
 
-def answer(prompt: str, request: Any) -> str:
-    right = request.seed % 4 < (3 if RULE in prompt else 2)
-    word = "right" if right else "wrong"
-    return chat_answer(middle=word, answer=word)
-
-
-def metric(example: Any, prediction: Any) -> Any:
-    score = ((prediction.middle == "right") + (prediction.answer == "right")) / 2
-    return dspy.Prediction(score=score, feedback="Right." if score == 1 else RULE)
-
-
-def examples(count: int, start: int) -> list[Any]:
-    return [dspy.Example(question=f"q{start + i}", answer="right").with_inputs("question") for i in range(count)]
-
-
 def compile_once(model: Path, run_dir: Path, *, resume: bool) -> None:
     """One run; every rollout that ends is noted beside the run, whoever counts it."""
     policy = Policy(model, engine=lambda policy: ScriptedEngine(policy, answer), max_tokens=128)
-    program = Program()
-    program.set_lm(policy.lm)
+    program = student_of(policy)
     noted = os.open(run_dir.with_suffix(".ended"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(rollout: Any) -> Any:
@@ -100,7 +73,7 @@ def compile_once(model: Path, run_dir: Path, *, resume: bool) -> None:
 
     fst = FST(metric, config=CONFIG, reflection_lm=Reflection(), run_dir=run_dir, resume=resume)
     with inject("rollout.end", note):
-        fst.compile(program, trainset=examples(8, 0), valset=examples(4, 100))
+        fst.compile(program, trainset=examples(8), valset=examples(4, 100))
 
 
 def in_child(work: Callable[[], None], *, kill_after_s: float | None = None) -> int:

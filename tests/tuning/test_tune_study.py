@@ -20,6 +20,7 @@ from fst_optimizer.tuning.space import default_space
 from fst_optimizer.tuning.storage import open_storage
 from fst_optimizer.tuning.study import StudyPlan, distinct_presets
 from fst_optimizer.tuning.worker import StudyStopped
+from helpers.figures import is_png
 from helpers.run_check import assert_as_designed
 from helpers.tiny_study import (
     SETTINGS,
@@ -126,6 +127,7 @@ def test_the_files_of_a_study(policy, tmp_path, plots):
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if "trials/" not in str(path)}
     plots = [f"plots/{name}.{kind}" for name in ("history", "slice", "curves") for kind in ("html", "png")]
     assert names >= {"best.json", "tune.json", "report.md", "study.db", *plots}
+    assert all(is_png(path) for path in (tmp_path / "plots").glob("*.png"))
     assert read_json(tmp_path / "tune.json") == json.loads(json.dumps(result.summary))
     report = (tmp_path / "report.md").read_text()
     assert (report.count("\n| 0 |") == 1 and "6 complete" in report) or "pruned" in report
@@ -139,7 +141,7 @@ def test_importance_is_fanovas_over_complete_trials(policy, tmp_path, plots):
     result = tuned(policy, tmp_path, trials=8, sampler="random", pruner="none")
     if len({row["score"] for row in result.summary["trials"]}) > 1:
         assert sum(result.summary["importance"].values()) == pytest.approx(1)
-        assert (tmp_path / "plots" / "importance.png").is_file()
+        assert is_png(tmp_path / "plots" / "importance.png")
     assert result.study.user_attrs["fst"]["cap"] == 36
 
 
