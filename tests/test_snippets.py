@@ -172,7 +172,7 @@ def check_python(words: list[str]) -> None:
     ("command", "words"),
     [
         ("compile TASK --rundir x", "No such option"),
-        ("lab compare TASK", "Missing option"),
+        ("lab compare TASK", "Missing parameter"),
         ("compile TASK --run-dir x --set train.lrr=1", "train.lrr"),
     ],
 )

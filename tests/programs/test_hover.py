@@ -10,14 +10,12 @@ import pytest
 
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
-from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.rollout.rollout import Request
+from fst_optimizer.program.texts import apply_texts
 from fst_optimizer.task_kit import split_by_hash
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
-from fst_optimizer.types import Candidate, Outcome, items_of
+from fst_optimizer.types import Outcome, items_of
+from helpers.collecting import collect
 
 task = load_task("programs/hover").module
 package = sys.modules[task.__package__]
@@ -426,26 +424,10 @@ def careless(prompt, request):
     )
 
 
-def collect(policy, variant, examples, capture=False):
-    built = task.build_program(variant)
-    built.set_lm(policy.lm)
-    collector = Collector(
-        lambda candidate: apply_texts(built, candidate.texts),
-        policy,
-        Metric(task.metric),
-        seed=0,
-        num_threads=8,
-        timeout_s=60.0,
-    )
-    candidate = Candidate(seed_texts(built))
-    requests = [Request(candidate, item) for item in items_of(examples, "train")]
-    return collector.run(requests, version=0, temperature=1.0, capture=capture)
-
-
 @pytest.mark.parametrize("variant", INVENTED)
 def test_a_careful_reader_scores_one_from_the_prompts_alone(scripted, variant):
     policy = scripted(careful, context_length=20_000)
-    for rollout in collect(policy, variant, task.load("test", 12, variant=variant), capture=True):
+    for rollout in collect(policy, task.build_program(variant), task.metric, task.load("test", 12, variant=variant)):
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 1.0)
         assert [call.predictor for call in rollout.calls] == task.predictor_names(task.VARIANTS[variant])
         assert set(rollout.predictor_scores.values()) == {1.0}
@@ -453,7 +435,7 @@ def test_a_careful_reader_scores_one_from_the_prompts_alone(scripted, variant):
 
 def test_the_claim_as_every_query_finds_about_a_third_and_is_told_why(scripted):
     examples = task.load("test", 16)
-    rollouts = collect(scripted(careless, context_length=20_000), "3-hop", examples, capture=True)
+    rollouts = collect(scripted(careless, context_length=20_000), task.build_program("3-hop"), task.metric, examples)
     assert {rollout.outcome for rollout in rollouts} == {Outcome.OK}
     assert 0 < sum(rollout.score for rollout in rollouts) / len(rollouts) < 0.5
     seen = [Trajectory(item, rollout) for item, rollout in zip(items_of(examples, "train"), rollouts, strict=True)]
@@ -466,7 +448,12 @@ def test_an_invalid_verdict_is_a_parse_error(scripted):
     def unsure(prompt, request):
         return careful(prompt, request).replace("SUPPORTED", "MAYBE").replace("NOT_MAYBE", "MAYBE")
 
-    (rollout,) = collect(scripted(unsure, context_length=20_000), "2-hop", task.load("test", 1, variant="2-hop"))
+    (rollout,) = collect(
+        scripted(unsure, context_length=20_000),
+        task.build_program("2-hop"),
+        task.metric,
+        task.load("test", 1, variant="2-hop"),
+    )
     assert (rollout.outcome, rollout.score) == (Outcome.PARSE_ERROR, 0.0)
 
 

@@ -9,13 +9,10 @@ import pytest
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.lms import attach_policy, give_lm
-from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
-from fst_optimizer.types import Candidate, Outcome, items_of
+from fst_optimizer.types import Outcome, items_of
+from helpers.collecting import collect_with_usage
 
 task = load_task("programs/papillon").module
 advice, facts, grading, offline = (
@@ -274,25 +271,13 @@ def careless(prompt, request):
     return chat_answer(**{output: inputs["request"] if output == "prompt" else inputs["answer"]})
 
 
-def collect(policy, examples):
-    built = give_lm(task.build_program(), policy.lm)
-    collector = Collector(
-        lambda candidate: apply_texts(built, candidate.texts),
-        policy,
-        Metric(task.metric),
-        seed=0,
-        num_threads=8,
-        timeout_s=60.0,
-    )
-    candidate = Candidate(seed_texts(built))
-    requests = [Request(candidate, item) for item in items_of(examples, "train")]
-    rollouts = collector.run(requests, version=0, temperature=1.0, capture=True)
-    return rollouts, collector.meter.usage
+def run(policy, examples):
+    return collect_with_usage(policy, give_lm(task.build_program(), policy.lm), task.metric, examples)
 
 
 @pytest.mark.parametrize("variant", task.VARIANTS)
 def test_a_careful_policy_scores_one_from_the_prompts_alone(scripted, variant):
-    rollouts, usage = collect(scripted(careful, context_length=20_000), task.load("test", 32, variant=variant))
+    rollouts, usage = run(scripted(careful, context_length=20_000), task.load("test", 32, variant=variant))
     for rollout in rollouts:
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 1.0)
         assert [call.predictor for call in rollout.calls] == ["craft", "respond"]
@@ -303,7 +288,7 @@ def test_a_careful_policy_scores_one_from_the_prompts_alone(scripted, variant):
 
 def test_a_policy_that_passes_everything_on_scores_zero_and_is_told_why(scripted):
     examples = task.load("test", 16, variant="long")
-    rollouts, _ = collect(scripted(careless, context_length=20_000), examples)
+    rollouts, _ = run(scripted(careless, context_length=20_000), examples)
     for rollout in rollouts:
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 0.0)
         assert rollout.predictor_scores == {"craft": 0.0, "answer_untrusted": 1.0, "respond": 0.6}

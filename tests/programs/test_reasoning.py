@@ -11,14 +11,10 @@ import dspy
 import pytest
 
 from fst_optimizer.evolve.reflect import is_general, sentences
-from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.task_kit import split_by_hash
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
-from fst_optimizer.types import Candidate, items_of
+from helpers.collecting import collect
 
 reasoning_gym = pytest.importorskip("reasoning_gym", reason="the data sets are those of reasoning-gym")
 
@@ -351,21 +347,6 @@ def test_an_unknown_predictor_is_refused():
 # --- End to end ------------------------------------------------------------------------------------------------------
 
 
-def collect(policy, examples):
-    program = TASK.build_program()
-    program.set_lm(policy.lm)
-    collector = Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(TASK.metric),
-        seed=0,
-        num_threads=4,
-        timeout_s=120.0,
-    )
-    requests = [Request(Candidate(seed_texts(program)), item) for item in items_of(examples, "val")]
-    return collector.run(requests, version=0, temperature=1.0, capture=True)
-
-
 def test_the_program_runs_with_right_and_with_wrong_answers(scripted):
     examples = TASK.load("val", 4)
 
@@ -377,9 +358,9 @@ def test_the_program_runs_with_right_and_with_wrong_answers(scripted):
     def wrong(prompt, request):
         return chat_answer(working="It is 123456789", answer="123456789")
 
-    for rollout in collect(scripted(right), examples):
+    for rollout in collect(scripted(right), TASK.build_program(), TASK.metric, examples):
         assert (rollout.score, rollout.predictor_scores) == (1.0, {"solve": 1.0, "answer": 1.0})
         assert [call.predictor for call in rollout.calls] == ["solve", "answer"]
-    for rollout in collect(scripted(wrong), examples):
+    for rollout in collect(scripted(wrong), TASK.build_program(), TASK.metric, examples):
         assert (rollout.score, rollout.predictor_scores) == (0.0, {"solve": 0.0, "answer": 0.0})
         assert "The result itself is wrong" in rollout.feedback["answer"]

@@ -6,13 +6,10 @@ import dspy
 import pytest
 
 from fst_optimizer.evolve.reflect import lessons
-from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
-from fst_optimizer.types import Candidate, Outcome, items_of
+from fst_optimizer.types import Outcome
+from helpers.collecting import collect
 from programs.star_graph import graph
 
 task = load_task("programs/star_graph").module
@@ -297,19 +294,8 @@ def run(scripted, variant: str, answer) -> list:
         (one,) = [one for one in examples if one.graph in prompt]
         return chat_answer(**answer(one))
 
-    policy, program = scripted(complete, context_length=20_000), task.build_program(variant)
-    program.set_lm(policy.lm)
-    candidate = Candidate(seed_texts(program))
-    collector = Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(task.metric),
-        seed=0,
-        num_threads=2,
-        timeout_s=60.0,
-    )
-    requests = [Request(candidate, item) for item in items_of(examples, "val")]
-    rollouts = collector.run(requests, version=0, temperature=1.0, capture=True)
+    policy = scripted(complete, context_length=20_000)
+    rollouts = collect(policy, task.build_program(variant), task.metric, examples)
     assert [rollout.outcome for rollout in rollouts] == [Outcome.OK] * 3
     return rollouts
 

@@ -8,13 +8,10 @@ import pytest
 
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
 from fst_optimizer.evolve.reflect import is_general, lessons, sentences
-from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.rollout.rollout import Request
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
-from fst_optimizer.types import Candidate, Outcome, items_of
+from fst_optimizer.types import Outcome, items_of
+from helpers.collecting import collect
 
 task = load_task("programs/tool_agent").module
 goods, tools, questions, grading = (
@@ -319,22 +316,6 @@ def agent(examples, *, before=()):
     return answer
 
 
-def collect(policy, examples, capture=False):
-    built = task.build_program()
-    built.set_lm(policy.lm)
-    collector = Collector(
-        lambda candidate: apply_texts(built, candidate.texts),
-        policy,
-        Metric(task.metric),
-        seed=0,
-        num_threads=8,
-        timeout_s=60.0,
-    )
-    candidate = Candidate(seed_texts(built))
-    requests = [Request(candidate, item) for item in items_of(examples, "train")]
-    return collector.run(requests, version=0, temperature=1.0, capture=capture)
-
-
 def test_the_predictors_have_the_names_that_the_metric_knows():
     assert [name for name, _ in task.build_program().named_predictors()] == list(task.JUDGES)
 
@@ -342,7 +323,8 @@ def test_the_predictors_have_the_names_that_the_metric_knows():
 @pytest.mark.parametrize("variant", task.VARIANTS)
 def test_an_agent_that_makes_the_right_calls_scores_one(scripted, variant):
     examples = task.load("test", 8, variant=variant)
-    for rollout in collect(scripted(agent(examples), context_length=50_000), examples, capture=True):
+    policy = scripted(agent(examples), context_length=50_000)
+    for rollout in collect(policy, task.build_program(), task.metric, examples):
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 1.0)
         turns = task.VARIANTS[variant] + 2
         assert [one.predictor for one in rollout.calls] == ["react"] * turns + ["extract.predict"]
@@ -357,7 +339,7 @@ def test_tools_that_raise_are_shown_to_the_agent_which_may_go_on(scripted):
         ("lookup", {"nam": "x"}),
     ]
     policy = scripted(agent(examples, before=before), context_length=80_000)
-    for rollout in collect(policy, examples):
+    for rollout in collect(policy, task.build_program(), task.metric, examples):
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 1.0)
         trajectory = rollout.trace[-1].inputs["trajectory"]
         assert "Execution error in lookup" in trajectory
@@ -369,7 +351,7 @@ def test_tools_that_raise_are_shown_to_the_agent_which_may_go_on(scripted):
 def test_an_unknown_tool_is_a_parse_error(scripted):
     examples = task.load("test", 2)
     policy = scripted(agent(examples, before=[("oracle", {"question": "x"})]), context_length=50_000)
-    for rollout in collect(policy, examples):
+    for rollout in collect(policy, task.build_program(), task.metric, examples):
         assert (rollout.outcome, rollout.score) == (Outcome.PARSE_ERROR, 0.0)
         assert [one.predictor for one in rollout.calls] == ["react"]
 
@@ -381,7 +363,7 @@ def test_an_agent_that_never_ends_is_stopped_and_told_so(scripted):
         _, output = inputs_of(prompt)
         return chat_answer(reasoning="so", answer=1) if output == "reasoning" else call("lookup", name="everything")
 
-    rollouts = collect(scripted(restless, context_length=100_000), examples, capture=True)
+    rollouts = collect(scripted(restless, context_length=100_000), task.build_program(), task.metric, examples)
     for rollout in rollouts:
         assert (rollout.outcome, rollout.score) == (Outcome.OK, 0.0)
         assert [one.predictor for one in rollout.calls] == ["react"] * task.MAX_TURNS + ["extract.predict"]
@@ -398,7 +380,7 @@ def test_an_agent_that_calculates_right_and_answers_wrong_earns_less_than_a_half
         _, output = inputs_of(prompt)
         return chat_answer(reasoning="so", answer=-1) if output == "reasoning" else honest(prompt, request)
 
-    for rollout in collect(scripted(confused, context_length=50_000), examples, capture=True):
+    for rollout in collect(scripted(confused, context_length=50_000), task.build_program(), task.metric, examples):
         assert rollout.score == pytest.approx(0.45)
         assert rollout.predictor_scores == {"react": 1.0, "extract.predict": 0.0}
 
