@@ -79,6 +79,7 @@ def in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=page_id)
 def test_an_example_runs(path: Path, in_a_checkout: Path) -> None:
     arguments, engine = {}, None
@@ -98,12 +99,14 @@ def test_an_example_runs(path: Path, in_a_checkout: Path) -> None:
     assert {json.loads(line)["outcome"] for line in lines} <= {"ok", "parse_error", "truncated"}
 
 
+@pytest.mark.slow
 def test_dspys_own_optimizers_run_on_the_policy(in_a_checkout: Path) -> None:
     better = runpy.run_path(str(OTHER_OPTIMIZERS))["main"](steps=1, size=16)
     assert {entry["strategy"] for entry in better.candidate_programs} == {"", "f", "f -> g"}
     assert better.predictors()[0].lm.engine.policy.version > 0
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_program_are_searched_for(in_a_checkout: Path) -> None:
     config = {**SHORT, "budget": {"max_rollouts": 24}}
     found, better = runpy.run_path(str(TUNING))["main"](config, trials=2)
@@ -113,6 +116,7 @@ def test_the_settings_of_a_program_are_searched_for(in_a_checkout: Path) -> None
     assert better.detailed_results.result["val_score_after"] == found.best_score
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(in_a_checkout: Path) -> None:
     import matplotlib
 

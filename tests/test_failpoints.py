@@ -193,6 +193,7 @@ def test_no_rollout_that_ended_is_paid_for_twice(whole, scripted, tmp_path, pass
     assert 0 <= len(ended) - counts["fast"] - counts["slow"] - counts["eval"] <= in_flight
 
 
+@pytest.mark.slow
 def test_the_in_process_engine_goes_on_with_the_same_batches_candidates_and_steps(tmp_path):
     """Really sampled and really trained: the letters model, on its own task."""
     task = load_task("programs/letters")

@@ -24,6 +24,8 @@ from helpers.toy import (
     untimed_metrics,
 )
 
+pytestmark = pytest.mark.slow  # dozens of whole runs
+
 INTERRUPTED = KeyboardInterrupt()
 
 

@@ -67,6 +67,7 @@ def test_the_test_rollouts_are_counted_as_evaluation(compiled):
     assert lines[0]["rollouts"]["eval"] == 8
 
 
+@pytest.mark.slow
 def test_eval_in_a_new_process_gives_exactly_the_recorded_score(compiled):
     run, _ = compiled
     command = [sys.executable, "-m", "fst_optimizer.cli.main", "eval", LETTERS, "--run-dir", str(run)]
@@ -100,6 +101,7 @@ def test_a_finished_run_is_refused(compiled):
     assert "holds a finished run: give another directory" in said.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_as_ctrl_c_does_and_it_goes_on_from_there(tmp_path):
     run = tmp_path / "run"
     command = ["compile", LETTERS, "--run-dir", str(run), *SMALL, "--set", "budget.max_cycles=100000"]
@@ -225,6 +227,7 @@ def test_help_teaches_and_needs_no_torch():
         assert words in " ".join(ran.stdout.replace("│", " ").split())
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_and_goes_on_where_it_stopped(tmp_path):
     out = tmp_path / "out"
     command = ["lab", "compare", LETTERS, "--methods", "fst,rl", "--seeds", "5", "--out", out, "--max-rollouts", "32"]

@@ -8,6 +8,8 @@ from fst_optimizer import Policy
 from fst_optimizer.dspy_jobs.reinforce import PolicyReinforceJob
 from programs.letters import task
 
+pytestmark = pytest.mark.slow  # the letters model really learns
+
 RULE = "Sort the letters, then move the first letter to the end."
 
 

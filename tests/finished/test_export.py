@@ -118,6 +118,8 @@ PROGRAM = """
 import os
 from importlib import import_module
 import dspy
+
+pytestmark = pytest.mark.slow  # the letters model really learns
 task = import_module("programs.letters.task")
 program = task.build_program("sort-rotate")
 program.load(sys.argv[1])

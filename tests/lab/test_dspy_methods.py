@@ -13,6 +13,8 @@ from fst_optimizer.lab.compare import comparison_jobs, read_run
 from fst_optimizer.lab.dspy_methods import ANCHOR, Proposer, RunCounter, entry_of, score_in_feedback
 from fst_optimizer.task_run import Sizes
 
+pytestmark = pytest.mark.slow  # the letters model really learns
+
 CAP = 224
 
 

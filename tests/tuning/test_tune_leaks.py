@@ -108,7 +108,7 @@ def test_the_best_settings_reproduce_the_best_score(scripted, tmp_path):
     alone.close()
 
 
-@pytest.mark.slow
+@pytest.mark.next
 def test_memory_stays_flat_over_thirty_trials(scripted, tmp_path):
     """One worker, one policy, adapters of three ranks: after a warm-up, resident memory does not grow with trials."""
     policy = scripted(answer)
