@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from fst_optimizer.cli import options
 from fst_optimizer.cli.console import consoles, quiet_libraries, user_errors
-from fst_optimizer.cli.options import Auto, RunDir, Task, TestSize, TrainSize, ValSize
 from fst_optimizer.cli.tables import closing, show
 from fst_optimizer.task_run import RunRequest, Sizes, compile_task, plan_run
 
 
 def compile_command(
-    task: Task,
-    run_dir: RunDir,
-    model: Annotated[
-        str | None, typer.Option(help="A model's folder, or a hub name like Qwen/Qwen3-1.7B. [default: the task's own]")
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="What generates. torch: this process. vllm: a vLLM server, started and stopped by this command, or "
-            "the one at --url. [default: torch, or the run's own with --resume]"
-        ),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(help="With --engine vllm: a server that runs already. Its key is read from FST_API_KEY."),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="fst: prompts and weights, in turns. rl: weights alone, from the seed prompt. gepa: prompts alone. "
-            "sequential: half of the rollouts on gepa, then rl; needs --set budget.max_rollouts=N. "
-            "[default: the task's, or fst]"
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Every random choice follows from it. [default: 0]")] = None,
-    max_cycles: Annotated[int | None, typer.Option(help="Cycles of a fast round and some slow steps.")] = None,
-    auto: Annotated[Auto | None, typer.Option(help="A preset under all other settings. [default: light]")] = None,
-    config: Annotated[Path | None, typer.Option(help="A JSON file of nested settings.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; may be repeated.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run, with its settings.")] = False,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="Resume although settings, data, model or libraries are others.")
-    ] = False,
-    train_size: TrainSize = None,
-    val_size: ValSize = None,
-    test_size: TestSize = None,
+    task: options.Task,
+    run_dir: options.RunDir,
+    model: options.Model = None,
+    engine: options.Engine = None,
+    url: options.Url = None,
+    method: options.Method = None,
+    seed: options.Seed = None,
+    max_cycles: options.MaxCycles = None,
+    auto: options.Preset = None,
+    config: options.ConfigFile = None,
+    sets: options.Sets = None,
+    resume: options.Resume = False,
+    allow_changes: options.AllowChanges = False,
+    train_size: options.TrainSize = None,
+    val_size: options.ValSize = None,
+    test_size: options.TestSize = None,
 ) -> None:
     """Learn a task's prompts and weights together, and score it on its test set.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, say, this_command, user_errors
-from fst_optimizer.cli.options import TestSize, TrainSize, ValSize
+from fst_optimizer.cli.options import ModelAsCompile, TestSize, TrainSize, ValSize
 from fst_optimizer.errors import need_extra
 from fst_optimizer.task_run import Sizes
 
@@ -44,7 +44,6 @@ MethodSets = Annotated[
     typer.Option("--set-method", metavar="METHOD.NAME=VALUE", help="A setting of one method, e.g. rl.train.lr=2e-3."),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time. Above 1, each gets one thread.")]
-Model = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's own]")]
 Config = Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all runs.")]
 
 
@@ -59,7 +58,7 @@ def compare_command(
     set_method: MethodSets = None,
     sweep: Annotated[Path | None, typer.Option(help="A sweep.json whose learning rates are used.")] = None,
     jobs: Jobs = 1,
-    model: Model = None,
+    model: ModelAsCompile = None,
     config: Config = None,
     train_size: TrainSize = None,
     val_size: ValSize = None,
@@ -108,7 +107,7 @@ def sweep_command(
     sets: Sets = None,
     set_method: MethodSets = None,
     jobs: Jobs = 1,
-    model: Model = None,
+    model: ModelAsCompile = None,
     config: Config = None,
     train_size: TrainSize = None,
     val_size: ValSize = None,
@@ -150,7 +149,7 @@ def bench_command(
     engine: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
     tokens: Annotated[int, typer.Option(min=1, help="With vllm: tokens of every completion.")] = 64,
     in_flight: Annotated[int, typer.Option(min=1, help="With vllm: calls at a time.")] = 32,
-    model: Model = None,
+    model: ModelAsCompile = None,
     sets: Sets = None,
 ) -> None:
     """Measure speed as ratios within one run: the collector over raw generate, the slow step over TRL's.

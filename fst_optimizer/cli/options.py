@@ -17,6 +17,37 @@ RunDir = Annotated[Path, typer.Option("--run-dir", help="The run's folder.", sho
 FinishedRunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run's folder.", show_default=False)]
 BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now. [default: where it was]")]
 ServedName = Annotated[str, typer.Option("--name", help="The model name that clients ask for.")]
+Model = Annotated[
+    str | None, typer.Option(help="A model's folder, or a hub name like Qwen/Qwen3-1.7B. [default: the task's own]")
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="What generates. torch: this process. vllm: a vLLM server, started and stopped by this command, or "
+        "the one at --url. [default: torch, or the run's own with --resume]"
+    ),
+]
+Url = Annotated[
+    str | None,
+    typer.Option(help="With --engine vllm: a server that runs already. Its key is read from FST_API_KEY."),
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="fst: prompts and weights, in turns. rl: weights alone, from the seed prompt. gepa: prompts alone. "
+        "sequential: half of the rollouts on gepa, then rl; needs --set budget.max_rollouts=N. "
+        "[default: the task's, or fst]"
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="Every random choice follows from it. [default: 0]")]
+MaxCycles = Annotated[int | None, typer.Option(help="Cycles of a fast round and some slow steps.")]
+ConfigFile = Annotated[Path | None, typer.Option(help="A JSON file of nested settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting; may be repeated.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run, with its settings.")]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="Resume although settings, data, model or libraries are others.")
+]
+ModelAsCompile = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's own]")]
 TrainSize = Annotated[int | None, typer.Option(min=1, help="Use only this many training examples.")]
 ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many validation examples.")]
 TestSize = Annotated[int | None, typer.Option(min=1, help="Use only this many test examples.")]
@@ -28,3 +59,6 @@ class Auto(StrEnum):
     light = "light"
     medium = "medium"
     heavy = "heavy"
+
+
+Preset = Annotated[Auto | None, typer.Option(help="A preset under all other settings. [default: light]")]
