@@ -276,9 +276,8 @@ class Policy:
 
         if not version or not calls:
             return 0.0
-        rows = [(call.prompt_ids, call.completion_ids) for call in calls if call.completion_ids]
         with self.lock, adapters.temporary_adapter(self.model, self._tensors[version]) as name:
-            return kl_to_base(self.model, self.pad_id, rows, name, microbatch_tokens)
+            return kl_to_base(self.model, self.pad_id, calls, name, microbatch_tokens)
 
     def logprobs_of(self, calls: Sequence[Call], tensors: Mapping[str, Tensor] | None) -> list[list[float]]:
         """The trainer's log-probs of the calls' tokens under these LoRA tensors, or under the base, row by row."""

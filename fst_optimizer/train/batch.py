@@ -96,8 +96,14 @@ def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] |
     Raises:
         TrainingError: a call has no prompt, or not one log-prob for each completion token.
     """
-    for row in rows:
-        _check(row)
+    for call in (row.call for row in rows):
+        if not call.prompt_ids:
+            raise TrainingError(f"a call of predictor {call.predictor!r} has an empty prompt, so nothing predicts it")
+        if len(call.logprobs) != len(call.completion_ids):
+            raise TrainingError(
+                f"a call of predictor {call.predictor!r} has {len(call.completion_ids)} completion tokens but "
+                f"{len(call.logprobs)} log-probs: the engine must record one for each"
+            )
     prompts_B1 = torch.tensor([len(row.call.prompt_ids) for row in rows])[:, None]
     lengths = [length_of(row) for row in rows]
     lengths_B1 = torch.tensor(lengths)[:, None]
@@ -121,14 +127,3 @@ def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] |
         temperatures_B=torch.tensor([row.call.temperature or 1.0 for row in rows], dtype=torch.float32),
         weights_BT=completion_mask_BT * weights_B1,
     )
-
-
-def _check(row: TrainRow) -> None:
-    call = row.call
-    if not call.prompt_ids:
-        raise TrainingError(f"a call of predictor {call.predictor!r} has an empty prompt, so nothing predicts it")
-    if len(call.logprobs) != len(call.completion_ids):
-        raise TrainingError(
-            f"a call of predictor {call.predictor!r} has {len(call.completion_ids)} completion tokens but "
-            f"{len(call.logprobs)} log-probs: the engine must record one for each"
-        )

@@ -63,25 +63,9 @@ def grpo(
     return loss_BT, ratio_BT.detach(), too_low_BT | too_high_BT
 
 
-def dr_grpo(
-    logprobs_BT: Tensor,
-    old_logprobs_BT: Tensor,
-    advantages_B: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-) -> LossParts:
-    """GRPO's token loss; what differs is the constant divisor that `batch.token_weights` gives it.
-
-    Shapes: (B, T), (B, T), (B,) -> three of (B, T).
-
-    Source: arXiv 2503.20783. Its other change, no division by the group's standard deviation, is one to the
-    advantages.
-    """
-    return grpo(logprobs_BT, old_logprobs_BT, advantages_B, clip_low=clip_low, clip_high=clip_high)
-
-
-LOSSES: dict[str, Loss] = {"cispo": cispo, "grpo": grpo, "dr_grpo": dr_grpo}
+LOSSES: dict[str, Loss] = {"cispo": cispo, "grpo": grpo, "dr_grpo": grpo}
+"""dr_grpo (arXiv 2503.20783) has GRPO's token loss: what differs is the constant divisor of `batch.token_weights`. Its
+other change, no division by the group's standard deviation, is one to the advantages."""
 
 
 def kl_estimate(logprobs_BT: Tensor, base_logprobs_BT: Tensor) -> Tensor:

@@ -6,16 +6,15 @@ trained adapter active.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import inspect
 import logging
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -81,45 +80,38 @@ class Trainer:
         config: TrainConfig,
         *,
         loss: Loss | None = None,
-        lock: contextlib.AbstractContextManager[Any] | None = None,
+        lock: AbstractContextManager[Any] | None = None,
         max_completion_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        """Takes the trained adapter of `model` as it stands.
+        """Takes the trained adapter of `model` as it stands. `pad_id` may be any token: padding is never read.
 
-        Args:
-            model: from `lora.attach` or `attach_from`.
-            pad_id: any token id; padding is never read.
-            config: its `train` part.
-            loss: one of `LOSSES` or another of their kind. None: the configured one, with its settings.
-            lock: taken for each step and each `logprobs`; generation with the same model holds it too.
-            max_completion_tokens: dr_grpo's constant. None: the longest completion of each batch.
-            seed: decides, with the number of the update, what dropout drops; so no generator's state is saved.
+        `loss` is one of `LOSSES` or another of their kind; None: the configured one. `lock` is taken for each step and
+        each `logprobs`; generation with the same model holds it too. `max_completion_tokens` is dr_grpo's constant;
+        None: the longest completion of each batch. `seed` decides, with the number of the update, what dropout drops;
+        so no generator's state is saved.
 
         Raises:
             UserError: the model changes its logits after the LM head.
         """
         self._model, self._pad_id, self._config = model, pad_id, config
-        self._lock = lock if lock is not None else contextlib.nullcontext()
+        self._lock = lock if lock is not None else nullcontext()
         self._max_completion_tokens = max_completion_tokens
         self._seed = seed
         self._parameters = trained_parameters(model)
         self._device = next(iter(self._parameters.values())).device
         self.loss = loss or configured_loss(config)
         self.optimizer = torch.optim.AdamW(
-            self._parameters.values(),
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
+            self._parameters.values(), config.lr, config.betas, weight_decay=config.weight_decay, fused=True
         )
-        budget = config.microbatch_tokens
-        self._microbatch_tokens = min(budget, CPU_MICROBATCH_TOKENS) if self._device.type == "cpu" else budget
+        self._microbatch_tokens = config.microbatch_tokens
+        if self._device.type == "cpu":
+            self._microbatch_tokens = min(config.microbatch_tokens, CPU_MICROBATCH_TOKENS)
         self.processes = PartialState()
         self._updates = 0
         self._bad_steps = 0
         if config.gradient_checkpointing:
-            cast(Any, model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         with self._lock:
             check_head(model, pad_id)
 
@@ -138,7 +130,8 @@ class Trainer:
             try:
                 with self._seeded_dropout():
                     report = self._gradient_in_memory(kept)
-                return self._update(report) if _finite(report) else self._skip(report)
+                finite = all(math.isfinite(value) for value in vars(report).values() if isinstance(value, float))
+                return self._update(report) if finite else self._skip(report)
             finally:
                 self.optimizer.zero_grad(set_to_none=True)
 
@@ -171,7 +164,7 @@ class Trainer:
             self.optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
         self._updates, self._bad_steps = int(numbers["updates"]), int(numbers["bad_steps"])
 
-    @contextlib.contextmanager
+    @contextmanager
     def _seeded_dropout(self) -> Iterator[None]:
         """Dropout draws from the seed and the number of the update; the global generators stay as they are."""
         devices = [self._device] if self._device.type == "cuda" else []
@@ -190,7 +183,8 @@ class Trainer:
             try:
                 return self._gradient(failpoint("trainer.step", rows))
             except RuntimeError as error:
-                if not _out_of_memory(error):
+                # A GPU raises an error class of its own, the CPU allocator a plain RuntimeError.
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise
                 longest = max(map(length_of, rows))
                 if self._microbatch_tokens <= longest or self.processes.num_processes > 1:
@@ -221,43 +215,38 @@ class Trainer:
                 totals += self._accumulate(batch.to(self._device))
         finally:
             self._model.eval()
-        tokens = sum(len(row.call.completion_ids) for row in rows)
-        return self._report(totals, tokens)
+        return self._report(totals, tokens=sum(len(row.call.completion_ids) for row in rows))
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Adds one microbatch's share of the gradient. Returns its `_TOTALS`."""
-        mask_BT = batch.completion_mask_BT
-        base_logprobs_BT = self._base_logprobs(batch)
+        kl_coef = self._config.kl_coef
+        if kl_coef:
+            with torch.no_grad(), active_adapter(self._model, None):
+                base_logprobs_BT, _ = token_logprobs(self._model, batch)
         logprobs_BT, entropy_N = token_logprobs(self._model, batch, entropy=True)
         loss_BT, ratio_BT, clipped_BT = self.loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B)
-        kl_BT = torch.zeros_like(loss_BT) if base_logprobs_BT is None else kl_estimate(logprobs_BT, base_logprobs_BT)
-        loss = ((loss_BT + self._config.kl_coef * kl_BT) * batch.weights_BT).sum()
+        kl_BT = kl_estimate(logprobs_BT, base_logprobs_BT) if kl_coef else torch.zeros_like(loss_BT)
+        loss = ((loss_BT + kl_coef * kl_BT) * batch.weights_BT).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         delta_BT = batch.advantages_B[:, None] * (logprobs_BT.detach() - batch.old_logprobs_BT)
-        means = (ratio_BT, clipped_BT, kl_BT.detach(), delta_BT)
-        return torch.stack([loss.detach(), entropy_N.sum(), *((mean_BT * mask_BT).sum() for mean_BT in means)])
-
-    def _base_logprobs(self, batch: Batch) -> Tensor | None:
-        if not self._config.kl_coef:
-            return None
-        with torch.no_grad(), active_adapter(self._model, None):
-            return token_logprobs(self._model, batch)[0]
+        summed = [(t_BT * batch.completion_mask_BT).sum() for t_BT in (ratio_BT, clipped_BT, kl_BT.detach(), delta_BT)]
+        return torch.stack([loss.detach(), entropy_N.sum(), *summed])
 
     def _report(self, totals: Tensor, tokens: int) -> StepReport:
+        """The batch's means and its gradient's norm, over all processes."""
         if self.processes.num_processes > 1:
-            totals = self._summed_over_processes(totals)
+            for parameter in self._parameters.values():
+                gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+                parameter.grad = reduce(gradient, reduction="sum")
+            totals = reduce(totals, reduction="sum")
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         norm, loss, *sums = torch.cat([grad_norm[None], totals]).tolist()
         means = dict(zip(_TOTALS[1:], (total / tokens for total in sums), strict=True))
         if not self._config.kl_coef:
             del means["kl"]
-        return StepReport(updated=True, loss=loss, grad_norm=norm, tokens=tokens, lr=self._lr(), **means)
-
-    def _summed_over_processes(self, totals: Tensor) -> Tensor:
-        for parameter in self._parameters.values():
-            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-            parameter.grad = cast(Tensor, reduce(gradient, reduction="sum"))
-        return cast(Tensor, reduce(totals, reduction="sum"))
+        # A linear warm-up whose last step reaches the peak, then constant.
+        lr = self._config.lr * min(1.0, (self._updates + 1) / max(1, self._config.warmup_steps))
+        return StepReport(updated=True, loss=loss, grad_norm=norm, tokens=tokens, lr=lr, **means)
 
     def _update(self, report: StepReport) -> StepReport:
         limit = self._config.max_grad_norm
@@ -281,27 +270,14 @@ class Trainer:
                 f"{self._bad_steps} steps in a row gave a loss or gradient that is not finite (last: loss "
                 f"{report.loss}, gradient norm {report.grad_norm}): resume with a lower train.lr, and --allow-changes"
             )
-        return dataclasses.replace(report, updated=False, reason=f"the {what} was not finite")
-
-    def _lr(self) -> float:
-        """Of the next update: a linear warm-up whose last step reaches the peak, then constant."""
-        return self._config.lr * min(1.0, (self._updates + 1) / max(1, self._config.warmup_steps))
+        return replace(report, updated=False, reason=f"the {what} was not finite")
 
 
 _TOTALS = ("loss", "entropy", "ratio_mean", "clipped_share", "kl", "advantage_delta")
-
-
-def _finite(report: StepReport) -> bool:
-    return all(math.isfinite(value) for value in vars(report).values() if isinstance(value, float))
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """A GPU raises an error class of its own, the CPU allocator a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def configured_loss(config: TrainConfig) -> Loss:
     """The configured loss with its settings: a loss names its keyword parameters as `TrainConfig` does."""
     loss = LOSSES[config.loss]
     settings = [p.name for p in inspect.signature(loss).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return functools.partial(loss, **{name: getattr(config, name) for name in settings})
+    return partial(loss, **{name: getattr(config, name) for name in settings})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fst_optimizer.config.run import LOSS_NAMES
-from fst_optimizer.train.losses import LOSSES, cispo, dr_grpo, full_kl, grpo, kl_estimate
+from fst_optimizer.train.losses import LOSSES, cispo, full_kl, grpo, kl_estimate
 
 # Two rows of three tokens. Ratios pi_train / pi_sampler: 1, 1/2, 8 and 2, 1, 1.1.
 RATIOS_BT = torch.tensor([[1.0, 0.5, 8.0], [2.0, 1.0, 1.1]])
@@ -49,7 +49,7 @@ def test_grpo_clips_low_ratios_of_bad_answers() -> None:
 
 
 def test_dr_grpo_clips_as_grpo_does() -> None:
-    loss_BT, ratio_BT, clipped_BT = dr_grpo(LOGPROBS_BT, OLD_BT, ADVANTAGES_B, clip_low=0.6, clip_high=0.05)
+    loss_BT, ratio_BT, clipped_BT = LOSSES["dr_grpo"](LOGPROBS_BT, OLD_BT, ADVANTAGES_B, clip_low=0.6, clip_high=0.05)
     # -min(rA, clip(r, .4, 1.05)A). Row 0, A = 2: -min(2, 2), -min(1, 1), -min(16, 2.1).
     # Row 1, A = -1: -min(-2, -1.05), -min(-1, -1), -min(-1.1, -1.05).
     assert loss_BT == approx([[-2.0, -1.0, -2.1], [2.0, 1.0, 1.1]])

@@ -13,7 +13,7 @@ from fst_optimizer.train import scoring
 from fst_optimizer.train.batch import make_batch
 from fst_optimizer.train.losses import full_kl
 from fst_optimizer.train.scoring import kl_to_base
-from fst_optimizer.types import TrainRow
+from fst_optimizer.types import Call, TrainRow
 
 MakeRows = Callable[..., list[TrainRow]]
 Moved = Callable[[PeftModel], PeftModel]
@@ -78,13 +78,13 @@ def test_a_model_that_changes_its_logits_is_refused(model: PeftModel, monkeypatc
         scoring.check_head(model, pad_id=0)
 
 
-def pairs(rows: list[TrainRow]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    return [(row.call.prompt_ids, row.call.completion_ids) for row in rows]
+def calls_of(rows: list[TrainRow]) -> list[Call]:
+    return [row.call for row in rows]
 
 
 def test_a_fresh_adapter_has_no_kl_to_the_base(model: PeftModel, make_rows: MakeRows) -> None:
-    assert kl_to_base(model, 0, pairs(make_rows()), "default") == 0
-    assert kl_to_base(model, 0, pairs(make_rows()), None) == 0
+    assert kl_to_base(model, 0, calls_of(make_rows()), "default") == 0
+    assert kl_to_base(model, 0, calls_of(make_rows()), None) == 0
 
 
 def test_kl_to_base_equals_a_slow_reference(
@@ -94,16 +94,16 @@ def test_kl_to_base_equals_a_slow_reference(
     lora.restore(model, {name: torch.zeros_like(t) for name, t in lora.snapshot(model).items()})
     rows = make_rows()
     kls = []
-    for prompt, completion in pairs(rows):
-        ids = torch.tensor([[*prompt, *completion]])
-        predicting = slice(len(prompt) - 1, -1)
+    for call in calls_of(rows):
+        ids = torch.tensor([[*call.prompt_ids, *call.completion_ids]])
+        predicting = slice(len(call.prompt_ids) - 1, -1)
         with torch.no_grad(), lora.active_adapter(model, "policy-000001"):
             logits_p = model(input_ids=ids).logits[0, predicting]
         with torch.no_grad(), lora.active_adapter(model, None):
             logits_q = model(input_ids=ids).logits[0, predicting]
         kls += full_kl(logits_p, logits_q).tolist()
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", 64 * 3)
-    measured = kl_to_base(model, 0, pairs(rows), "policy-000001", microbatch_tokens=40)
+    measured = kl_to_base(model, 0, calls_of(rows), "policy-000001", microbatch_tokens=40)
     assert measured == pytest.approx(sum(kls) / len(kls), rel=1e-4)
     assert measured > 0.01
-    assert kl_to_base(model, 0, pairs(rows), "default") == 0
+    assert kl_to_base(model, 0, calls_of(rows), "default") == 0
