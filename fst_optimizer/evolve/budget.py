@@ -50,19 +50,16 @@ class RolloutBudget:
         self._reused.update((candidate.id, name) for name in found)
         missing = [item for name, item in wanted.items() if name not in found]
         if missing:
-            found |= self._execute(candidate, missing, capture)
+            assert len(missing) <= self.left, "callers check the budget before they spend it"
+            self.spent += len(missing)
+            rollouts = self._score(candidate, missing, capture=capture or self.reuse)
+            fresh = {rollout.example_id: rollout for rollout in rollouts}
+            if len(rollouts) != len(missing) or fresh.keys() != {item.id for item in missing}:
+                raise FSTError(
+                    f"scoring candidate {candidate.id}: asked for examples {[item.id for item in missing]}, "
+                    f"got rollouts of {[rollout.example_id for rollout in rollouts]}"
+                )
+            found |= fresh
+            if self.reuse:
+                self._kept.update({(candidate.id, name): rollout for name, rollout in fresh.items()})
         return [found[item.id] for item in items]
-
-    def _execute(self, candidate: Candidate, items: Sequence[Item], capture: bool) -> dict[str, Rollout]:
-        assert len(items) <= self.left, "callers check the budget before they spend it"
-        self.spent += len(items)
-        rollouts = self._score(candidate, items, capture=capture or self.reuse)
-        fresh = {rollout.example_id: rollout for rollout in rollouts}
-        if len(rollouts) != len(items) or fresh.keys() != {item.id for item in items}:
-            raise FSTError(
-                f"scoring candidate {candidate.id}: asked for examples {[item.id for item in items]}, "
-                f"got rollouts of {[rollout.example_id for rollout in rollouts]}"
-            )
-        if self.reuse:
-            self._kept.update({(candidate.id, name): rollout for name, rollout in fresh.items()})
-        return fresh

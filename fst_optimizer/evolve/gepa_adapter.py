@@ -21,10 +21,12 @@ from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
 from gepa.strategies.candidate_selector import ParetoCandidateSelector
 from gepa.strategies.component_selector import AllReflectionComponentSelector, RoundRobinReflectionComponentSelector
 
+from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import FSTError
+from fst_optimizer.evolve.proposer import Proposer
 from fst_optimizer.evolve.reflect import PERFECT
 from fst_optimizer.text import plain_data
-from fst_optimizer.types import Candidate, Item, Rollout, Texts, TraceStep
+from fst_optimizer.types import Candidate, Item, Rollout, Texts
 
 logger = logging.getLogger(__name__)
 
@@ -84,50 +86,47 @@ class GepaAdapter:
 
 
 class GepaSearch:
-    """GEPA's reflective proposer, started from a whole scored population.
-
-    Args:
-        candidates: The population.
-        scores: Candidate id -> its scores.
-        adapter: Runs candidates on minibatches.
-        propose_texts: GEPA's `custom_candidate_proposer`.
-        items: What minibatches are drawn from, `minibatch` at a time.
-        components: The components that may change; `which` of them at once: `round_robin` or `all`.
-        turn: The component that round robin starts with.
-        seed: Decides parents and minibatches.
-    """
+    """GEPA's reflective proposer, started from a whole scored population."""
 
     def __init__(
         self,
         candidates: Sequence[Candidate],
         scores: Mapping[str, Scores],
         adapter: GepaAdapter,
-        propose_texts: Callable[..., dict[str, str]],
-        *,
+        proposer: Proposer,
         items: Sequence[Item],
-        minibatch: int,
-        components: Sequence[str],
-        which: str,
+        config: FastConfig,
+        *,
         turn: int,
         seed: str,
     ) -> None:
+        """`turn` is the component that round robin starts with; `seed` decides parents and minibatches."""
         self._adapter = adapter
-        self._state = _scored_state(candidates, scores)
-        self._state.list_of_named_predictors = list(components)
+        # GEPA's state as if it had just scored this population; 0.1.4 can only be started from one seed.
+        first, *others = candidates
+        self._state: GEPAState[Any, Any] = GEPAState(dict(first.texts), _evaluation(scores[first.id]))
+        self._state.num_full_ds_evals = len(candidates)
+        self._state.total_num_evals = sum(len(row) for row in scores.values())
+        for candidate in others:
+            # GEPA wants a parent: this one is made up and not used. `Candidate.parents` is the lineage.
+            self.add(candidate, [0], scores[candidate.id])
+        components = list(proposer.components)
+        self._state.list_of_named_predictors = components
         self._state.named_predictor_id_to_update_next_for_program_candidate = [turn % len(components)] * len(candidates)
+        every = config.components == "all"
         self._proposer = ReflectiveMutationProposer(
             logger=_DebugLog(),
             trainset=list(items),
             adapter=adapter,  # type: ignore[arg-type]  # GEPA allows None for propose_new_texts, its protocol does not say so
             candidate_selector=ParetoCandidateSelector(random.Random(f"parents/{seed}")),
-            module_selector=(
-                AllReflectionComponentSelector() if which == "all" else RoundRobinReflectionComponentSelector()
+            module_selector=AllReflectionComponentSelector() if every else RoundRobinReflectionComponentSelector(),
+            batch_sampler=EpochShuffledBatchSampler(
+                min(config.minibatch, len(items)), random.Random(f"minibatches/{seed}")
             ),
-            batch_sampler=EpochShuffledBatchSampler(minibatch, random.Random(f"minibatches/{seed}")),
             perfect_score=PERFECT,
             skip_perfect_score=True,
             experiment_tracker=ExperimentTracker(),
-            custom_candidate_proposer=propose_texts,
+            custom_candidate_proposer=proposer,
         )
 
     def propose(self) -> Sequence[CandidateProposal[Any]]:
@@ -150,25 +149,7 @@ class GepaSearch:
 
     def add(self, candidate: Candidate, parents: list[int], scores: Scores) -> None:
         """Take in an accepted proposal, scored on the whole anchor."""
-        _add(self._state, candidate, parents, scores)
-
-
-def _scored_state(candidates: Sequence[Candidate], scores: Mapping[str, Scores]) -> GEPAState[Any, Any]:
-    """GEPA's state as if it had just scored this population; 0.1.4 can only be started from one seed.
-
-    It wants a parent for all but the first: the one given is made up and not used. `Candidate.parents` is the lineage.
-    """
-    first, *others = candidates
-    state: GEPAState[Any, Any] = GEPAState(dict(first.texts), _evaluation(scores[first.id]))
-    state.num_full_ds_evals = len(candidates)
-    state.total_num_evals = sum(len(row) for row in scores.values())
-    for candidate in others:
-        _add(state, candidate, [0], scores[candidate.id])
-    return state
-
-
-def _add(state: GEPAState[Any, Any], candidate: Candidate, parents: list[int], scores: Scores) -> None:
-    state.update_state_with_new_program(parents, dict(candidate.texts), _evaluation(scores), None, 0)
+        self._state.update_state_with_new_program(parents, dict(candidate.texts), _evaluation(scores), None, 0)
 
 
 def _evaluation(scores: Scores) -> ValsetEvaluation[Any, Any]:
@@ -198,27 +179,19 @@ def _entry(component: str, trajectory: Trajectory) -> Entry | None:
     step = next((step for step in steps if step.outputs is None), steps[-1])
     score = rollout.predictor_scores.get(component, rollout.score)
     words = (rollout.feedback.get(component) or rollout.feedback.get("", "")).strip()
+    if step.outputs is None:
+        outputs = f"Could not be parsed into the output fields. The raw response was:\n```\n{step.completion}\n```"
+        problem = "The response could not be parsed, so it earned nothing."
+        feedback = "\n".join(part for part in (problem, rollout.error, words) if part)
+    else:
+        outputs = plain_data(step.outputs)
+        failure = f"\nThe program then failed: {rollout.error}" if rollout.error else ""
+        feedback = words or f"This response got a score of {score:g}.{failure}"
     return {
-        "Inputs": {name: plain_data(value) for name, value in step.inputs.items()},
-        "Generated Outputs": _outputs(step),
-        "Feedback": _feedback(step, rollout, words, score),
+        "Inputs": plain_data(step.inputs),
+        "Generated Outputs": outputs,
+        "Feedback": feedback,
         "Score": score,
         "Metric Feedback": words,
         "Instance": tuple(str(value) for value in trajectory.item.example.labels().values()),
     }
-
-
-def _outputs(step: TraceStep) -> Any:
-    if step.outputs is not None:
-        return {name: plain_data(value) for name, value in step.outputs.items()}
-    return f"Could not be parsed into the output fields. The raw response was:\n```\n{step.completion}\n```"
-
-
-def _feedback(step: TraceStep, rollout: Rollout, words: str, score: float) -> str:
-    if step.outputs is None:
-        problem = "The response could not be parsed, so it earned nothing."
-        return "\n".join(part for part in (problem, rollout.error, words) if part)
-    if words:
-        return words
-    failure = f"\nThe program then failed: {rollout.error}" if rollout.error else ""
-    return f"This response got a score of {score:g}.{failure}"

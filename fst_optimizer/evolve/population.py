@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fst_optimizer.types import Population
 
@@ -25,8 +25,13 @@ def frontier(scores: Scores) -> tuple[str, ...]:
     examples = {example for row in scores.values() for example in row}
     if not examples:
         return tuple(ids[:1])
-    fronts = {example: _best_on(example, ids, scores) for example in sorted(examples)}
-    worth = {index: (_mean(scores[name]), -index) for index, name in enumerate(ids)}
+    fronts = {}
+    for example in sorted(examples):
+        column = {index: scores[name][example] for index, name in enumerate(ids) if example in scores[name]}
+        top = max(column.values())
+        fronts[example] = {index for index, score in column.items() if score == top}
+    means = [sum(row.values()) / max(1, len(row)) for row in scores.values()]
+    worth = {index: (mean, -index) for index, mean in enumerate(means)}
     kept = find_dominator_programs(fronts, worth)  # type: ignore[no-untyped-call]
     return tuple(ids[index] for index in sorted(kept, key=worth.__getitem__, reverse=True))
 
@@ -46,14 +51,3 @@ def select(population: Population, k: int) -> Population:
         policy_version=population.policy_version,
         scores={name: dict(scores[name]) for name in kept},
     )
-
-
-def _best_on(example: str, ids: Sequence[str], scores: Scores) -> set[int]:
-    """The indices of all candidates that reach the highest score on one example."""
-    column = {index: scores[name][example] for index, name in enumerate(ids) if example in scores[name]}
-    top = max(column.values())
-    return {index for index, score in column.items() if score == top}
-
-
-def _mean(row: Mapping[str, float]) -> float:
-    return sum(row.values()) / len(row) if row else 0.0

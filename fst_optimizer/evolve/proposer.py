@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 from fst_optimizer.errors import StorageError
@@ -14,51 +15,42 @@ from fst_optimizer.types import Candidate, Texts
 logger = logging.getLogger(__name__)
 
 
+@dataclass
 class Proposer:
     """Writes new texts when GEPA asks for them, and knows every candidate of the round by its texts.
 
     GEPA hands candidates over as plain texts; what comes back from here has its parents, origin and cycle.
-
-    Args:
-        reflector: Proposes texts.
-        candidates: Those that the round starts with.
-        components: The components that may change.
-        cycle: Written into new candidates.
-        reflections_left: Reflections that the run may still make. None: no cap.
-        notes: Gets a line for every reflection that came to nothing.
     """
 
-    def __init__(
-        self,
-        reflector: Reflector,
-        candidates: Iterable[Candidate],
-        components: Sequence[str],
-        cycle: int,
-        reflections_left: int | None,
-        notes: list[str],
-    ) -> None:
-        self.components = tuple(components)
-        self.asked = False
-        """Whether the reflector was asked. The round resets it: an attempt that did not get there is no proposal."""
-        self.failure: StorageError | None = None
-        """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
-        self.notes = notes
-        self._reflector = reflector
+    reflector: Reflector
+    candidates: InitVar[Iterable[Candidate]]
+    """Those that the round starts with."""
+    components: Sequence[str]
+    """Those that may change."""
+    cycle: int
+    reflections_left: int | None
+    """Reflections that the run may still make. None: no cap."""
+    notes: list[str]
+    """Gets a line for every reflection that came to nothing."""
+    asked: bool = False
+    """Whether the reflector was asked. The round resets it: an attempt that did not get there is no proposal."""
+    failure: StorageError | None = None
+    """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
+
+    def __post_init__(self, candidates: Iterable[Candidate]) -> None:
         self._known = {candidate.id: candidate for candidate in candidates}
-        self._cycle = cycle
-        self._left = reflections_left
-        self._calls_before = reflector.calls
+        self._calls_before = self.reflector.calls
         self._warned = False
 
     @property
     def reflections(self) -> int:
         """Reflections made in this round."""
-        return self._reflector.calls - self._calls_before
+        return self.reflector.calls - self._calls_before
 
     @property
     def exhausted(self) -> bool:
         """Whether the run's reflections are used up."""
-        return self._left is not None and self.reflections >= self._left
+        return self.reflections_left is not None and self.reflections >= self.reflections_left
 
     def candidate(self, texts: Texts) -> Candidate:
         """The candidate with these texts, with its lineage."""
@@ -81,20 +73,18 @@ class Proposer:
                 text = self._reflect(name, candidate[name], dataset)
                 if text is not None:
                     written[name] = text
-        return written if written and self._is_new(candidate, written) else {}
-
-    def _is_new(self, parent: Texts, written: Texts) -> bool:
-        """Register the child, unless this round has its texts already: they would get the same scores."""
-        child = Candidate({**parent, **written}, (self.candidate(parent).id,), "reflection", self._cycle)
-        if child.id in self._known:
+        if not written:
+            return {}
+        child = Candidate({**candidate, **written}, (self.candidate(candidate).id,), "reflection", self.cycle)
+        if child.id in self._known:  # the same texts would get the same scores
             self.notes.append(f"candidate {child.id} was proposed again and not run")
-            return False
+            return {}
         self._known[child.id] = child
-        return True
+        return written
 
     def _reflect(self, name: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         try:
-            text = self._reflector(name, current, dataset)
+            text = self.reflector(name, current, dataset)
         except StorageError as error:
             self.failure = error
             return None
@@ -106,6 +96,6 @@ class Proposer:
         else:
             if isinstance(text, str) and text.strip():
                 return text.strip()
-            why = getattr(self._reflector, "note", "") or "the reflector proposed nothing"
+            why = getattr(self.reflector, "note", "") or "the reflector proposed nothing"
         self.notes.append(f"no new text for {name}: {why}")
         return None

@@ -37,12 +37,9 @@ class Reflector(Protocol):
     """Why the last reflection proposed nothing; empty when it did propose."""
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
-        """A new text, or None when there is nothing to propose.
+        """A new text for a predictor whose instruction is `current`, or None when there is nothing to propose.
 
-        Args:
-            component: The predictor's name.
-            current: Its instruction now.
-            dataset: Entries as `gepa_adapter.Entry` describes them, one per example.
+        `dataset` has entries as `gepa_adapter.Entry` describes them, one per example.
         """
         ...
 
@@ -94,9 +91,12 @@ class LMReflector:
         if found is not None:
             self._add_cost(found["cost_usd"])
             return str(found["text"])
-        last = self._last_entry()
+        last = next(reversed(self.lm.history), None)
         outputs = self.lm(prompt)
-        cost = self._price(last)
+        entry = next(reversed(self.lm.history), None)
+        cost: float | None = None  # unknown: history is off, or the entry has no price
+        if entry is not None and entry is not last:
+            cost = 0.0 if getattr(entry.get("response"), "cache_hit", False) else entry.get("cost")
         self._add_cost(cost)
         first = outputs[0] if outputs else ""
         text = first.get("text") if isinstance(first, Mapping) else first
@@ -104,17 +104,6 @@ class LMReflector:
         text = str(failpoint("reflection.answer", str(text or "").rpartition("</think>")[2].strip()))
         self.journal.add_reflection(prompt, text, cost)
         return text
-
-    def _last_entry(self) -> Any:
-        return self.lm.history[-1] if self.lm.history else None
-
-    def _price(self, last: Any) -> float | None:
-        """What the call just made cost; None where its entry in the history lacks that, or history is off."""
-        entry = self._last_entry()
-        if entry is None or entry is last:
-            return None
-        cost: float | None = entry.get("cost")
-        return 0.0 if getattr(entry.get("response"), "cache_hit", False) else cost
 
     def _add_cost(self, cost_usd: float | None) -> None:
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
@@ -137,17 +126,15 @@ class ExtractiveReflector:
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         """The current text with one more sentence, or None when no lesson is new."""
         self.calls += 1
-        ranked = self._ranked(component, current, lessons(dataset))
+        counts = lessons(dataset)
+        order = list(counts)
+        # Ties follow from the arguments alone, so that a resumed run proposes the same.
+        random.Random(repr((self.seed, component, current, order))).shuffle(order)
+        ranked = sorted(order, key=lambda sentence: -counts[sentence])
         known = _words(current)
         lesson = next((sentence for sentence in ranked if _words(sentence) not in known), None)
         self.note = "" if lesson else "no sentence of the feedback recurs that the instruction lacks"
         return f"{current.rstrip()} {lesson}".strip() if lesson else None
-
-    def _ranked(self, component: str, current: str, counts: Mapping[str, int]) -> list[str]:
-        """Most frequent first. Ties follow from the arguments alone, so that a resumed run proposes the same."""
-        order = list(counts)
-        random.Random(repr((self.seed, component, current, order))).shuffle(order)
-        return sorted(order, key=lambda sentence: -counts[sentence])
 
 
 def lessons(dataset: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -187,8 +174,19 @@ def is_general(sentence: str, entry: Mapping[str, Any]) -> bool:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, as written. Lines end sentences too; a period inside quotes or brackets does not."""
-    lines = (_BULLET.sub("", line).strip() for line in text.splitlines())
-    return [sentence for line in lines for sentence in _split(line)]
+    found = []
+    for line in (_BULLET.sub("", line).strip() for line in text.splitlines()):
+        spans, start = _quoted_spans(line), 0
+        for match in _END.finditer(line):
+            at, end = match.span()
+            quoted = any(left <= at < right and end != right for left, right in spans)
+            before = line[:at].split()[-1:] or [""]
+            goes_on = before[0].lower() in _ABBREVIATIONS or line[end:].lstrip()[:1].islower()
+            if not quoted and not goes_on:
+                found.append(line[start:end].strip())
+                start = end
+        found.append(line[start:].strip())
+    return [sentence for sentence in found if sentence]
 
 
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
@@ -198,27 +196,6 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _ABBREVIATIONS = {"e.g", "i.e", "vs", "cf", "mr", "mrs", "dr", "fig"}
 _PRAISE = {" right ", " all right ", " correct ", " good ", " good job ", " ok ", " perfect ", " well done "}
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "«": "»", "[": "]", "{": "}"}
-
-
-def _split(line: str) -> Iterator[str]:
-    start = 0
-    for end in _ends(line):
-        if sentence := line[start:end].strip():
-            yield sentence
-        start = end
-    if rest := line[start:].strip():
-        yield rest
-
-
-def _ends(line: str) -> Iterator[int]:
-    spans = _quoted_spans(line)
-    for match in _END.finditer(line):
-        at, end = match.span()
-        quoted = any(left <= at < right and end != right for left, right in spans)
-        before = line[:at].split()[-1:] or [""]
-        after = line[end:].lstrip()
-        if not quoted and before[0].lower() not in _ABBREVIATIONS and not after[:1].islower():
-            yield end
 
 
 def _quoted_spans(text: str) -> list[tuple[int, int]]:
