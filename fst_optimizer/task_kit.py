@@ -25,24 +25,14 @@ def split_by_hash(text: str) -> str:
 
 
 def named(task: str, variants: Mapping[str, T], name: str) -> T:
-    """The variant of that name.
-
-    Raises:
-        ValueError: `task` has no such variant.
-    """
+    """The variant of that name; a ValueError where `task` has none."""
     if name not in variants:
         raise ValueError(f"unknown variant {name!r} of {task}; choose one of {', '.join(variants)}")
     return variants[name]
 
 
 def checked_size(split: str, size: int | None, sizes: Mapping[str, int], largest: int) -> int:
-    """How many examples to load.
-
-    Args:
-        split: One of the keys of `sizes`.
-        size: What the caller asked for; None means the split's own size, or `largest` if that is less.
-        sizes: Each split's own size.
-        largest: The most that may be asked for.
+    """How many examples to load: `size`, or the split's own of `sizes` where it is None, cut to `largest`.
 
     Raises:
         ValueError: There is no such split, or `size` is out of range.
@@ -59,21 +49,19 @@ def checked_size(split: str, size: int | None, sizes: Mapping[str, int], largest
 def distinct(draws: Iterable[tuple[str | None, T]], count: int, patience: int | None = None) -> list[T]:
     """The first `count` values whose keys differ, in the order in which they come.
 
-    Args:
-        draws: Pairs of key and value; the key None marks a value that does not belong, as one of another split.
-        count: How many.
-        patience: Draws in a row without a new value after which fewer than `count` are returned. None: never.
+    The key None marks a value that does not belong, as one of another split. After `patience` draws in a row without a
+    new value, fewer than `count` are returned. None: never.
     """
     found: dict[str, T] = {}
     wasted = 0
-    if count:
-        for key, value in draws:
-            fresh = key is not None and key not in found
-            wasted = 0 if fresh else wasted + 1
-            if key is not None and fresh:
-                found[key] = value
-            if len(found) == count or wasted == patience:
-                break
+    for key, value in draws if count else ():
+        if key is None or key in found:
+            wasted += 1
+        else:
+            found[key] = value
+            wasted = 0
+        if len(found) == count or wasted == patience:
+            break
     return list(found.values())
 
 
@@ -92,14 +80,9 @@ def by_predictor(
 ) -> dspy.Prediction:
     """What a metric returns: one predictor's score and feedback, or the program's score and all feedback.
 
-    Args:
-        pred_name: The predictor that GEPA or credit by predictor asks about; None for the program.
-        predictors: All that the program has, in order.
-        judge: Gives a predictor's score and feedback.
-        score: The program's score; None for the mean of its predictors' scores.
-
-    Raises:
-        ValueError: The program has no such predictor.
+    `pred_name` is the predictor that GEPA or credit by predictor asks about, None for the program; `predictors` are all
+    that the program has, in order. `judge` gives a predictor's score and feedback. The program's score is `score`, or
+    the mean of its predictors' scores where that is None. An unknown predictor raises a ValueError.
     """
     names = list(predictors)
     if pred_name is not None:

@@ -17,15 +17,9 @@ _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 def plain(text: str) -> str:
     r"""Text with its control characters spelled out: an escape code becomes `\x1b`, harmless and visible."""
-    return "".join(char if _harmless(char) else _spelled(char) for char in text)
-
-
-def _harmless(char: str) -> bool:
-    return char in "\n\t" or not (unicodedata.category(char) in ("Cc", "Cs") or ord(char) in _BIDI)
-
-
-def _spelled(char: str) -> str:
-    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+    codes = {ord(char) for char in text if unicodedata.category(char) in ("Cc", "Cs")} | _BIDI
+    spelled = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes}
+    return text.translate(spelled | {ord("\n"): "\n", ord("\t"): "\t"})
 
 
 def unicode_only(text: str) -> str:

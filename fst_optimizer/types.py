@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
@@ -48,24 +48,22 @@ Texts = Annotated[Mapping[str, str], PlainSerializer(dict)]
 """Component name -> text. A component is what evolves: the instruction of one predictor."""
 
 
+_json_adapter: Callable[[type], TypeAdapter[Any]] = cache(TypeAdapter)
+
+
 class Stored:
     """A value that a run's files hold as JSON."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; floats are left as they are, NaN included."""
-        data: dict[str, Any] = self._adapter().dump_python(self, mode="json")
+        data: dict[str, Any] = _json_adapter(type(self)).dump_python(self, mode="json")
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        value: Self = cls._adapter().validate_python(data)
+        value: Self = _json_adapter(cls).validate_python(data)
         return value
-
-    @classmethod
-    @cache
-    def _adapter(cls) -> TypeAdapter[Any]:
-        return TypeAdapter(cls)
 
 
 class Outcome(StrEnum):
@@ -128,7 +126,7 @@ class Population(Stored):
     def mean_score(self, candidate: Candidate) -> float:
         """The candidate's mean over the anchor, or 0 when it has not been scored."""
         scores = self.scores.get(candidate.id, {})
-        return sum(scores.values()) / len(scores) if scores else 0.0
+        return sum(scores.values()) / max(1, len(scores))
 
     @property
     def best(self) -> Candidate:
@@ -185,12 +183,7 @@ class Usage:
     completion_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.calls + other.calls,
-            self.prompt_tokens + other.prompt_tokens,
-            self.cached_tokens + other.cached_tokens,
-            self.completion_tokens + other.completion_tokens,
-        )
+        return Usage(**{name: count + getattr(other, name) for name, count in vars(self).items()})
 
 
 def total_usage(*parts: Mapping[str, Usage]) -> dict[str, Usage]:

@@ -37,9 +37,9 @@ def base_config(own: FSTConfig | None, auto: str | None) -> FSTConfig:
     Without `--auto`, a task's settings are taken as they are; with it, those that differ from the defaults are laid
     over the preset.
     """
-    if own is None:
-        return preset(auto or "light")
-    return own if auto is None else preset(auto).with_values(_changed(own))
+    if own is None or auto is None:
+        return own or preset(auto or "light")
+    return FSTConfig.from_dict(own.model_dump(mode="json", exclude_defaults=True), preset(auto))
 
 
 def settled(base: FSTConfig, *layers: Values) -> Settings:
@@ -51,13 +51,8 @@ def settled(base: FSTConfig, *layers: Values) -> Settings:
     values = {name: value for layer in layers for name, value in layer.items()}
     check_names(values)
     given = nested(values)
-    apart = {name: given.pop(name, {}) for name in ("lora", "policy", "vllm")}
-    return Settings(
-        FSTConfig.from_dict(given, base),
-        LoraConfig(**apart["lora"]),
-        PolicyConfig(**apart["policy"]),
-        VLLMConfig(**apart["vllm"]),
-    )
+    lora, policy, vllm = (given.pop(name, {}) for name in ("lora", "policy", "vllm"))
+    return Settings(FSTConfig.from_dict(given, base), LoraConfig(**lora), PolicyConfig(**policy), VLLMConfig(**vllm))
 
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
@@ -66,12 +61,15 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: a string without `=`.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise UserError(f"--set is {pair!r}: give NAME=VALUE, e.g. --set train.lr=1e-3")
-        values[name.strip()] = _parsed(text)
+        try:
+            values[name.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name.strip()] = text
     return values
 
 
@@ -79,9 +77,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     """A JSON file of nested settings as dotted ones; a run's `config.json` gives the settings of that run."""
     data = read_config(path)
     if isinstance(data.get("config"), dict):
-        policy = data.get("policy", {})
-        apart = {"lora": policy.get("lora", {}), "vllm": policy.get("vllm") or {}}
-        data = {**data["config"], **apart, "policy": _only(policy, ("max_tokens",))}
+        made = data.get("policy", {})
+        policy = {"max_tokens": made["max_tokens"]} if "max_tokens" in made else {}
+        data = {**data["config"], "lora": made.get("lora", {}), "vllm": made.get("vllm") or {}, "policy": policy}
     return flat(data)
 
 
@@ -102,7 +100,8 @@ def check_names(names: Iterable[str]) -> None:
     Raises:
         UserError: names the first that is not, and the nearest that is.
     """
-    known = known_names()
+    apart = {section.section: section().to_dict() for section in (LoraConfig, PolicyConfig, VLLMConfig)}
+    known = [*(f"{name}.NAME" for name in OPEN), *flat({**FSTConfig().to_dict(), **apart})]
     for name in names:
         if name in known or any(name.startswith(f"{one}.") and name != f"{one}." for one in OPEN):
             continue
@@ -112,25 +111,3 @@ def check_names(names: Iterable[str]) -> None:
         leaf = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
         remedy = f"did you mean {leaf[0]!r}?" if leaf else did_you_mean(name, known)
         raise UserError(f"unknown setting {name!r}; {remedy}")
-
-
-def known_names() -> list[str]:
-    """All dotted setting names."""
-    apart = {section.section: section().to_dict() for section in (LoraConfig, PolicyConfig, VLLMConfig)}
-    return [*(f"{name}.NAME" for name in OPEN), *flat({**FSTConfig().to_dict(), **apart})]
-
-
-def _changed(config: FSTConfig) -> dict[str, Any]:
-    defaults = flat(FSTConfig().to_dict())
-    return {name: value for name, value in flat(config.to_dict()).items() if value != defaults[name]}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def _only(data: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: data[name] for name in names if name in data}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,7 @@ def check_model_folder(model: str | Path) -> None:
 
 
 def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
-    """A model's tokenizer.
-
-    Raises:
-        UserError: It cannot be loaded, or has no chat template.
-    """
+    """A model's tokenizer; a UserError where it cannot be loaded, or has no chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -43,13 +40,9 @@ def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
 
 
 def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, quantization: str | None = None) -> Any:
-    """A base model, without adapters. The arguments are those of `Policy`.
-
-    Raises:
-        UserError: It cannot be loaded so.
-    """
+    """A base model, without adapters; a UserError where it cannot be loaded so. The arguments are those of `Policy`."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     kind = ("float32" if target == "cpu" else "bfloat16") if dtype == "auto" else dtype
@@ -57,7 +50,18 @@ def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, qua
         raise UserError(f"dtype is {dtype!r}: {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
     loading: dict[str, Any] = {"dtype": getattr(torch, kind), "trust_remote_code": trust_remote_code}
     if quantization is not None:
-        loading |= {"quantization_config": _nf4(getattr(torch, kind), target), "device_map": {"": target}}
+        if target == "cpu" or find_spec("bitsandbytes") is None:
+            raise UserError(
+                "quantization is 'nf4': it needs a GPU and the package bitsandbytes (pip install bitsandbytes)"
+            )
+        # QLoRA's 4-bit base: normal-float codes, quantized scales, computing in the model's dtype.
+        loading["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=loading["dtype"],
+        )
+        loading["device_map"] = {"": target}
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **loading)
     except (OSError, ValueError) as error:
@@ -65,25 +69,8 @@ def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, qua
     return model if quantization is not None else model.to(target)
 
 
-def _nf4(dtype: Any, device: str) -> Any:
-    """QLoRA's 4-bit base: normal-float codes, quantized scales, computing in `dtype`."""
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if device == "cpu" or find_spec("bitsandbytes") is None:
-        raise UserError("quantization is 'nf4': it needs a GPU and the package bitsandbytes (pip install bitsandbytes)")
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-
-
 def check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:
-    """The tokenizer is the model's.
-
-    Raises:
-        UserError: it has tokens that the model has no row for.
-    """
+    """Raises a UserError where the tokenizer has tokens that the model has no row for."""
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
@@ -104,11 +91,7 @@ def fingerprint(base: Any) -> str:
 
 
 def check_fingerprint(found: str, made: Mapping[str, Any], source: str) -> None:
-    """The model is the one that a run was made with; `made` is `policy` in the run's config.json.
-
-    Raises:
-        UserError: It is another one.
-    """
+    """Raises a UserError for another model than a run was made with; `made` is `policy` in the run's config.json."""
     if found != made.get("fingerprint", found):
         raise UserError(
             f"the model in {source!r} is not the one that the run was made with ({made['model']!r} then): its "

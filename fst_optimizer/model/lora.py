@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import peft
 import torch
@@ -30,19 +30,18 @@ from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, sync
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
-TEMPORARY = "temporary"
 
 
-def attach(base_model: nn.Module, shape: LoraConfig | None = None, *, seed: int = 0) -> PeftModel:
+def attach(base_model: Any, shape: LoraConfig | None = None, *, seed: int = 0) -> PeftModel:
     """A fresh trainable LoRA adapter (B = 0, so the policy is the base) on `base_model`, in evaluation mode.
 
     The same seed gives the same matrices, and the global RNG is left where it was.
     """
     config = _peft_config(base_model, shape or LoraConfig())
     with _seeded(seed):
-        model = peft.get_peft_model(cast(Any, base_model), config)
+        model: PeftModel = peft.get_peft_model(base_model, config)
     model.eval()
-    return cast(PeftModel, model)
+    return model
 
 
 def replace_trained(model: PeftModel, shape: LoraConfig, *, seed: int = 0) -> None:
@@ -50,22 +49,30 @@ def replace_trained(model: PeftModel, shape: LoraConfig, *, seed: int = 0) -> No
 
     The other versions must be gone: they have the old shape. Hold the model's lock.
     """
-    others = sorted(set(model.peft_config) - {TRAINED})
-    assert not others, others
-    config = _peft_config(cast(nn.Module, model.get_base_model()), shape)
+    assert set(model.peft_config) == {TRAINED}, sorted(model.peft_config)
+    config = _peft_config(model.get_base_model(), shape)
     model.delete_adapter(TRAINED)
     with _seeded(seed):
         model.add_adapter(TRAINED, config)
-    _activate_trained(model)
+    model.set_adapter(TRAINED)
     model.eval()
 
 
-def _peft_config(base_model: nn.Module, shape: LoraConfig) -> peft.LoraConfig:
+def _peft_config(base_model: Any, shape: LoraConfig) -> peft.LoraConfig:
+    targets = list(shape.target_modules or ())
+    if not targets:
+        # The last names (`q_proj`) of all linear layers but the head: peft's "all-linear" would list every path.
+        head = base_model.get_output_embeddings()
+        layers = base_model.named_modules()
+        linear = [name for name, layer in layers if isinstance(layer, nn.Linear) and layer is not head]
+        # Where adapters are on the model already, they have linear layers of their own; the model's are inside them.
+        own = (name.removesuffix(".base_layer") for name in linear if ".lora_" not in name)
+        targets = sorted({name.rsplit(".", 1)[-1] for name in own})
     return peft.LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,
         lora_dropout=shape.dropout,
-        target_modules=list(shape.target_modules or _linear_layers(base_model)),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
 
@@ -79,16 +86,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _linear_layers(base_model: nn.Module) -> list[str]:
-    """The last names (`q_proj`) of all linear layers but the head: peft's "all-linear" would list every path."""
-    head = cast(Any, base_model).get_output_embeddings()
-    linear = (name for name, layer in base_model.named_modules() if isinstance(layer, nn.Linear) and layer is not head)
-    # Where adapters are on the model already, they hold linear layers of their own, and the model's are inside them.
-    own = (name.removesuffix(".base_layer") for name in linear if ".lora_" not in name)
-    return sorted({name.rsplit(".", 1)[-1] for name in own})
-
-
-def attach_from(base_model: nn.Module, folder: str | Path) -> PeftModel:
+def attach_from(base_model: Any, folder: str | Path) -> PeftModel:
     """The LoRA adapter saved in `folder`, trainable, on `base_model`, in evaluation mode.
 
     Raises:
@@ -96,7 +94,7 @@ def attach_from(base_model: nn.Module, folder: str | Path) -> PeftModel:
     """
     _check_plain(Path(folder))
     with torch.random.fork_rng(devices=[]):
-        model = PeftModel.from_pretrained(cast(Any, base_model), str(folder), is_trainable=True)
+        model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=True)
     model.eval()
     return model
 
@@ -116,7 +114,9 @@ def restore(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     """Writes `tensors` into the trained adapter, in place: an optimizer that holds its parameters goes on."""
     parameters = trained_parameters(model)
     if parameters.keys() != tensors.keys():
-        raise UserError(f"the adapter's tensors do not fit the model: {_difference(parameters, tensors)}")
+        missing, extra = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
+        counts = f"{len(missing)} missing, {len(extra)} unknown (e.g. {min(missing | extra)})"
+        raise UserError(f"the adapter's tensors do not fit the model: {counts}")
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             have, want = tuple(tensors[name].shape), tuple(parameter.shape)
@@ -140,13 +140,13 @@ def add_version(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> N
     device = next(iter(trained_parameters(model).values())).device
     copies = {key: tensor.detach().to(device, copy=True) for key, tensor in tensors.items()}
     set_peft_model_state_dict(model, copies, adapter_name=name, low_cpu_mem_usage=True)
-    _activate_trained(model)
+    model.set_adapter(TRAINED)
 
 
 def drop_version(model: PeftModel, name: str) -> None:
     """Removes the adapter `name`; the trained one stays active."""
     model.delete_adapter(name)
-    _activate_trained(model)
+    model.set_adapter(TRAINED)
 
 
 @contextmanager
@@ -158,11 +158,11 @@ def temporary_adapter(model: PeftModel, tensors: Mapping[str, Tensor] | None) ->
     if tensors is None:
         yield None
         return
-    add_version(model, TEMPORARY, tensors)
+    add_version(model, "temporary", tensors)
     try:
-        yield TEMPORARY
+        yield "temporary"
     finally:
-        drop_version(model, TEMPORARY)
+        drop_version(model, "temporary")
 
 
 @contextmanager
@@ -171,21 +171,16 @@ def active_adapter(model: PeftModel, name: str | None) -> Iterator[PeftModel]:
 
     For inference: inside, nothing requires a gradient. Not thread-safe: hold the model's lock.
     """
-    tuner = cast(Any, model.base_model)
     try:
         if name is None:
-            tuner.disable_adapter_layers()
+            model.base_model.disable_adapter_layers()
         else:
             model.set_adapter(name, inference_mode=True)
         yield model
     finally:
         if name is None:
-            tuner.enable_adapter_layers()
-        _activate_trained(model)
-
-
-def _activate_trained(model: PeftModel) -> None:
-    model.set_adapter(TRAINED)
+            model.base_model.enable_adapter_layers()
+        model.set_adapter(TRAINED)
 
 
 def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -233,8 +228,3 @@ def _check_plain(folder: Path) -> None:
             f"adapter folder {str(folder)!r} is not plain LoRA on linear layers "
             f"({config.get('peft_type')} {', '.join(extras)}): merge it into the base model first"
         )
-
-
-def _difference(parameters: Mapping[str, object], tensors: Mapping[str, object]) -> str:
-    missing, extra = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
-    return f"{len(missing)} missing, {len(extra)} unknown (e.g. {next(iter(sorted(missing | extra)))})"

@@ -57,6 +57,8 @@ def test_a_tasks_own_settings_stand_over_the_preset():
     heavy = base_config(own, "heavy")
     assert (heavy.train.lr, heavy.budget.max_cycles) == (5e-4, 3)
     assert heavy.fast.anchor_size == preset("heavy").fast.anchor_size
+    priced = base_config(FSTConfig().with_values({"budget.prices.some/model-1.5": [1, 2]}), "heavy")
+    assert priced.budget.prices == {"some/model-1.5": (1, 2)}
 
 
 def test_without_anything_the_light_preset_is_taken():
