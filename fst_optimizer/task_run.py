@@ -1,10 +1,10 @@
-"""A task's run from start to end: what `fst compile` and `fst eval` do, without what they print."""
+"""A task's run from start to end: what `fst compile` does, without what it prints."""
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,12 @@ from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.finished.load import KEY_VARIABLE, read_finished
+from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from fst_optimizer.engines.vllm.server import OnWait
-    from fst_optimizer.finished.score import TestScore
     from fst_optimizer.optimizer import CompileResult
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.store.metrics import Callback
@@ -109,8 +108,7 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
             callback({"kind": "waiting", "seconds": waited_s, "text": log_line})
 
     task, sizes = plan.task, plan.sizes
-    policy = make_policy(request, plan, on_wait)
-    try:
+    with closing(make_policy(request, plan, on_wait)) as policy:
         fst = FST(
             task.metric,
             config=plan.settings.config,
@@ -126,15 +124,12 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
             trainset=task.load("train", sizes.train),
             valset=task.load("val", sizes.val),
         )
-    finally:
-        policy.close()
     outcome: CompileResult = compiled.detailed_results
     return outcome
 
 
 def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = None) -> Policy:
     """The policy to train: the recorded one when a run is resumed, else of `--model` or the task's own model."""
-    from fst_optimizer.finished.load import load_policy
     from fst_optimizer.policy.policy import Policy
 
     settings = plan.settings
@@ -143,9 +138,7 @@ def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = Non
         raise UserError(f"--url is {request.url!r} and the engine is {engine!r}: add --engine vllm")
     vllm: dict[str, Any] = {}
     if engine == "vllm":
-        config = settings.vllm
-        if config.log_file is None:
-            config = config.changed(log_file=str(request.run_dir / "vllm.log"))
+        config = settings.vllm.changed(log_file=settings.vllm.log_file or str(request.run_dir / "vllm.log"))
         vllm = {"url": request.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
     if plan.recorded is not None:
         return load_policy(RunFiles(request.run_dir), plan.recorded, 0, request.model, engine, **vllm)
@@ -159,40 +152,6 @@ def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = Non
         seed=settings.config.seed,
         max_tokens=settings.policy.max_tokens,
         **vllm,
-    )
-
-
-def eval_task(
-    name: str,
-    run_dir: Path,
-    *,
-    test_size: int | None = None,
-    model: str | None = None,
-    engine: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> TestScore:
-    """Score a finished run on the task's test set, by default as many examples as the run used.
-
-    Args:
-        name: The task; another variant than the run's own scores the program on that.
-        run_dir: What `fst compile --run-dir` left.
-        test_size: How many examples. None: as many as the run.
-        model: Where the base model is now. None: where it was.
-        engine: What generates. None: what the run used.
-        on_progress: Told how many examples are scored, of how many.
-    """
-    from fst_optimizer.finished.score import score_run
-
-    run, task = read_finished(run_dir), load_task(name)
-    examples = task.load("test", Sizes(test=test_size).over(run.config).test)
-    done = itertools.count(1)
-    return score_run(
-        run_dir,
-        examples,
-        task.metric,
-        model=model,
-        engine=engine,
-        on_rollout=lambda _: on_progress(next(done), len(examples)) if on_progress else None,
     )
 
 

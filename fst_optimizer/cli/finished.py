@@ -13,7 +13,6 @@ from fst_optimizer.cli.options import BaseModel, FinishedRunDir, RunDir, ServedN
 from fst_optimizer.cli.tables import evaluation, served, show
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.finished.load import KEY_VARIABLE
-from fst_optimizer.task_run import eval_task
 
 
 def eval_command(
@@ -31,9 +30,11 @@ def eval_command(
         fst eval programs/letters --run-dir runs/first
     """
     with user_errors("start it again to score from the beginning"):
+        from fst_optimizer.finished.score import score_task
+
         out, progress = consoles()
         with quiet_libraries(progress), scoring_bar(progress) as on_progress:
-            score = eval_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=on_progress)
+            score = score_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=on_progress)
         show(out, evaluation(task, run_dir, score))
 
 

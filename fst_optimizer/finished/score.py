@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +16,9 @@ from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
-from fst_optimizer.run.evaluate import Evaluation, OnRollout, evaluate
+from fst_optimizer.run.evaluate import Evaluation, evaluate
 from fst_optimizer.run.record import digest
+from fst_optimizer.tasks import load_task
 from fst_optimizer.types import Candidate, items_of
 
 if TYPE_CHECKING:
@@ -37,37 +40,43 @@ class TestScore:
     __test__ = False  # pytest takes the name for a test class
 
 
-def score_run(
+def score_task(
+    name: str,
     run_dir: Path,
-    examples: Sequence[dspy.Example],
-    metric: Callable[..., Any],
     *,
+    test_size: int | None = None,
     model: str | None = None,
     engine: str | None = None,
-    on_rollout: OnRollout | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> TestScore:
-    """Score a finished run's program greedily, exactly as the run did at its end.
+    """Score a finished run's program on the task's test set: greedily, exactly as the run did at its end.
 
     Args:
+        name: The task; another variant than the run's own scores the program on that.
         run_dir: What `fst compile --run-dir` left.
-        examples: The test set.
-        metric: The task's metric.
+        test_size: How many examples. None: as many as the run.
         model: Where the base model is now. None: where it was.
         engine: What generates. None: what the run used.
-        on_rollout: Called as each rollout ends.
+        on_progress: Told how many examples are scored, of how many.
     """
-    if not examples:
+    run, task = read_finished(run_dir), load_task(name)
+    recorded = run.config["data"].get("test")
+    items = items_of(task.load("test", test_size or (recorded or {}).get("examples")), "test")
+    if not items:
         raise UserError("the test set is empty: give examples")
-    run = read_finished(run_dir)
     program = load(run_dir, model=model, engine=engine)
     policy, version = checked_student(program)
-    collector = collector_of(program, policy, metric, FSTConfig.from_dict(run.config["config"]))
-    items = items_of(examples, "test")
-    try:
-        found = evaluate(collector, Candidate(seed_texts(program)), items, version=version, on_rollout=on_rollout)
-    finally:
-        policy.close()
-    return TestScore(found, run.result["test_score_after"], digest(items) == run.config["data"].get("test"))
+    collector = collector_of(program, policy, task.metric, FSTConfig.from_dict(run.config["config"]))
+    done = itertools.count(1)
+    with closing(policy):
+        found = evaluate(
+            collector,
+            Candidate(seed_texts(program)),
+            items,
+            version=version,
+            on_rollout=lambda _: on_progress(next(done), len(items)) if on_progress else None,
+        )
+    return TestScore(found, run.result["test_score_after"], digest(items) == recorded)
 
 
 def collector_of(program: dspy.Module, policy: Policy, metric: Callable[..., Any], config: FSTConfig) -> Collector:

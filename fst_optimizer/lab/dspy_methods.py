@@ -14,9 +14,10 @@ import argparse
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
@@ -26,16 +27,15 @@ from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.finished.score import collector_of
 from fst_optimizer.lab.plan import DSPY_METHODS
 from fst_optimizer.program.lms import attach_policy, give_lm
+from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.run import record
-from fst_optimizer.run.evaluate import evaluate, measure_kl
+from fst_optimizer.run.evaluate import evaluate, evaluate_pair
+from fst_optimizer.run.state import ValidationScore
 from fst_optimizer.store.files import open_run, write_json
-from fst_optimizer.store.metrics import MetricsLog
+from fst_optimizer.store.metrics import MetricsLog, eval_fields
 from fst_optimizer.task_run import RunRequest, Sizes, make_policy, plan_run
-from fst_optimizer.types import Candidate, Item, RolloutCounts, items_of
-
-if TYPE_CHECKING:
-    from fst_optimizer.policy.policy import Policy
+from fst_optimizer.types import Candidate, RolloutCounts, items_of
 
 ANCHOR = 32
 """Training examples that GEPA scores every accepted candidate on: its Pareto set, within its budget."""
@@ -86,7 +86,7 @@ def gepa(metric: Callable[..., Any], cap: int, config: FSTConfig) -> dspy.GEPA:
     return dspy.GEPA(
         metric=score_in_feedback(metric),
         max_metric_calls=cap,
-        instruction_proposer=Proposer(ExtractiveReflector(config.seed)),
+        instruction_proposer=proposer(ExtractiveReflector(config.seed)),
         reflection_minibatch_size=config.fast.minibatch,
         num_threads=config.rollout.num_threads,
         seed=config.seed,
@@ -143,25 +143,18 @@ def score_in_feedback(metric: Callable[..., Any]) -> Callable[..., Any]:
     return judged
 
 
-class Proposer:
-    """The extractive reflector as GEPA's proposer."""
+def proposer(reflector: ExtractiveReflector) -> Callable[..., dict[str, str]]:
+    """The reflector as GEPA's proposer: new texts for the components for which the feedback has a new sentence."""
 
-    def __init__(self, reflector: ExtractiveReflector) -> None:
-        self.reflector = reflector
-
-    def __call__(
-        self,
+    def propose(
         candidate: Mapping[str, str],
         reflective_dataset: Mapping[str, Sequence[Mapping[str, Any]]],
         components_to_update: Sequence[str],
     ) -> dict[str, str]:
-        """New texts for the components for which the feedback has a new sentence."""
-        new = {}
-        for name in components_to_update:
-            entries = [entry_of(one) for one in reflective_dataset.get(name, ())]
-            text = self.reflector(name, candidate[name], entries)
-            new[name] = text or candidate[name]
-        return new
+        entries = {name: [entry_of(one) for one in reflective_dataset.get(name, ())] for name in components_to_update}
+        return {name: reflector(name, candidate[name], entries[name]) or candidate[name] for name in entries}
+
+    return propose
 
 
 def entry_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,92 +164,63 @@ def entry_of(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "Feedback": words, "Metric Feedback": words, "Score": float(match[1]) if match else 0.0}
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """Scores programs greedily, and writes the evaluations down."""
-
-    policy: Policy
-    metric: Callable[..., Any]
-    held_out: Mapping[str, Sequence[Item]]
-    """Split -> examples."""
-    config: FSTConfig
-    metrics: MetricsLog
-
-    def __call__(
-        self, program: dspy.Module, counts: RolloutCounts, cycle: int
-    ) -> tuple[dict[str, float], float, RolloutCounts]:
-        """Scores by split, the KL to base, and the rollouts with those made here."""
-        versions = {predictor.lm.engine.version for predictor in program.predictors()} - {None}
-        version = max(versions, default=self.policy.version)
-        collector = collector_of(program, self.policy, self.metric, self.config)
-        candidate = Candidate(seed_texts(program))
-        found = {
-            split: evaluate(collector, candidate, items, version=version) for split, items in self.held_out.items()
-        }
-        val = found["val"]
-        kl, extra = measure_kl(
-            collector, self.policy, candidate, self.held_out["val"], self.config.eval, version=version
-        )
-        counts = counts.plus(eval=extra + sum(one.rollouts for one in found.values()))
-        self.metrics.line(
-            "eval",
-            cycle=cycle,
-            step=version,
-            policy_version=version,
-            rollouts=counts,
-            split="val",
-            score=val.score,
-            kl_to_base=kl,
-            candidate=candidate.id,
-            failed=val.failed,
-        )
-        return {split: one.score for split, one in found.items()}, kl, counts
-
-
 def run(method: str, request: RunRequest) -> None:
     """Learn, score before and after, and leave the files that a comparison reads."""
     plan = plan_run(request)
     config, task = plan.settings.config, plan.task
     files, _ = open_run(request.run_dir, resume=False)
-    policy = make_policy(request, plan)
-    try:
+    train, val, test = (task.load(split, size) for split, size in asdict(plan.sizes).items())
+    valset, testset = items_of(val, "val"), items_of(test, "test")
+    with closing(make_policy(request, plan)) as policy:
         program = attach_policy(give_lm(task.build_program(), policy.lm), policy)
         metrics = MetricsLog(files.metrics)
-        train = task.load("train", plan.sizes.train)
-        held_out = {split: items_of(task.load(split, getattr(plan.sizes, split)), split) for split in ("val", "test")}
-        description = record.describe_run(
-            config, policy, request.task, items_of(train, "train"), held_out["val"], held_out["test"]
+        write_json(
+            files.config,
+            record.describe_run(config, policy, request.task, items_of(train, "train"), valset, testset),
         )
-        write_json(files.config, description)
-        score = _Scorer(policy, task.metric, held_out, config, metrics)
-        before, _, counts = score(program, RolloutCounts(), 0)
+
+        def scored(
+            program: dspy.Module, counts: RolloutCounts, cycle: int
+        ) -> tuple[ValidationScore, float, RolloutCounts]:
+            """A program's validation and test scores, and the rollouts with those made here."""
+            _, version = checked_student(program)
+            collector = collector_of(program, policy, task.metric, config)
+            candidate = Candidate(seed_texts(program))
+            found = evaluate_pair(collector, candidate, valset, config.eval, version=version)
+            tested = evaluate(collector, candidate, testset, version=version)
+            counts = counts.plus(eval=found.rollouts + tested.rollouts)
+            fields = eval_fields(candidate, found)
+            metrics.line("eval", cycle=cycle, step=version, policy_version=version, rollouts=counts, **fields)
+            return found, tested.score, counts
+
+        before, test_before, counts = scored(program, RolloutCounts(), 0)
         counter = RunCounter(type(program))
         adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
         with dspy.context(callbacks=[counter], adapter=adapter, lm=policy.lm):
             better = optimize(method, program, task.metric, train, config)
         # dspy-together's runs are of both sides (its GEPA and its GRPO get half of the cap each), counted as slow.
         learned = counts.plus(**{"fast" if method == "dspy-gepa" else "slow": counter.count})
-        after, kl, counts = score(better, learned, 1)
+        after, test_after, counts = scored(better, learned, 1)
         result = {
             "task": request.task,
             "method": method,
             "seed": config.seed,
-            **{f"{split}_score_before": before[split] for split in held_out},
-            **{f"{split}_score_after": after[split] for split in held_out},
+            "val_score_before": before.score,
+            "test_score_before": test_before,
+            "val_score_after": after.score,
+            "test_score_after": test_after,
             "rollouts": counts.to_json(),
             "steps": policy.version,
             "cycles": 1,
             "reflection_calls": 0,
             "cost_usd": 0.0,
             "wall_s": metrics.time_s,
-            "kl_to_base": kl,
+            "kl_to_base": after.kl_to_base,
             "policy_version": policy.version,
             "candidate": seed_texts(better),
             "ended": "done",
         }
         write_json(files.result, result)
-    finally:
-        policy.close()
 
 
 def main() -> None:

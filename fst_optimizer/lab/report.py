@@ -48,34 +48,24 @@ def find_comparisons(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def write_report(folders: Sequence[Path], out: Path) -> None:
     """Write the page, and the figures beside it."""
     comparisons = find_comparisons(folders)
+    commands = [
+        line for data in comparisons.values() for line in (data.get("sweep", {}).get("command"), data.get("command"))
+    ]
+    commands.append(f"fst lab report {' '.join(map(str, folders))} --out {out}")
+    verdicts = [f"- **{name}**: {line}" for name, data in comparisons.items() for line in verdict_lines(data)]
+    parts = [
+        "# Results",
+        "This page is generated from the runs' JSON, numbers and verdicts alike. To make it again:",
+        "```\n" + "\n".join(dict.fromkeys(filter(None, commands))) + "\n```",
+        "## In short",
+        "\n".join(verdicts) or "Nothing here was compared with RL or GEPA alone.",
+        NOTE.read_text().strip(),
+    ]
     for name, data in comparisons.items():
         draw_all(data, out.parent / "figures", prefix=f"{name}-")
-    command = f"fst lab report {' '.join(map(str, folders))} --out {out}"
-    sections = [_task_section(name, data) for name, data in comparisons.items()]
+        parts.append(_task_section(name, data))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n\n".join([_opening(comparisons, command), NOTE.read_text().strip(), *sections]) + "\n")
-
-
-# -- the page's parts -------------------------------------------------------------------------------------------
-
-
-def _opening(comparisons: Mapping[str, Mapping[str, Any]], command: str) -> str:
-    commands = dict.fromkeys(
-        line
-        for data in comparisons.values()
-        for line in (data.get("sweep", {}).get("command"), data.get("command"))
-        if line
-    )
-    verdicts = [f"- **{name}**: {line}" for name, data in comparisons.items() for line in verdict_lines(data)]
-    return "\n\n".join(
-        [
-            "# Results",
-            "This page is generated from the runs' JSON, numbers and verdicts alike. To make it again:",
-            "```\n" + "\n".join([*commands, command]) + "\n```",
-            "## In short",
-            "\n".join(verdicts) or "Nothing here was compared with RL or GEPA alone.",
-        ]
-    )
+    out.write_text("\n\n".join(parts) + "\n")
 
 
 def _task_section(name: str, data: Mapping[str, Any]) -> str:
@@ -116,14 +106,13 @@ def _sweep(sweep: Mapping[str, Any]) -> str:
         rows.append([method, *(cells.get(rate, "-") for rate in rates), f"{sweep['picked'][method]:g}"])
     edge = [method for method, rate in sweep["picked"].items() if len(rates) > 1 and rate in (rates[0], rates[-1])]
     note = f" At the edge of the grid, so a better one may lie beyond: {', '.join(edge)}." if edge else ""
-    head = ("method", *(f"lr {rate:g}" for rate in rates), "picked")
-    return (
+    text = (
         f"The rates come from a sweep on seeds {', '.join(map(str, sweep['seeds']))} of "
         f"{', '.join(f'`{task}`' for task in sweep['tasks'])}, at most {sweep['max_rollouts']} rollouts a run. Below: "
         "mean final validation scores, and in brackets the rollouts to the settled best. Of the rates within one "
-        f"standard error of the best score, the one that settles first was picked.{note}\n\n"
-        f"{tables.markdown_table(head, rows)}"
+        f"standard error of the best score, the one that settles first was picked.{note}"
     )
+    return _under(text, ("method", *(f"lr {rate:g}" for rate in rates), "picked"), rows)
 
 
 def _against(data: Mapping[str, Any]) -> str:
@@ -141,22 +130,22 @@ def _against(data: Mapping[str, Any]) -> str:
     )
 
 
+def _under(text: str, head: Sequence[str], rows: tables.Rows) -> str:
+    """A table below its text; nothing without rows."""
+    return f"{text}\n\n{tables.markdown_table(head, rows)}" if rows else ""
+
+
 def _differences(data: Mapping[str, Any]) -> str:
     rows = [
         [name, tables.format_ci(found["val_score_after"]), tables.format_ci(found["test_score_after"])]
         for name, found in data["differences"].items()
     ]
-    if not rows:
-        return ""
-    table = tables.markdown_table(("difference", "validation", "test"), rows)
-    return f"**Final scores, one method less another**, paired by seed.\n\n{table}"
+    text = "**Final scores, one method less another**, paired by seed."
+    return _under(text, ("difference", "validation", "test"), rows)
 
 
 def _signal(data: Mapping[str, Any]) -> str:
     """What was left to learn from, and who ran out of it."""
-    head, rows = tables.signal_table(data)
-    if not rows:
-        return ""
     dry = [method for method, found in data["methods"].items() if found["signal"] and _lost_signal(found)]
     note = (
         f" **{', '.join(dry)}** lost the signal: answers that varied at first ended nearly always the same, short of "
@@ -164,11 +153,11 @@ def _signal(data: Mapping[str, Any]) -> str:
         if dry
         else ""
     )
-    return (
-        f"**What was left to learn from**: entropy of the sampled tokens in nats, and the share of groups whose "
-        f"rewards were all equal, over each run's first and last steps.{note}\n\n"
-        f"{tables.markdown_table(head, rows)}"
+    text = (
+        "**What was left to learn from**: entropy of the sampled tokens in nats, and the share of groups whose "
+        f"rewards were all equal, over each run's first and last steps.{note}"
     )
+    return _under(text, *tables.signal_table(data))
 
 
 def _lost_signal(found: Mapping[str, Any]) -> bool:
@@ -187,24 +176,20 @@ def _ceilings(data: Mapping[str, Any]) -> str:
         return "The paper's ceiling fit converged to a usable number on none of these curves."
     missing = len(data["runs"]) - len(rows)
     note = f" It gave no usable number on {missing} of {len(data['runs'])} curves." if missing else ""
-    table = tables.markdown_table(("method", "seed", "ceiling A", "half-way rollouts", "slope B"), rows)
-    return f"**The paper's fit** R - R0 = (A - R0) / (1 + (C_mid / C)^B), over training rollouts.{note}\n\n{table}"
+    text = f"**The paper's fit** R - R0 = (A - R0) / (1 + (C_mid / C)^B), over training rollouts.{note}"
+    return _under(text, ("method", "seed", "ceiling A", "half-way rollouts", "slope B"), rows)
 
 
 def _instructions(data: Mapping[str, Any]) -> str:
     """What the first seed of each method with a fast side ended with."""
-    seen: dict[str, Mapping[str, Any]] = {}
-    for run in data["runs"]:
-        if run["method"] != "rl":
-            seen.setdefault(run["method"], run)
+    first = {run["method"]: run for run in reversed(data["runs"])}
     rows = [
-        [f"{method}, seed {run['seed']}", name, " ".join(plain(text).split())]
-        for method, run in seen.items()
-        for name, text in run["candidate"].items()
+        [f"{method}, seed {first[method]['seed']}", name, " ".join(plain(text).split())]
+        for method in data["methods"]
+        if method != "rl"
+        for name, text in first[method]["candidate"].items()
     ]
-    if not rows:
-        return ""
-    return "**Instructions that were learned.**\n\n" + tables.markdown_table(("run", "predictor", "text"), rows)
+    return _under("**Instructions that were learned.**", ("run", "predictor", "text"), rows)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------
@@ -213,12 +198,9 @@ def _instructions(data: Mapping[str, Any]) -> str:
 def verdict_lines(data: Mapping[str, Any]) -> list[str]:
     """The aims, each met or missed by the mean over seeds, with the interval beside it."""
     lines = []
-    ours = data["against_rl_at_cycle_ends"].get("fst")
-    if ours:
-        lines += [
-            _reaching("training rollouts", ours, "ratio", MOST_ROLLOUTS),
-            _reaching("KL to base", ours, "kl_ratio", MOST_KL),
-        ]
+    if ours := data["against_rl_at_cycle_ends"].get("fst"):
+        lines.append(_reaching("training rollouts", ours, "ratio", MOST_ROLLOUTS))
+        lines.append(_reaching("KL to base", ours, "kl_ratio", MOST_KL))
     split, found = _lead_over_gepa(data["differences"])
     if found:
         met = "met" if found["mean"] >= LEAST_GAIN else "missed"

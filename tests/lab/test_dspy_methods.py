@@ -10,7 +10,7 @@ import pytest
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.lab import plan
 from fst_optimizer.lab.compare import comparison_jobs, read_run
-from fst_optimizer.lab.dspy_methods import ANCHOR, Proposer, RunCounter, entry_of, score_in_feedback
+from fst_optimizer.lab.dspy_methods import ANCHOR, RunCounter, entry_of, proposer, score_in_feedback
 from fst_optimizer.task_run import Sizes
 
 pytestmark = pytest.mark.slow  # the letters model really learns
@@ -65,7 +65,7 @@ def test_gepas_entries_keep_score_and_words_apart():
     assert (entry["Score"], entry["Metric Feedback"]) == (0.25, "Sort the letters.")
     unparsed = entry_of({"Inputs": {}, "Generated Outputs": "?", "Feedback": "Your output failed to parse."})
     assert (unparsed["Score"], unparsed["Metric Feedback"]) == (0.0, "")
-    proposed = Proposer(ExtractiveReflector())({"first": "Answer."}, {"first": [given, given]}, ["first"])
+    proposed = proposer(ExtractiveReflector())({"first": "Answer."}, {"first": [given, given]}, ["first"])
     assert proposed == {"first": "Answer. Sort the letters."}
 
 
