@@ -1,7 +1,7 @@
 import dspy
 import pytest
 
-from fst_optimizer.task_kit import QUARTERS, by_predictor, checked_size, distinct, named, numbered, split_by_hash
+from fst_optimizer.task_kit import by_predictor, checked_size, distinct, named, numbered, split_by_hash
 
 SIZES = {"train": 4, "val": 2}
 
@@ -9,7 +9,7 @@ SIZES = {"train": 4, "val": 2}
 def test_a_split_is_decided_by_the_text_alone():
     # sha256("a") begins with 0xca = 202, "b" with 0x3e = 62, "d" with 0x18 = 24, "f" with 0x25 = 37; modulo 4.
     assert [split_by_hash(text) for text in ("a", "b", "d", "f")] == ["val", "val", "train", "train"]
-    assert sorted(quarter for quarters in QUARTERS.values() for quarter in quarters) == [0, 1, 2, 3]
+    assert split_by_hash("e") == "test"  # 0x3f = 63
 
 
 @pytest.mark.parametrize(("size", "largest", "expected"), [(None, 9, 4), (None, 3, 3), (0, 9, 0), (9, 9, 9)])

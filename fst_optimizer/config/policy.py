@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -14,10 +14,8 @@ ENGINES = ("torch", "vllm")
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, no tuples
 
 
-class LoraConfig(Section):
+class LoraConfig(Section, section="lora"):
     """The shape of the trainable adapter."""
-
-    section: ClassVar[str] = "lora"
 
     rank: int = Field(default=16, ge=1)
     """r. vLLM serves 1, 8, 16, 32, 64, 128, 256, 320 and 512."""
@@ -29,10 +27,8 @@ class LoraConfig(Section):
     """Names of the linear layers that get an adapter. None: all but the output head."""
 
 
-class VLLMConfig(Section):
+class VLLMConfig(Section, section="vllm"):
     """How a vLLM server is started, placed and spoken to. Nothing here changes what is sampled."""
-
-    section: ClassVar[str] = "vllm"
 
     gpu_memory_utilization: Annotated[float | None, Remedy("give a share of at most 1, and above 0")] = Field(
         default=None, gt=0, le=1
@@ -70,10 +66,8 @@ class VLLMConfig(Section):
         return flags
 
 
-class PolicyConfig(Section):
+class PolicyConfig(Section, section="policy"):
     """What a policy is given besides its model and its adapter's shape."""
-
-    section: ClassVar[str] = "policy"
 
     max_tokens: int = Field(default=512, ge=1)
     """Most new tokens of a call that does not say."""

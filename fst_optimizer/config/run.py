@@ -7,7 +7,7 @@ both. `FSTConfig.from_dict` takes the JSON of `config.json`, `with_values` the c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,6 @@ from fst_optimizer.errors import UserError, did_you_mean
 
 Method = Literal["fst", "rl", "gepa", "sequential"]
 METHODS: tuple[Method, ...] = get_args(Method)
-LossName = Literal["cispo", "grpo", "dr_grpo"]
-LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
 Role = Literal["both", "evolve", "train", "neither"]
 MonitorAction = Literal["off", "warn", "pause"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -32,10 +30,8 @@ OPEN = ("predictors", "budget.prices")
 """Settings that are objects with names of the user's own, which may have dots in them."""
 
 
-class FastConfig(Section):
+class FastConfig(Section, section="fast"):
     """The prompt side: one light GEPA round per cycle."""
-
-    section: ClassVar[str] = "fast"
 
     population: int = Field(default=4, ge=1)
     """K, the most candidates kept. `rollout.group_size` must be divisible by it."""
@@ -57,10 +53,8 @@ class FastConfig(Section):
     """Most reflection-LM calls in the whole run. None: no limit."""
 
 
-class RolloutConfig(Section):
+class RolloutConfig(Section, section="rollout"):
     """How rollouts are sampled, and what the failed ones earn."""
-
-    section: ClassVar[str] = "rollout"
 
     group_size: int = Field(default=8, ge=2)
     """G, rollouts per example and step, over all candidates."""
@@ -86,10 +80,8 @@ class RolloutConfig(Section):
     """Reward of a rollout that was cut off after `timeout_s`."""
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, section="train"):
     """The weight side: T steps of policy gradient on one LoRA adapter."""
-
-    section: ClassVar[str] = "train"
 
     steps_per_cycle: int = Field(default=6, ge=1)
     """T, slow steps after each fast round."""
@@ -103,8 +95,8 @@ class TrainConfig(Section):
     """AdamW's weight decay."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradient norm above which the gradient is scaled down. None: no clipping."""
-    loss: LossName = "cispo"
-    """`cispo`, `grpo` or `dr_grpo`."""
+    loss: Literal["cispo", "grpo", "dr_grpo"] = "cispo"
+    """What a token's log-prob, ratio and advantage give; `train/losses.py` has the papers."""
     ratio_cap: float = Field(default=4.0, gt=0)
     """CISPO's tau: the largest importance weight, an absolute number."""
     clip_low: float = Field(default=0.2, ge=0)
@@ -133,10 +125,8 @@ class TrainConfig(Section):
     """Non-finite losses or gradients in a row after which the run stops."""
 
 
-class EvalConfig(Section):
+class EvalConfig(Section, section="eval"):
     """How (candidate, policy version) pairs are compared on the validation set."""
-
-    section: ClassVar[str] = "eval"
 
     candidates: int = Field(default=1, ge=1)
     """Candidates validated after each cycle, best anchor means first."""
@@ -148,10 +138,8 @@ class EvalConfig(Section):
     """Held-out examples on whose sampled tokens `kl_to_base` is measured."""
 
 
-class BudgetConfig(Section):
+class BudgetConfig(Section, section="budget"):
     """When to stop."""
-
-    section: ClassVar[str] = "budget"
 
     max_cycles: int = Field(default=10, ge=1)
     """Cycles of a run."""
@@ -173,10 +161,8 @@ class BudgetConfig(Section):
     price table has them."""
 
 
-class MonitorsConfig(Section):
+class MonitorsConfig(Section, section="monitors"):
     """What is watched while a run goes on. `warn` says so once; `pause` also ends the process, with a checkpoint."""
-
-    section: ClassVar[str] = "monitors"
 
     kl: MonitorAction = "warn"
     """The policy is far from its base."""
@@ -204,10 +190,8 @@ class MonitorsConfig(Section):
     """Evaluations in a row that `falling` must see it."""
 
 
-class RunConfig(Section):
+class RunConfig(Section, section="run"):
     """How a run keeps what it has. Nothing here changes what is learned."""
-
-    section: ClassVar[str] = "run"
 
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints that stay on disk, the last included, and up to four more until as many different weights are among

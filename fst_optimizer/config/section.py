@@ -35,6 +35,10 @@ class Section(BaseModel):
     section: ClassVar[str] = ""
     """Where its settings are: `train` for `train.lr`. Empty for those at the top."""
 
+    def __init_subclass__(cls, *, section: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.section = section
+
     def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)

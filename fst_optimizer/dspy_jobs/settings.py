@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -61,10 +61,8 @@ FINETUNE_INSTEAD = INSTEAD | {
 }
 
 
-class ReinforceSettings(Section):
+class ReinforceSettings(Section, section="train_kwargs"):
     """How a reinforce job (`dspy.teleprompt.grpo.GRPO`) trains."""
-
-    section: ClassVar[str] = "train_kwargs"
 
     train: TrainConfig = TrainConfig()
     """Of the slow step. What belongs to FST's cycles or rollouts in it is not used."""
@@ -82,10 +80,8 @@ class ReinforceSettings(Section):
     """Where `save_checkpoint` writes adapters."""
 
 
-class FinetuneSettings(Section):
+class FinetuneSettings(Section, section="train_kwargs"):
     """How a finetune job (`dspy.BootstrapFinetune`) trains."""
-
-    section: ClassVar[str] = "train_kwargs"
 
     train: TrainConfig = TrainConfig(lr=2e-4, warmup_steps=0)
     """The optimizer's part of it; the loss is the likelihood of the data."""

@@ -35,9 +35,6 @@ Entry = dict[str, Any]
 this component's, `Metric Feedback` the metric's own words and `Instance` the example's labels as text: the
 extractive reflector reads them."""
 
-Scores = Mapping[str, float]
-"""Example id -> score."""
-
 
 @dataclass(frozen=True)
 class Trajectory:
@@ -91,7 +88,7 @@ class GepaSearch:
     def __init__(
         self,
         candidates: Sequence[Candidate],
-        scores: Mapping[str, Scores],
+        scores: Mapping[str, Mapping[str, float]],
         adapter: GepaAdapter,
         proposer: Proposer,
         items: Sequence[Item],
@@ -147,12 +144,12 @@ class GepaSearch:
         """GEPA's rule: the minibatch's sum of scores went up."""
         return StrictImprovementAcceptance().should_accept(proposal, self._state)
 
-    def add(self, candidate: Candidate, parents: list[int], scores: Scores) -> None:
+    def add(self, candidate: Candidate, parents: list[int], scores: Mapping[str, float]) -> None:
         """Take in an accepted proposal, scored on the whole anchor."""
         self._state.update_state_with_new_program(parents, dict(candidate.texts), _evaluation(scores), None, 0)
 
 
-def _evaluation(scores: Scores) -> ValsetEvaluation[Any, Any]:
+def _evaluation(scores: Mapping[str, float]) -> ValsetEvaluation[Any, Any]:
     return ValsetEvaluation(outputs_by_val_id={}, scores_by_val_id=dict(scores))
 
 

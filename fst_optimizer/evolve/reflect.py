@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fst_optimizer.errors import StorageError
@@ -29,11 +30,11 @@ _SHOWN = ("Inputs", "Generated Outputs", "Feedback")
 class Reflector(Protocol):
     """Proposes a new text for one component from examples of what it did."""
 
-    calls: int
+    calls: int = 0
     """How often it has reflected. With a reflection LM each is one LM call."""
-    cost_usd: float | None
+    cost_usd: float | None = 0.0
     """Dollars spent so far. None: some price is unknown."""
-    note: str
+    note: str = ""
     """Why the last reflection proposed nothing; empty when it did propose."""
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
@@ -44,7 +45,7 @@ class Reflector(Protocol):
         ...
 
 
-class LMReflector:
+class LMReflector(Reflector):
     """GEPA's own reflective proposer prompt, answered by any `dspy.LM`.
 
     The LM is called directly, not through a predictor, so that a policy that reflects on itself is not recorded
@@ -54,9 +55,6 @@ class LMReflector:
     def __init__(self, lm: dspy.LM) -> None:
         """Uses the LM's own temperature and token limit."""
         self.lm = lm
-        self.calls = 0
-        self.cost_usd: float | None = 0.0
-        self.note = ""
         self.journal = Journal()
         """Where answers are written down, and found again by a run that is resumed."""
         self._warned = False
@@ -109,7 +107,7 @@ class LMReflector:
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
 
 
-class ExtractiveReflector:
+class ExtractiveReflector(Reflector):
     """No LM: appends to the instruction the one feedback sentence that recurs most over failing examples.
 
     It keeps sentences as they are written. It can only find a rule that the feedback spells out, in the same
@@ -119,9 +117,6 @@ class ExtractiveReflector:
     def __init__(self, seed: int = 0) -> None:
         """`seed` decides among sentences that recur equally often."""
         self.seed = seed
-        self.calls = 0
-        self.cost_usd: float | None = 0.0
-        self.note = ""
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         """The current text with one more sentence, or None when no lesson is new."""
@@ -143,16 +138,19 @@ def lessons(dataset: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     A sentence must recur over two failing examples (one, if only one fails), name nothing of its instance, and
     not be said of a passing example too.
     """
-    failing = [entry for entry in dataset if entry["Score"] < PERFECT]
-    passing = [entry for entry in dataset if entry["Score"] >= PERFECT]
-    praise = {_words(sentence) for entry in passing for sentence in sentences(_feedback(entry))}
+    praise: set[str] = set()
+    failing: list[list[str]] = []
+    for entry in dataset:
+        # The metric's own words: a parser's error recurs too, and states no rule.
+        said = sentences(str(entry.get("Metric Feedback", entry.get("Feedback", ""))))
+        if entry["Score"] >= PERFECT:
+            praise.update(map(_words, said))
+        else:
+            failing.append([sentence for sentence in said if is_general(sentence, entry)])
     written: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for entry in failing:
-        general = [sentence for sentence in sentences(_feedback(entry)) if is_general(sentence, entry)]
-        for sentence in general:
-            written.setdefault(_words(sentence), sentence)
-        counts.update({_words(sentence) for sentence in general} - praise)
+    for sentence in chain.from_iterable(failing):
+        written.setdefault(_words(sentence), sentence)
+    counts = Counter(chain.from_iterable(set(map(_words, general)) - praise for general in failing))
     enough = min(2, len(failing))
     return {written[words]: counts[words] for words in written if counts[words] >= enough}
 
@@ -219,11 +217,6 @@ def _closing(text: str, at: int) -> int | None:
     while close != -1 and mark in "'\u2019" and text[close + 1 : close + 2].isalnum():
         close = text.find(mark, close + 1)
     return None if close == -1 else close
-
-
-def _feedback(entry: Mapping[str, Any]) -> str:
-    """The metric's own words: a parser's error recurs too, and states no rule."""
-    return str(entry.get("Metric Feedback", entry.get("Feedback", "")))
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import peft
@@ -38,7 +37,7 @@ def attach(base_model: Any, shape: LoraConfig | None = None, *, seed: int = 0) -
     The same seed gives the same matrices, and the global RNG is left where it was.
     """
     config = _peft_config(base_model, shape or LoraConfig())
-    with _seeded(seed):
+    with seeded(seed):
         model: PeftModel = peft.get_peft_model(base_model, config)
     model.eval()
     return model
@@ -52,7 +51,7 @@ def replace_trained(model: PeftModel, shape: LoraConfig, *, seed: int = 0) -> No
     assert set(model.peft_config) == {TRAINED}, sorted(model.peft_config)
     config = _peft_config(model.get_base_model(), shape)
     model.delete_adapter(TRAINED)
-    with _seeded(seed):
+    with seeded(seed):
         model.add_adapter(TRAINED, config)
     model.set_adapter(TRAINED)
     model.eval()
@@ -78,11 +77,15 @@ def _peft_config(base_model: Any, shape: LoraConfig) -> peft.LoraConfig:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Inside, the CPU's random numbers follow from the seed; afterwards they are where they were."""
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would reseed the GPUs as well.
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Inside, random numbers of the CPU and of this GPU follow from the seed; afterwards they are where they were."""
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        # Not torch.manual_seed, which would reseed every GPU.
         torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
         yield
 
 
@@ -192,9 +195,8 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = copy.copy(model.peft_config[TRAINED])
     config.inference_mode = True
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        written = temporary / "new"
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        written = Path(temporary, "new")
         config.save_pretrained(str(written))
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, written / ADAPTER_TENSORS, metadata={"format": "pt"})
@@ -202,11 +204,9 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
             sync(path)
         if folder.exists():
             # A rename cannot replace a folder that holds files.
-            os.replace(folder, temporary / "old")
+            os.replace(folder, Path(temporary, "old"))
         os.replace(written, folder)
         sync(folder.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:

@@ -22,8 +22,6 @@ class Batch:
     """Some rows, padded on the right to the longest. T counts prompt and completion."""
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    """True on prompt and completion. A causal model needs it only when something reads the padding."""
     completion_mask_BT: Tensor
     """True on completion tokens. The log-prob of token t is predicted at position t - 1."""
     old_logprobs_BT: Tensor
@@ -120,7 +118,6 @@ def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] |
     weights_B1 = torch.tensor(weights if weights is not None else [1.0] * len(rows), dtype=torch.float32)[:, None]
     return Batch(
         input_ids_BT=input_ids_BT,
-        attention_mask_BT=positions_T < lengths_B1,
         completion_mask_BT=completion_mask_BT,
         old_logprobs_BT=torch.zeros(input_ids_BT.shape).masked_scatter(completion_mask_BT, sampled),
         advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),

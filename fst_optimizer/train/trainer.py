@@ -10,8 +10,8 @@ import inspect
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.failpoints import failpoint
-from fst_optimizer.model.lora import active_adapter, trained_parameters
+from fst_optimizer.model.lora import active_adapter, seeded, trained_parameters
 from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
 from fst_optimizer.train.losses import LOSSES, Loss, kl_estimate
 from fst_optimizer.train.scoring import check_head, logprobs, token_logprobs
@@ -128,7 +128,7 @@ class Trainer:
             return StepReport(updated=False, reason="every completion was empty or truncated")
         with self._lock:
             try:
-                with self._seeded_dropout():
+                with seeded(random.Random(f"dropout/{self._seed}/{self._updates}").getrandbits(32), self._device):
                     report = self._gradient_in_memory(kept)
                 finite = all(math.isfinite(value) for value in vars(report).values() if isinstance(value, float))
                 return self._update(report) if finite else self._skip(report)
@@ -163,19 +163,6 @@ class Trainer:
             parameter = self._parameters[name]
             self.optimizer.state[parameter][key] = value.detach().clone().to(parameter.device)
         self._updates, self._bad_steps = int(numbers["updates"]), int(numbers["bad_steps"])
-
-    @contextmanager
-    def _seeded_dropout(self) -> Iterator[None]:
-        """Dropout draws from the seed and the number of the update; the global generators stay as they are."""
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            # Not torch.manual_seed, which would reseed every GPU.
-            number = random.Random(f"dropout/{self._seed}/{self._updates}").getrandbits(32)
-            torch.default_generator.manual_seed(number)
-            if devices:
-                with torch.cuda.device(self._device):
-                    torch.cuda.manual_seed(number)
-            yield
 
     def _gradient_in_memory(self, rows: Sequence[TrainRow]) -> StepReport:
         """`_gradient`; where memory does not suffice, again in microbatches of half the size, which stays."""

@@ -28,7 +28,6 @@ def row(prompt: int = 1, completion: int = 1, rollout: int = 0, **call: object) 
 def test_rows_are_padded_on_the_right() -> None:
     batch = make_batch([row(2, 3), row(1, 1, temperature=0.7)], pad_id=9, weights=[0.25, 0.5])
     assert batch.input_ids_BT.tolist() == [[1, 2, 11, 12, 13], [1, 11, 9, 9, 9]]
-    assert batch.attention_mask_BT.tolist() == [[True] * 5, [True, True, False, False, False]]
     assert batch.completion_mask_BT.tolist() == [[False, False, True, True, True], [False, True, False, False, False]]
     assert batch.old_logprobs_BT.tolist() == [[0, 0, -0.5, -1.5, -2.5], [0, -0.5, 0, 0, 0]]
     assert batch.weights_BT.tolist() == [[0, 0, 0.25, 0.25, 0.25], [0, 0.5, 0, 0, 0]]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from fst_optimizer.config.run import LOSS_NAMES
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.train.losses import LOSSES, cispo, full_kl, grpo, kl_estimate
 
 # Two rows of three tokens. Ratios pi_train / pi_sampler: 1, 1/2, 8 and 2, 1, 1.1.
@@ -71,7 +72,11 @@ def test_cispos_gradient_is_the_capped_weighted_score() -> None:
     assert torch.allclose(logits_BTV.grad, weight_BT1 * score_BTV, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LOSS_NAMES)
+def test_every_loss_that_can_be_set_is_there() -> None:
+    assert get_args(TrainConfig.model_fields["loss"].annotation) == tuple(LOSSES)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 class TestEveryLoss:
     def test_is_one_finite_number_a_token(self, name: str) -> None:
         far_BT = torch.tensor([[-500.0, 0.0, -1.0], [0.0, -500.0, -1.0]])

@@ -15,11 +15,12 @@ from safetensors.torch import load, save
 from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.config.run import LOSS_NAMES, TrainConfig
+from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.model import lora
 from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import Batch, token_weights
+from fst_optimizer.train.losses import LOSSES
 from fst_optimizer.train.scoring import kl_to_base
 from fst_optimizer.train.trainer import StepReport, Trainer
 from fst_optimizer.types import TrainRow
@@ -91,7 +92,7 @@ def test_cispos_step_gradient_equals_a_hand_built_one(
     assert all(torch.allclose(gradients[name], expected[name], atol=1e-5) for name in expected)
 
 
-@pytest.mark.parametrize("loss", LOSS_NAMES)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("average", ["token", "rollout"])
 def test_ragged_microbatches_sum_to_the_big_batch(
     make_model: MakeModel,
