@@ -22,7 +22,7 @@ from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.rollout.groups import group_requests, grouped
 from fst_optimizer.run.evaluate import evaluate_pair
-from fst_optimizer.run.monitors import after_eval, after_step, seen_in_step
+from fst_optimizer.run.monitors import after_eval, after_step
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.samples import keep_rollouts
 from fst_optimizer.run.state import Best, State
@@ -56,12 +56,12 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     config = run.config
     if not schedule.has_fast_round(config, state):
         return state
-    affordable = min(config.fast.max_rollouts, schedule.rollouts_left(config, state))
+    left = schedule.fast_rollouts_left(config, state)
     score = partial(
         run.collector.run_candidate,
         version=state.policy_version,
         temperature=config.fast.temperature,
-        on_rollout=run.metrics.counting("fast", affordable),
+        on_rollout=run.metrics.counting("fast", min(config.fast.max_rollouts, left)),
     )
     found = evolve(
         state.population,
@@ -73,7 +73,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         cycle=state.cycle,
         seed=config.seed,
         components=run.components,
-        rollouts_left=schedule.fast_rollouts_left(config, state),
+        rollouts_left=left,
         reflections_left=schedule.reflections_left(config, state),
         halted=lambda: bool(run.meter.reached()),
     )
@@ -92,34 +92,23 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
         return replace(state, ended="budget", cap=cap)
     if run.trainer is None or not schedule.has_slow_steps(config, state):
         return state
-    by_predictor = config.train.credit == "predictor"
     rollouts = run.collector.run(
         requests,
         version=state.policy_version,
         temperature=config.rollout.temperature,
-        capture=by_predictor,
+        capture=config.train.credit == "predictor",
         on_rollout=run.metrics.counting("slow", len(requests)),
     )
     collected_s = run.metrics.time_s
-    own_share = config.train.own_share if by_predictor else None
-    credited = credit(
-        grouped(rollouts), config.rollout, config.train.advantage_eps, own_share=own_share, trained=config.trains
-    )
+    credited = credit(grouped(rollouts), config)
     report = run.trainer.step(credited.rows)
-    version = publish(run, state) if report.updated else state.policy_version
+    version = run.policy.publish() if report.updated else state.policy_version
     state = replace(state, population=population, step=state.step + 1, policy_version=version)
     if state.phase == FIRST_STEP:
         keep_rollouts(run.files, state.cycle, rollouts)
     run.log("step", state, **step_fields(rollouts, credited, report, run.metrics.time_s - collected_s))
-    watch, alarms = after_step(config.monitors, state.watch, **seen_in_step(rollouts, credited, report))
+    watch, alarms = after_step(config.monitors, state.watch, rollouts, credited, report)
     return replace(state, watch=watch, alarms=alarms)
-
-
-def publish(run: Run, state: State) -> int:
-    """Serve the trained weights as the next version. Only that one and the best pair's stay."""
-    version = run.policy.publish()
-    run.policy.retire_all_but({version, state.best.policy_version})
-    return version
 
 
 def validate(run: Run, state: State, again: bool = False) -> State:
@@ -129,8 +118,8 @@ def validate(run: Run, state: State, again: bool = False) -> State:
     """
     version, config = state.policy_version, run.config.eval
     for candidate in state.population.leading(config.candidates):
-        known = state.validated.get(candidate.id)
-        if known is None or known.policy_version != version:
+        known = state.validation(candidate)
+        if known is None:
             count = run.metrics.counting("eval", len(run.valset[: config.max_examples]))
             known = evaluate_pair(run.collector, candidate, run.valset, config, version=version, on_rollout=count)
             others = {name: one for name, one in state.validated.items() if one.policy_version == version}
@@ -148,15 +137,8 @@ def end_of_cycle(run: Run, state: State) -> State:
     if schedule.leaves_evaluation(state):
         state = stopped_if_asked(run, within_caps(run, state, "eval", validate, True))
     (leader,) = state.population.leading(1)
-    seen = state.validated.get(leader.id)
-    if seen is not None and seen.policy_version == state.policy_version:  # else a cap was in the way
-        watch, alarms = after_eval(
-            run.config.monitors,
-            state.watch,
-            score=seen.score,
-            best=state.best.score,
-            best_before=state.val_score_before,
-            kl_to_base=seen.kl_to_base,
-        )
+    if found := state.validation(leader):  # else a cap was in the way
+        best, before = state.best.score, state.val_score_before
+        watch, alarms = after_eval(run.config.monitors, state.watch, found, best=best, best_before=before)
         state = replace(state, watch=watch, alarms=alarms)
     return schedule.next_cycle(run.config, state)

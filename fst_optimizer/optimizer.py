@@ -36,12 +36,7 @@ from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
-from fst_optimizer.store.files import (
-    RunFiles,
-    locked,
-    open_run,
-    write_json,
-)
+from fst_optimizer.store.files import RunFiles, locked, open_run, write_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.types import Candidate, Item, Population, items_of
@@ -160,7 +155,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             Paused: a monitor with `pause` saw what it watches for.
         """
         given = self.check(student, trainset, teacher, valset)
-        run_dir = self.run_dir or default_run_dir(student)
+        run_dir = self.run_dir or Path("runs") / f"{type(student).__name__}-{time.strftime('%Y%m%d-%H%M%S')}"
         with locked(run_dir):
             return self._run(run_dir, given)
 
@@ -237,11 +232,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             lambda candidate: taught.get(candidate.id) or apply_texts(program, candidate.texts),
             policy,
             self.metric,
-            seed=config.seed,
-            num_threads=config.rollout.num_threads,
-            timeout_s=config.rollout.timeout_s,
-            meter=meter,
-            grace_s=config.run.grace_s,
+            config,
+            meter,
         )
         trainer = policy.trainer(config.train) if config.method != "gepa" else None
         metrics = MetricsLog(files.metrics, self.listeners)
@@ -307,8 +299,3 @@ class FST(Teleprompter):  # type: ignore[misc]
         run.saver.finish()
         compiled.detailed_results = CompileResult(run.files.root, result, state.population, best)
         return compiled
-
-
-def default_run_dir(student: dspy.Module) -> Path:
-    """A new folder under `runs/`, named after the program and the time."""
-    return Path("runs") / f"{type(student).__name__}-{time.strftime('%Y%m%d-%H%M%S')}"

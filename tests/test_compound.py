@@ -138,6 +138,7 @@ def test_a_frozen_lm_that_always_refuses_stops_the_run_and_is_named(policy, tmp_
 
 
 def test_a_frozen_lm_whose_answer_does_not_parse_is_told_to_the_reflector(policy, tmp_path):
+    from fst_optimizer.config.run import FSTConfig
     from fst_optimizer.rollout.collector import Collector
     from fst_optimizer.rollout.metric import Metric
     from fst_optimizer.rollout.rollout import Request
@@ -145,7 +146,7 @@ def test_a_frozen_lm_whose_answer_does_not_parse_is_told_to_the_reflector(policy
 
     lm, _ = frozen(answer=lambda request: "no field here")
     program = student_of(policy, second=lm)
-    collector = Collector(lambda candidate: program, policy, Metric(metric), seed=0, num_threads=2, timeout_s=30)
+    collector = Collector(lambda candidate: program, policy, Metric(metric), FSTConfig())
     (rollout,) = collector.run(
         [Request(Candidate({"first": "Answer."}), items_of(TRAIN[:1], "train")[0])],
         version=0,

@@ -14,7 +14,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import load, read_finished
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector
+from fst_optimizer.rollout.collector import Collector, OnRollout
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run.evaluate import Evaluation, evaluate
 from fst_optimizer.run.record import digest
@@ -81,11 +81,4 @@ def score_task(
 
 def collector_of(program: dspy.Module, policy: Policy, metric: Callable[..., Any], config: FSTConfig) -> Collector:
     """A collector that runs `program` with a candidate's texts, as `config` says."""
-    return Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(metric),
-        seed=config.seed,
-        num_threads=config.rollout.num_threads,
-        timeout_s=config.rollout.timeout_s,
-    )
+    return Collector(lambda candidate: apply_texts(program, candidate.texts), policy, Metric(metric), config)

@@ -40,7 +40,7 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     policy.publish()  # version 1 equals the base, but pays for its adapter as every later version does
     collector, requests = rollout_side(task, policy, config, examples)
     rollouts, collect_s, raw_s = _rollout_times(policy, collector, requests, config, repeats)
-    rows = credit(grouped(rollouts), config.rollout).rows
+    rows = credit(grouped(rollouts), config).rows
     ours_s, trl_s = _step_times(policy, rows, config.train, repeats)
     prompt_and_completion = sum(len(row.call.prompt_ids) + len(row.call.completion_ids) for row in rows)
     calls = sum(len(rollout.calls) for rollout in rollouts)

@@ -11,7 +11,7 @@ from weakref import WeakSet
 import dspy
 import tqdm
 
-from fst_optimizer.config.run import BudgetConfig
+from fst_optimizer.config.run import BudgetConfig, FSTConfig
 from fst_optimizer.engines.recorder import name_components
 from fst_optimizer.errors import EngineError
 from fst_optimizer.policy.policy import Policy
@@ -22,7 +22,7 @@ from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import BudgetSpent, Meter
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout
 
-BuildProgram = Callable[[Candidate], dspy.Module]
+OnRollout = Callable[[Rollout], None]
 
 
 class Collector:
@@ -32,33 +32,23 @@ class Collector:
         build: Makes a candidate's own program instance, its LMs attached.
         policy: Whose calls are recorded.
         metric: Scores what the programs return.
-        seed: The run's seed.
-        num_threads: Rollouts in flight.
-        timeout_s: Wall-clock limit of one rollout, in seconds.
+        config: Has the seed, the number of threads and the time limits.
         meter: Counts what rollouts spend, and is asked before each one whether a cap is reached. None: no caps.
-        grace_s: How long rollouts in flight may go on after an interrupt, in seconds.
     """
 
     def __init__(
         self,
-        build: BuildProgram,
+        build: Callable[[Candidate], dspy.Module],
         policy: Policy,
         metric: Metric,
-        *,
-        seed: int,
-        num_threads: int,
-        timeout_s: float,
+        config: FSTConfig,
         meter: Meter | None = None,
-        grace_s: float = 0.0,
     ) -> None:
         self.build = build
         self.policy = policy
         self.metric = metric
-        self.seed = seed
-        self.num_threads = num_threads
-        self.timeout_s = timeout_s
+        self.config = config
         self.meter = meter or Meter(BudgetConfig())
-        self.grace_s = grace_s
         self.journal = Journal()
         """Where rollouts are written down as they end, and found again by a run that is resumed."""
         _make_bars_forgiving()
@@ -70,12 +60,12 @@ class Collector:
         version: int,
         temperature: float,
         capture: bool = False,
-        on_rollout: Callable[[Rollout], None] | None = None,
+        on_rollout: OnRollout | None = None,
     ) -> list[Rollout]:
         """Run all requests concurrently; the results are in the order of the requests.
 
         Args:
-            requests: What to run.
+            requests: What to run; those of one candidate share its program.
             version: The policy version to sample from.
             temperature: For calls whose program does not ask for its own.
             capture: Also ask the metric for every predictor's score and feedback.
@@ -88,7 +78,12 @@ class Collector:
             StorageError: A rollout could not be written down.
             EngineError: The engine failed every single rollout; EngineDied: it is beyond repair.
         """
-        jobs = self._jobs(requests, version=version, temperature=temperature, capture=capture)
+        programs: dict[str, dspy.Module] = {}
+        for request in requests:
+            if request.candidate.id not in programs:
+                programs[request.candidate.id] = program = self.build(request.candidate)
+                name_components(program)
+        jobs = [RolloutJob(self, programs[one.candidate.id], one, version, temperature, capture) for one in requests]
         rollouts = [job.from_journal() for job in jobs]
         missing = [index for index, rollout in enumerate(rollouts) if rollout is None]
         report = on_rollout or (lambda rollout: None)
@@ -96,11 +91,11 @@ class Collector:
             report(rollout)
         results = run_jobs(
             [jobs[index] for index in missing],
-            num_threads=self.num_threads,
-            timeout_s=self.timeout_s,
+            num_threads=self.config.rollout.num_threads,
+            timeout_s=self.config.rollout.timeout_s,
             clock=self._clock,
             halted=lambda: bool(self.meter.reached()),
-            grace_s=self.grace_s,
+            grace_s=self.config.run.grace_s if self.journal.path else 0.0,  # else what ends is written down nowhere
         )
         with closing(results):
             try:
@@ -121,27 +116,6 @@ class Collector:
     def run_candidate(self, candidate: Candidate, items: Sequence[Item], **settings: Any) -> list[Rollout]:
         """Run one candidate once on every item; settings as of `run`."""
         return self.run([Request(candidate, item) for item in items], **settings)
-
-    def _jobs(
-        self, requests: Sequence[Request], *, version: int, temperature: float, capture: bool
-    ) -> list[RolloutJob]:
-        """One job a request; requests of one candidate share its program."""
-        programs: dict[str, dspy.Module] = {}
-        for request in requests:
-            if request.candidate.id not in programs:
-                programs[request.candidate.id] = program = self.build(request.candidate)
-                name_components(program)
-        return [
-            RolloutJob(
-                self,
-                programs[request.candidate.id],
-                request,
-                version=version,
-                temperature=temperature,
-                capture=capture,
-            )
-            for request in requests
-        ]
 
     def _clock(self) -> float:
         """Seconds that stand still while the engine restarts: an outage does not count against a rollout's deadline."""

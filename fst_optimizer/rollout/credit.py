@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fst_optimizer.config.run import RolloutConfig
+from fst_optimizer.config.run import FSTConfig, RolloutConfig, TrainConfig
 from fst_optimizer.types import Group, Outcome, Rollout, TrainRow
 
 
@@ -23,16 +23,9 @@ class Credit:
 
 
 def reward(rollout: Rollout, config: RolloutConfig) -> float:
-    """The score of a rollout that ended well, or its outcome's configured reward."""
-    if rollout.outcome is Outcome.OK:
-        return rollout.score
-    return {
-        Outcome.PARSE_ERROR: config.parse_error_reward,
-        Outcome.TRUNCATED: config.truncated_reward,
-        Outcome.PROMPT_TOO_LONG: config.prompt_too_long_reward,
-        Outcome.PROGRAM_ERROR: config.program_error_reward,
-        Outcome.TIMEOUT: config.timeout_reward,
-    }[rollout.outcome]
+    """The score of a rollout that ended well, or what the settings give its outcome: `parse_error_reward` and so on."""
+    earned: float = rollout.score if rollout.outcome is Outcome.OK else getattr(config, f"{rollout.outcome}_reward")
+    return earned
 
 
 def advantages(rewards: Sequence[float], eps: float = 1e-4) -> tuple[float, ...]:
@@ -49,41 +42,26 @@ def advantages(rewards: Sequence[float], eps: float = 1e-4) -> tuple[float, ...]
     return tuple((value - mean) / (std + eps) for value in rewards)
 
 
-def credit(
-    groups: Sequence[Group],
-    config: RolloutConfig,
-    eps: float = 1e-4,
-    *,
-    own_share: float | None = None,
-    trained: Callable[[str], bool] = lambda predictor: True,
-) -> Credit:
+def credit(groups: Sequence[Group], config: FSTConfig) -> Credit:
     """Give every call of every rollout its advantage, once.
 
     The mean and the standard deviation are over rollouts, not calls: a rollout with many calls counts once. Rollouts
-    that the engine failed say nothing about the policy; they are left out of their group.
-
-    Args:
-        groups: Rollouts that share a baseline.
-        config: The rewards of failed rollouts.
-        eps: Added to a group's standard deviation.
-        own_share: None: a call gets its rollout's advantage. Else each predictor has a baseline of its own, over the
-            rollouts that called it, of own_share x its own score + (1 - own_share) x the rollout's reward. A rollout
-            that failed has no own scores: its reward stands for them.
-        trained: Whether a predictor's calls are trained; those of others give no rows.
+    that the engine failed say nothing about the policy; they are left out of their group. Calls of predictors that are
+    not trained give no rows.
     """
     rows: list[TrainRow] = []
     seen: list[float] = []
     flat = number = 0
     for group in groups:
         members = [rollout for rollout in group.rollouts if rollout.outcome is not Outcome.ENGINE_ERROR]
-        rewards = [reward(rollout, config) for rollout in members]
+        rewards = [reward(rollout, config.rollout) for rollout in members]
         seen.extend(rewards)
-        shares = _shares(members, rewards, own_share, eps)
+        shares = _shares(members, rewards, config.train)
         own = [
             TrainRow(call, shares[call.predictor][place], number + place)
             for place, rollout in enumerate(members)
             for call in rollout.calls
-            if call.completion_ids and trained(call.predictor) and any(shares[call.predictor].values())
+            if call.completion_ids and config.trains(call.predictor) and any(shares[call.predictor].values())
         ]
         flat += not own
         number += len(members) if own else 0
@@ -92,20 +70,24 @@ def credit(
     return Credit(tuple(rows), mean, len(groups), flat)
 
 
-def _shares(
-    members: Sequence[Rollout], rewards: Sequence[float], own_share: float | None, eps: float
-) -> dict[str, dict[int, float]]:
-    """Predictor -> place in the group -> the advantage of that predictor's calls in that rollout."""
+def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainConfig) -> dict[str, dict[int, float]]:
+    """Predictor -> place in the group -> the advantage of that predictor's calls in that rollout.
+
+    With `credit="predictor"`, each predictor has a baseline of its own, over the rollouts that called it, of own_share
+    x its own score + (1 - own_share) x the rollout's reward. A rollout that failed has no own scores: its reward stands
+    for them.
+    """
     names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
-    if own_share is None:
-        whole = dict(enumerate(advantages(rewards, eps)))
+    if config.credit == "rollout":
+        whole = dict(enumerate(advantages(rewards, config.advantage_eps)))
         return dict.fromkeys(names, whole)
     found = {}
     for name in names:
         earned = {
-            place: own_share * rollout.predictor_scores.get(name, rewards[place]) + (1 - own_share) * rewards[place]
+            place: config.own_share * rollout.predictor_scores.get(name, rewards[place])
+            + (1 - config.own_share) * rewards[place]
             for place, rollout in enumerate(members)
             if any(call.predictor == name for call in rollout.calls)
         }
-        found[name] = dict(zip(earned, advantages(list(earned.values()), eps), strict=True))
+        found[name] = dict(zip(earned, advantages(list(earned.values()), config.advantage_eps), strict=True))
     return found

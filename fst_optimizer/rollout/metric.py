@@ -11,6 +11,7 @@ from typing import Any
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.text import unicode_only
+from fst_optimizer.types import Item
 
 
 @dataclass(frozen=True)
@@ -40,54 +41,34 @@ class Metric:
             )
 
     def judge(
-        self,
-        example: Any,
-        prediction: Any,
-        *,
-        where: str,
-        trace: Any = None,
-        pred_name: str | None = None,
-        pred_trace: Any = None,
+        self, item: Item, prediction: Any, trace: Any = None, pred_name: str | None = None, pred_trace: Any = None
     ) -> Judgement:
-        """Score one prediction.
-
-        Args:
-            example: The example, as the user gave it.
-            prediction: What the program returned.
-            where: The example's id, for the error text.
-            trace: The program's trace, only when feedback is wanted.
-            pred_name: Ask for this predictor's own score and feedback.
-            pred_trace: That predictor's part of the trace.
+        """Score one prediction; with `pred_name`, give this predictor's own score and feedback.
 
         Raises:
             MetricError: The metric raised.
             UserError: It returned something that is not a finite number.
         """
+        name = _name(self.function)
         arguments = (trace, pred_name, pred_trace) if self.per_predictor else ()
         try:
-            answer = failpoint("metric.answer", self.function(example, prediction, *arguments))
+            answer = failpoint("metric.answer", self.function(item.example, prediction, *arguments))
         except Exception as error:
-            raise MetricError(f"metric {_name(self.function)} raised on example {where}: {error!r}") from error
-        return Judgement(_score(answer, self.function, where), _feedback(answer))
-
-
-def _score(answer: Any, function: Callable[..., Any], where: str) -> float:
-    value = answer.get("score") if isinstance(answer, dict) else getattr(answer, "score", answer)
-    try:
-        score = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
-        raise UserError(
-            f"metric {_name(function)} returned {answer!r} on example {where}: "
-            "return a finite number, or dspy.Prediction(score=..., feedback=...)"
-        )
-    return score
-
-
-def _feedback(answer: Any) -> str:
-    text = answer.get("feedback") if isinstance(answer, dict) else getattr(answer, "feedback", None)
-    return unicode_only(str(text)) if text else ""
+            raise MetricError(f"metric {name} raised on example {item.id}: {error!r}") from error
+        if isinstance(answer, dict):
+            value, words = answer.get("score"), answer.get("feedback")
+        else:
+            value, words = getattr(answer, "score", answer), getattr(answer, "feedback", None)
+        try:
+            score = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise UserError(
+                f"metric {name} returned {answer!r} on example {item.id}: "
+                "return a finite number, or dspy.Prediction(score=..., feedback=...)"
+            )
+        return Judgement(score, unicode_only(str(words)) if words else "")
 
 
 def _accepts(function: Callable[..., Any], count: int) -> bool:

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -28,15 +29,12 @@ class Job(Protocol[T_co]):
 
     def run(self) -> T_co:
         """Do the work and return its result. What it raises stops the batch."""
-        ...
 
     def stop(self) -> None:
         """Called from another thread: finish as soon as you can."""
-        ...
 
     def timed_out(self, seconds: float) -> T_co:
         """Called from another thread, before `stop`: the result, as the deadline of `seconds` was missed."""
-        ...
 
 
 def run_jobs(
@@ -48,19 +46,11 @@ def run_jobs(
     halted: Callable[[], bool] = lambda: False,
     grace_s: float = 0.0,
 ) -> Generator[tuple[int, T]]:
-    """Yield (index, result) as jobs finish.
+    """Yield (index, result) as jobs finish; a job has `timeout_s` seconds of `clock`.
 
-    Once `halted()` is true no further job is started, and the iterator ends with those that were. Closing the iterator
-    early, or an exception in a job, stops every job and waits a moment for the threads. A KeyboardInterrupt first
-    leaves the jobs under way `grace_s` seconds to finish; another one stops them.
-
-    Args:
-        jobs: What to run.
-        num_threads: Jobs under way at once.
-        timeout_s: How long a job may take, in seconds of `clock`.
-        clock: The seconds that deadlines are measured in.
-        halted: Asked before each job is started.
-        grace_s: In seconds.
+    Once `halted()`, asked before each job, is true, no further one is started, and the iterator ends with those that
+    were. Closing the iterator early, or an exception in a job, stops every job and waits a moment for the threads. A
+    KeyboardInterrupt first leaves the jobs under way `grace_s` seconds to finish; another one stops them.
     """
     batch = _Batch(jobs, timeout_s, clock, halted)
     try:
@@ -77,23 +67,23 @@ def run_jobs(
         batch.stop()
 
 
+@dataclass
 class _Batch(Generic[T]):
     """The jobs of one `run_jobs`."""
 
-    def __init__(
-        self, jobs: Sequence[Job[T]], timeout_s: float, clock: Callable[[], float], halted: Callable[[], bool]
-    ) -> None:
-        self.jobs = jobs
-        self.timeout_s = timeout_s
-        self.clock = clock
-        self.halted = halted
-        self.todo = iter(range(len(jobs)))
-        self.done: queue.SimpleQueue[tuple[int, T] | BaseException] = queue.SimpleQueue()
-        self.lock = threading.Lock()
-        self.deadlines: dict[int, float] = {}
-        """Of the jobs under way."""
-        self.threads: list[threading.Thread] = []
-        self.stopping = False
+    jobs: Sequence[Job[T]]
+    timeout_s: float
+    clock: Callable[[], float]
+    halted: Callable[[], bool]
+    done: queue.SimpleQueue[tuple[int, T] | BaseException] = field(default_factory=queue.SimpleQueue)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    deadlines: dict[int, float] = field(default_factory=dict)
+    """Of the jobs under way."""
+    threads: list[threading.Thread] = field(default_factory=list)
+    stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.todo = iter(range(len(self.jobs)))
 
     def start_threads(self, count: int) -> None:
         for _ in range(count):

@@ -18,7 +18,7 @@ from dspy.utils.usage_tracker import UsageTracker
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.rollout.outcome import describe_failure, outcome_of, unparsed_call
-from fst_optimizer.types import Call, Candidate, Item, Outcome, Rollout, TraceStep, Usage
+from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Usage
 
 if TYPE_CHECKING:
     from fst_optimizer.rollout.collector import Collector
@@ -53,7 +53,6 @@ class RolloutJob:
         collector: Collector,
         program: dspy.Module,
         request: Request,
-        *,
         version: int,
         temperature: float,
         capture: bool,
@@ -67,7 +66,7 @@ class RolloutJob:
         """What the program raised."""
         key = (self.version, request.candidate.id, request.item.id, request.index)
         self._journal_key = (*key, temperature, capture)
-        self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=(collector.seed, *key))
+        self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=(collector.config.seed, *key))
         self._trace: list[Any] = []
         self._tracker = UsageTracker()
         self._lock = threading.Lock()
@@ -95,22 +94,10 @@ class RolloutJob:
             raise self._recorder.died
         outcome = outcome_of(self.error, self._recorder)
         error = "" if self.error is None else describe_failure(outcome, self.error)
-        score = 0.0
-        feedback: dict[str, str] = {}
-        predictor_scores: dict[str, float] = {}
+        judged: dict[str, Any] = {"feedback": {"": error}} if self.capture else {}
         if outcome is Outcome.OK:
-            score, feedback, predictor_scores = self._judge(prediction)
-        elif self.capture:
-            feedback = {"": error}
-        return self._settle(
-            outcome,
-            score=score,
-            feedback=feedback,
-            predictor_scores=predictor_scores,
-            trace=trace_steps(self._trace, self._recorder.calls, self._unparsed_turn()),
-            error=error,
-            seconds=time.monotonic() - started,
-        )
+            judged = self._judge(prediction)
+        return self._settle(outcome, error=error, seconds=time.monotonic() - started, **judged)
 
     def stop(self) -> None:
         """Refuse further LM calls; what has not been recorded by now is dropped."""
@@ -122,7 +109,6 @@ class RolloutJob:
         """The result of a rollout that missed its deadline of `seconds`."""
         return self._settle(
             Outcome.TIMEOUT,
-            trace=trace_steps(tuple(self._trace), self._recorder.calls, None),
             feedback={"": f"The program took longer than {seconds:g} s."},
             error=f"timed out after {seconds:g} s",
             seconds=seconds,
@@ -142,6 +128,7 @@ class RolloutJob:
             outcome=outcome,
             score=score,
             calls=tuple(self._recorder.calls),
+            trace=self._steps(),
             usage=self._usage(),
             **rest,
         )
@@ -179,37 +166,45 @@ class RolloutJob:
                 self.error = error
                 return None
 
-    def _unparsed_turn(self) -> TraceStep | None:
-        """The turn that did not parse, which dspy's trace lacks."""
-        if not isinstance(self.error, AdapterParseError):
-            return None
-        place = unparsed_call(self.error, self._recorder.calls)
-        if place is not None:
-            call = self._recorder.calls[place]
-            return TraceStep(call.predictor, {"prompt": self._recorder.prompts[place]}, None, call.text)
-        signature = self.error.signature
-        fitting = [name for name, predictor in self.program.named_predictors() if predictor.signature.equals(signature)]
-        return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, str(self.error.lm_response))
-
-    def _judge(self, prediction: Any) -> tuple[float, dict[str, str], dict[str, float]]:
-        """The program's score, the feedback and, with `capture`, each predictor's own score.
+    def _judge(self, prediction: Any) -> dict[str, Any]:
+        """The program's `score`, the `feedback` and, with `capture`, the `predictor_scores`.
 
         The recorder is hidden meanwhile: calls of a judge are not the program's, even when the judge is this policy.
         """
         metric, item = self.collector.metric, self.request.item
         with dspy.context(**{SETTING: None, "trace": None, "usage_tracker": self._tracker}):
-            whole = metric.judge(item.example, prediction, where=item.id)
+            whole = metric.judge(item, prediction)
             feedback, scores = {"": whole.feedback}, {}
             if self.capture and metric.per_predictor:
                 turns: dict[str, list[Any]] = defaultdict(list)
                 for turn in self._trace:
                     turns[getattr(turn[0], COMPONENT, "")].append(turn)
                 for name, own in turns.items():
-                    judged = metric.judge(
-                        item.example, prediction, where=item.id, trace=self._trace, pred_name=name, pred_trace=own
-                    )
+                    judged = metric.judge(item, prediction, self._trace, name, own)
                     feedback[name], scores[name] = judged.feedback, judged.score
-        return whole.score, feedback, scores
+        return {"score": whole.score, "feedback": feedback, "predictor_scores": scores}
+
+    def _steps(self) -> tuple[TraceStep, ...]:
+        """The trace that dspy kept, with the policy's raw completions, and last the turn that did not parse."""
+        completions: dict[str, list[str]] = defaultdict(list)
+        for call in reversed(tuple(self._recorder.calls)):
+            completions[call.predictor].append(call.text)
+        steps = []
+        for predictor, inputs, outputs in tuple(self._trace):  # a copy: after a timeout the program may still run
+            name = getattr(predictor, COMPONENT, "")
+            completion = completions[name].pop() if completions[name] else ""
+            steps.append(TraceStep(name, dict(inputs), dict(outputs), completion))
+        if isinstance(self.error, AdapterParseError):  # dspy's trace lacks the turn that did not parse
+            steps.append(self._unparsed_turn(self.error))
+        return tuple(steps)
+
+    def _unparsed_turn(self, error: AdapterParseError) -> TraceStep:
+        place = unparsed_call(error, self._recorder.calls)
+        if place is not None:
+            call = self._recorder.calls[place]
+            return TraceStep(call.predictor, {"prompt": self._recorder.prompts[place]}, None, call.text)
+        fitting = [name for name, one in self.program.named_predictors() if one.signature.equals(error.signature)]
+        return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, str(error.lm_response))
 
 
 def strict_prompt_format() -> Any:
@@ -231,16 +226,3 @@ def usage_of(entries: Sequence[Mapping[str, Any]]) -> Usage:
         cached_tokens=sum((entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for entry in entries),
         completion_tokens=sum(entry.get("completion_tokens") or 0 for entry in entries),
     )
-
-
-def trace_steps(trace: Sequence[Any], calls: Sequence[Call], unparsed: TraceStep | None) -> tuple[TraceStep, ...]:
-    """The trace that dspy kept, with the policy's raw completions, and last the turn that did not parse."""
-    completions: dict[str, list[str]] = defaultdict(list)
-    for call in reversed(tuple(calls)):
-        completions[call.predictor].append(call.text)
-    steps = []
-    for predictor, inputs, outputs in trace:
-        name = getattr(predictor, COMPONENT, "")
-        completion = completions[name].pop() if completions[name] else ""
-        steps.append(TraceStep(name, dict(inputs), dict(outputs), completion))
-    return (*steps, unparsed) if unparsed else tuple(steps)

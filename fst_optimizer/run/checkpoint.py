@@ -96,17 +96,9 @@ def commit(
 ) -> Checkpoint:
     """Make `state` the one that a resume starts from, then remove what no kept checkpoint names any more.
 
-    Args:
-        files: The run's.
-        state: What to write down.
-        number: Of this checkpoint.
-        policy: Has the versions that the state names.
-        trainer: None when the method has no slow steps.
-        elapsed_s: Seconds that the run has taken.
-        metrics_size: Bytes of `metrics.jsonl`, which must be safe on disk.
-        keep: Checkpoints to keep, this one included.
-        checksums: Those of the checkpoint before. Its adapters are not read again: a fresh checksum would hide that one
-            was damaged since.
+    The `metrics_size` bytes of `metrics.jsonl` must be safe on disk. `keep` checkpoints stay, this one included.
+    `checksums` are those of the checkpoint before: its adapters are not read again, as a fresh checksum would hide that
+    one was damaged since.
 
     Raises:
         StorageError: something could not be written; the checkpoint before stands.
@@ -136,9 +128,9 @@ def commit(
     write_json(folder / "state.json", content)
     failpoint("files.commit", files.state)
     write_json(files.state, content)
+    policy.retire_all_but({*versions, policy.version})
     with writing(files.root):
         _drop_old(files, number, keep)
-    policy.retire_all_but({*versions, policy.version})
     return Checkpoint.from_json(content)
 
 

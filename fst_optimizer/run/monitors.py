@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fst_optimizer.config.run import MonitorsConfig
 from fst_optimizer.types import Outcome, Rollout, Stored
 
 if TYPE_CHECKING:
     from fst_optimizer.rollout.credit import Credit
+    from fst_optimizer.run.state import ValidationScore
     from fst_optimizer.train.trainer import StepReport
 
 UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)
@@ -56,35 +57,18 @@ class Alarm:
 
 
 def after_step(
-    config: MonitorsConfig,
-    watch: Watch,
-    *,
-    reward_mean: float,
-    flat: bool,
-    updated: bool,
-    entropy: float,
-    failed_share: float,
+    config: MonitorsConfig, watch: Watch, rollouts: Sequence[Rollout], credited: Credit, report: StepReport
 ) -> tuple[Watch, tuple[Alarm, ...]]:
-    """What the monitors make of one slow step.
-
-    Args:
-        config: Bounds.
-        watch: What they had seen before.
-        reward_mean: Of the step's rollouts.
-        flat: Whether every group was flat.
-        updated: Whether the weights were; else there is no entropy.
-        entropy: Nats per token, over what was trained on.
-        failed_share: Share of the rollouts that could not be parsed or were cut.
-    """
+    """What the monitors make of one slow step; `watch` is what they had seen before."""
+    failed_share = sum(rollout.outcome in UNREADABLE for rollout in rollouts) / len(rollouts)
+    # A policy that is always right has no entropy left to lose, and a step without an update measures none.
+    low = report.entropy < config.entropy_min and credited.reward_mean < config.entropy_unless_reward
     watch = replace(
         watch,
-        flat=watch.flat + 1 if flat else 0,
-        # A policy that is always right has no entropy left to lose.
-        entropy=_run(watch.entropy, entropy < config.entropy_min and reward_mean < config.entropy_unless_reward)
-        if updated
-        else watch.entropy,
-        format=_run(watch.format, failed_share > config.format_max),
-        rewards=(*watch.rewards, reward_mean),
+        flat=watch.flat + 1 if credited.flat_groups == credited.groups else 0,
+        entropy=watch.entropy if not report.updated else watch.entropy + 1 if low else 0,
+        format=watch.format + 1 if failed_share > config.format_max else 0,
+        rewards=(*watch.rewards, credited.reward_mean),
     )
     seen = {
         "flat": watch.flat >= config.flat_batches
@@ -92,7 +76,7 @@ def after_step(
         "rollout.temperature or rollout.group_size, or give examples that are neither too easy nor too hard",
         "entropy": watch.entropy >= config.steps
         and f"entropy was below {config.entropy_min:g} nats a token for {watch.entropy} steps, at a reward of "
-        f"{reward_mean:.3f}: the policy says one thing only; lower train.lr, or resume from an earlier run",
+        f"{credited.reward_mean:.3f}: the policy says one thing only; lower train.lr, or resume from an earlier run",
         "format": watch.format >= config.steps
         and f"more than {config.format_max:.0%} of the rollouts could not be parsed, or were cut, in {watch.format} "
         "steps in a row: raise policy.max_tokens, or give rollout.parse_error_reward a negative number",
@@ -100,50 +84,34 @@ def after_step(
     return _told(config, watch, seen)
 
 
-def seen_in_step(rollouts: Sequence[Rollout], credited: Credit, report: StepReport) -> dict[str, Any]:
-    """The numbers of a slow step that `after_step` looks at."""
-    return {
-        "reward_mean": credited.reward_mean,
-        "flat": credited.flat_groups == credited.groups,
-        "updated": report.updated,
-        "entropy": report.entropy,
-        "failed_share": sum(rollout.outcome in UNREADABLE for rollout in rollouts) / len(rollouts),
-    }
-
-
 def after_eval(
-    config: MonitorsConfig, watch: Watch, *, score: float, best: float, best_before: float, kl_to_base: float
+    config: MonitorsConfig, watch: Watch, found: ValidationScore, *, best: float, best_before: float
 ) -> tuple[Watch, tuple[Alarm, ...]]:
     """What the monitors make of the evaluation at the end of a cycle.
 
     Args:
         config: Bounds.
         watch: What they had seen before.
-        score: On the validation set, of the leading candidate.
+        found: The leading candidate's.
         best: The best validation score so far, whatever phase of the cycle found it.
         best_before: That of the start.
-        kl_to_base: Nats per token.
     """
     evals = watch.evals
     if watch.rewards:
-        evals = (*evals, (sum(watch.rewards) / len(watch.rewards), score))[-config.falling_evals - 1 :]
+        evals = (*evals, (sum(watch.rewards) / len(watch.rewards), found.score))[-config.falling_evals - 1 :]
     better = best > (best_before if watch.best is None else watch.best)
     watch = replace(watch, rewards=(), evals=evals, best=best, stale=0 if better else watch.stale + 1)
     pairs = list(pairwise(evals))
     falling = len(pairs) >= config.falling_evals and all(b[0] > a[0] and b[1] < a[1] for a, b in pairs)
     seen = {
-        "kl": kl_to_base > config.kl_max
-        and f"the policy is {kl_to_base:.3g} nats a token away from its base, more than {config.kl_max:g}: lower "
+        "kl": found.kl_to_base > config.kl_max
+        and f"the policy is {found.kl_to_base:.3g} nats a token away from its base, more than {config.kl_max:g}: lower "
         "train.lr, or set train.kl_coef",
         "falling": falling
         and f"over {config.falling_evals} evaluations in a row the validation score fell while the training reward "
         "rose: the program learns its training examples by heart, or games the metric; give more examples",
     }
     return _told(config, watch, seen)
-
-
-def _run(length: int, seen: bool) -> int:
-    return length + 1 if seen else 0
 
 
 def _told(config: MonitorsConfig, watch: Watch, seen: Mapping[str, str | bool]) -> tuple[Watch, tuple[Alarm, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from fst_optimizer.run.checkpoint import Checkpoint, commit, restore
@@ -23,40 +24,25 @@ class Journaled(Protocol):
     journal: Journal
 
 
+@dataclass
 class Saver:
-    """Writes a run's states, and reads the last one back.
+    """Writes a run's states, and reads the last one back."""
 
-    Args:
-        files: The run's.
-        policy: Its versions are part of a checkpoint.
-        trainer: None when the method has no slow steps.
-        metrics: Its size and clock are part of a checkpoint too.
-        meter: Put back by a resume.
-        journaled: They get the journal of each phase.
-        keep: Checkpoints that stay on disk.
-    """
-
-    def __init__(
-        self,
-        files: RunFiles,
-        policy: Policy,
-        trainer: Trainer | None,
-        metrics: MetricsLog,
-        meter: Meter,
-        journaled: Sequence[Journaled],
-        keep: int,
-    ) -> None:
-        self.files = files
-        self.policy = policy
-        self.trainer = trainer
-        self.metrics = metrics
-        self.meter = meter
-        self.journaled = tuple(journaled)
-        self.keep = keep
-        self.number = 0
-        """Of the last checkpoint."""
-        self._journal = Journal()
-        self._checksums: Mapping[str, str] = {}
+    files: RunFiles
+    policy: Policy
+    trainer: Trainer | None
+    """None when the method has no slow steps."""
+    metrics: MetricsLog
+    """Its size and clock are part of a checkpoint."""
+    meter: Meter
+    journaled: Sequence[Journaled]
+    """They get the journal of each phase."""
+    keep: int
+    """Checkpoints that stay on disk."""
+    number: int = 0
+    """Of the last checkpoint."""
+    _journal: Journal = field(default_factory=Journal)
+    _checksums: Mapping[str, str] = field(default_factory=dict)
 
     def commit(self, state: State) -> None:
         """Make `state` the one that a resume starts from.
@@ -91,14 +77,7 @@ class Saver:
         self._go_on_from(found)
         elapsed_s = max(found.elapsed_s, self._journal.last_s)
         self.metrics.resume(found.metrics_size, elapsed_s)
-        self.meter.resume(
-            rollouts=found.state.rollouts,
-            tokens=found.state.tokens,
-            usage=found.state.usage,
-            reflection_calls=found.state.reflection_calls,
-            reflection_cost_usd=found.state.reflection_cost_usd,
-            elapsed_s=elapsed_s,
-        )
+        self.meter.resume(found.state, elapsed_s)
         return found.state
 
     def close(self) -> None:

@@ -87,6 +87,11 @@ class State(Stored):
     alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 
+    def validation(self, candidate: Candidate) -> ValidationScore | None:
+        """The candidate's score on the validation set at the newest version; None where it has none yet."""
+        found = self.validated.get(candidate.id)
+        return found if found and found.policy_version == self.policy_version else None
+
     @property
     def over(self) -> bool:
         """Whether the run has ended, and the cycle in which it did is done."""

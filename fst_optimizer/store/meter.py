@@ -11,13 +11,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import FSTError, UserError
 from fst_optimizer.types import Rollout, RolloutCounts, Usage, total_usage
 
 if TYPE_CHECKING:
     from fst_optimizer.config.run import BudgetConfig
+    from fst_optimizer.evolve.reflect import Reflector
+    from fst_optimizer.run.state import State
 
 OWN_SERVERS = ("hosted_vllm", "vllm", "ollama", "ollama_chat", "lm_studio", "llamafile")
 """Providers, as dspy and litellm name them, that run on the user's own machines: no dollars a token."""
@@ -66,15 +68,6 @@ class BudgetSpent(FSTError):
         """The setting's name in `budget`."""
 
 
-class Reflecting(Protocol):
-    """What the meter asks of a reflector."""
-
-    calls: int
-    """Reflections made by this process."""
-    cost_usd: float | None
-    """Dollars paid for them. None once a price is unknown."""
-
-
 class Meter:
     """Everything that a run has spent. Rollouts add to it as they end, from their own threads.
 
@@ -83,7 +76,7 @@ class Meter:
         reflector: Whose calls and dollars count too. None: nothing reflects.
     """
 
-    def __init__(self, budget: BudgetConfig, reflector: Reflecting | None = None) -> None:
+    def __init__(self, budget: BudgetConfig, reflector: Reflector | None = None) -> None:
         self.budget = budget
         self.reflector = reflector
         self.rollouts = RolloutCounts()
@@ -97,19 +90,10 @@ class Meter:
         self._kind = "eval"
         self._uncapped = False
 
-    def resume(
-        self,
-        *,
-        rollouts: RolloutCounts,
-        tokens: int,
-        usage: Mapping[str, Usage],
-        reflection_calls: int,
-        reflection_cost_usd: float | None,
-        elapsed_s: float,
-    ) -> None:
+    def resume(self, state: State, elapsed_s: float) -> None:
         """Go on from what earlier processes spent."""
-        self.rollouts, self.tokens, self.usage = rollouts, tokens, dict(usage)
-        self._reflections_before, self._reflected_before_usd = reflection_calls, reflection_cost_usd
+        self.rollouts, self.tokens, self.usage = state.rollouts, state.tokens, dict(state.usage)
+        self._reflections_before, self._reflected_before_usd = state.reflection_calls, state.reflection_cost_usd
         self._started = time.monotonic() - elapsed_s
 
     @contextmanager

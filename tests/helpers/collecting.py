@@ -1,5 +1,6 @@
 """A task's program run by the collector."""
 
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
@@ -15,14 +16,7 @@ def collect(policy, program, metric, examples):
 
 def collect_with_usage(policy, program, metric, examples):
     """The rollouts of a program that has its LMs, and what those LMs used that are not the policy."""
-    collector = Collector(
-        lambda candidate: apply_texts(program, candidate.texts),
-        policy,
-        Metric(metric),
-        seed=0,
-        num_threads=4,
-        timeout_s=120.0,
-    )
+    collector = Collector(lambda candidate: apply_texts(program, candidate.texts), policy, Metric(metric), FSTConfig())
     candidate = Candidate(seed_texts(program))
     requests = [Request(candidate, item) for item in items_of(examples, "train")]
     return collector.run(requests, version=0, temperature=1.0, capture=True), collector.meter.usage

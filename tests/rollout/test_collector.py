@@ -5,6 +5,7 @@ import dspy
 import pytest
 from dspy.utils.dummies import DummyLM
 
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import EngineError, MetricError, UserError
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -73,9 +74,7 @@ def collect(
         lambda candidate: apply_texts(program, candidate.texts),
         policy,
         Metric(metric),
-        seed=seed,
-        num_threads=num_threads,
-        timeout_s=timeout_s,
+        FSTConfig().with_values({"seed": seed, "rollout.num_threads": num_threads, "rollout.timeout_s": timeout_s}),
     )
     candidates = [Candidate(one) for one in texts or [seed_texts(program)]]
     requests = [

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_optimizer.config.run import RolloutConfig
+from fst_optimizer.config.run import FSTConfig, RolloutConfig
 from fst_optimizer.rollout.credit import advantages, credit, reward
 from fst_optimizer.types import Call, Group, Outcome, Rollout
 
-CONFIG = RolloutConfig()
+CONFIG = FSTConfig()
+NO_EPS = CONFIG.with_values({"train.advantage_eps": 1e-300})
 REWARDS = st.lists(st.floats(-100, 100), min_size=1, max_size=16)
 
 
@@ -72,7 +73,7 @@ def test_advantages_have_mean_square_one_unless_flat(rewards):
 
 
 def test_every_call_of_a_rollout_gets_the_rollouts_advantage():
-    found = credit([group(rollout(1.0, calls=[call(5), call(6, 7)]), rollout(0.0, calls=[call(8)]))], CONFIG, eps=0.0)
+    found = credit([group(rollout(1.0, calls=[call(5), call(6, 7)]), rollout(0.0, calls=[call(8)]))], NO_EPS)
     assert [(row.advantage, row.rollout, row.call.completion_ids) for row in found.rows] == [
         (1.0, 0, (5,)),
         (1.0, 0, (6, 7)),
@@ -83,12 +84,12 @@ def test_every_call_of_a_rollout_gets_the_rollouts_advantage():
 
 def test_a_rollout_counts_once_however_many_calls_it_made():
     many = [call(5)] * 10
-    found = credit([group(rollout(1.0, calls=many), rollout(0.0))], CONFIG, eps=0.0)
+    found = credit([group(rollout(1.0, calls=many), rollout(0.0))], NO_EPS)
     assert {row.advantage for row in found.rows} == {1.0, -1.0}  # over calls, the mean would be 10 / 11
 
 
 def test_a_rollout_without_calls_is_in_the_baseline_and_gives_no_row():
-    found = credit([group(rollout(1.0, calls=[]), rollout(0.0), rollout(0.5))], CONFIG, eps=0.0)
+    found = credit([group(rollout(1.0, calls=[]), rollout(0.0), rollout(0.5))], NO_EPS)
     assert [row.advantage for row in found.rows] == pytest.approx([-1.2247449, 0.0])
     assert [row.rollout for row in found.rows] == [1, 2]
 
@@ -122,9 +123,9 @@ def test_rollouts_are_numbered_over_the_whole_batch():
     ],
 )
 def test_a_failed_rollout_earns_its_outcomes_configured_reward(outcome, name):
-    config = RolloutConfig(**{name: -0.75})
-    assert reward(rollout(0.0, outcome=outcome), config) == -0.75
-    found = credit([group(rollout(0.25), rollout(0.0, outcome=outcome))], config, eps=0.0)
+    config = NO_EPS.with_values({f"rollout.{name}": -0.75})
+    assert reward(rollout(0.0, outcome=outcome), config.rollout) == -0.75
+    found = credit([group(rollout(0.25), rollout(0.0, outcome=outcome))], config)
     assert found.reward_mean == -0.25
     assert [row.advantage for row in found.rows] == [1.0, -1.0]
 
@@ -135,7 +136,7 @@ def test_a_good_rollout_earns_its_score_whatever_failures_earn():
 
 def test_rollouts_that_the_engine_failed_are_left_out_of_baseline_and_rows():
     broken = rollout(0.0, outcome=Outcome.ENGINE_ERROR)
-    found = credit([group(rollout(1.0), broken, rollout(0.5), broken)], CONFIG, eps=0.0)
+    found = credit([group(rollout(1.0), broken, rollout(0.5), broken)], NO_EPS)
     assert [row.advantage for row in found.rows] == [1.0, -1.0]
     assert found.reward_mean == 0.75
 
@@ -166,12 +167,17 @@ def two(first_score, second_score, **settings):
     return replace(rollout((first_score + second_score) / 2, calls=calls), predictor_scores=own, **settings)
 
 
+def own(share, eps=1e-300):
+    """Credit by predictor, with that share of a predictor's own score."""
+    return CONFIG.with_values({"train.credit": "predictor", "train.own_share": share, "train.advantage_eps": eps})
+
+
 def by_predictor(found):
     return {name: [row.advantage for row in found.rows if row.call.predictor == name] for name in ("first", "second")}
 
 
 def test_a_predictors_own_score_alone_decides_when_its_share_is_one():
-    found = credit([group(two(1.0, 0.0), two(0.0, 1.0))], CONFIG, eps=0.0, own_share=1.0)
+    found = credit([group(two(1.0, 0.0), two(0.0, 1.0))], own(1.0))
     # The program's scores are equal: by rollout this group would be flat.
     assert by_predictor(found) == {"first": [1.0, -1.0], "second": [-1.0, 1.0]}
     assert credit([group(two(1.0, 0.0), two(0.0, 1.0))], CONFIG).flat_groups == 1
@@ -180,40 +186,41 @@ def test_a_predictors_own_score_alone_decides_when_its_share_is_one():
 def test_half_and_half_blends_a_predictors_score_with_the_programs():
     # Program's: .5, .5, 1, 0. First's own: 1, 0, 1, 0 -> blends .75, .25, 1, 0: mean .5, deviation sqrt(.3125/2).
     rollouts = [two(1.0, 0.0), two(0.0, 1.0), two(1.0, 1.0), two(0.0, 0.0)]
-    found = credit([group(*rollouts)], CONFIG, eps=0.0, own_share=0.5)
+    found = credit([group(*rollouts)], own(0.5))
     std = math.sqrt((0.25**2 + 0.25**2 + 0.5**2 + 0.5**2) / 4)
     assert by_predictor(found)["first"] == pytest.approx([0.25 / std, -0.25 / std, 0.5 / std, -0.5 / std])
     assert by_predictor(found)["second"] == pytest.approx([-0.25 / std, 0.25 / std, 0.5 / std, -0.5 / std])
 
 
 def test_a_predictor_whose_rewards_are_equal_is_dropped_and_the_other_stays():
-    found = credit([group(two(1.0, 0.0), two(1.0, 1.0))], CONFIG, eps=0.0, own_share=1.0)
+    found = credit([group(two(1.0, 0.0), two(1.0, 1.0))], own(1.0))
     assert by_predictor(found) == {"first": [], "second": [-1.0, 1.0]}
     assert (found.groups, found.flat_groups) == (1, 0)
 
 
 def test_a_predictors_baseline_is_over_the_rollouts_that_called_it():
     only_first = replace(rollout(0.0, calls=[call(5, predictor="first")]), predictor_scores={"first": 0.0})
-    found = credit([group(two(1.0, 1.0), two(1.0, 0.0), only_first)], CONFIG, eps=0.0, own_share=1.0)
+    found = credit([group(two(1.0, 1.0), two(1.0, 0.0), only_first)], own(1.0))
     assert by_predictor(found)["second"] == [1.0, -1.0]
     assert len(by_predictor(found)["first"]) == 3
 
 
 def test_a_failed_rollout_has_no_own_scores_and_its_reward_stands_for_them():
     failed = rollout(0.0, outcome=Outcome.PARSE_ERROR, calls=[call(5, predictor="first")])
-    config = RolloutConfig(parse_error_reward=-1.0)
-    found = credit([group(two(1.0, 1.0), failed)], config, eps=0.0, own_share=0.5)
+    config = own(0.5).with_values({"rollout.parse_error_reward": -1.0})
+    found = credit([group(two(1.0, 1.0), failed)], config)
     assert by_predictor(found) == {"first": [1.0, -1.0], "second": []}
 
 
 def test_calls_of_a_predictor_that_is_not_trained_give_no_rows_but_count_in_the_baseline():
-    found = credit([group(two(1.0, 1.0), two(0.0, 0.0))], CONFIG, eps=0.0, trained=lambda name: name != "first")
+    found = credit([group(two(1.0, 1.0), two(0.0, 0.0))], NO_EPS.with_values({"predictors": {"first": "evolve"}}))
     assert by_predictor(found) == {"first": [], "second": [1.0, -1.0]}
-    nothing = credit([group(two(1.0, 1.0), two(0.0, 0.0))], CONFIG, trained=lambda name: False)
+    frozen = CONFIG.with_values({"predictors": {"first": "evolve", "second": "neither"}})
+    nothing = credit([group(two(1.0, 1.0), two(0.0, 0.0))], frozen)
     assert (nothing.rows, nothing.flat_groups, nothing.reward_mean) == ((), 1, 0.5)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=6))
 def test_without_own_share_credit_by_predictor_is_credit_by_rollout(scores):
     groups = [group(*(two(*pair) for pair in scores))]
-    assert credit(groups, CONFIG, own_share=0.0).rows == credit(groups, CONFIG).rows
+    assert credit(groups, own(0.0, eps=CONFIG.train.advantage_eps)).rows == credit(groups, CONFIG).rows

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fst_optimizer import Policy
-from fst_optimizer.config.run import RolloutConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -242,9 +242,7 @@ def collected(policy, program, adapter, *, group=2, timeout_s=60):
         lambda candidate: apply_texts(program, candidate.texts),
         policy,
         Metric(lambda example, prediction, trace=None: 0.5),
-        seed=1,
-        num_threads=4,
-        timeout_s=timeout_s,
+        FSTConfig().with_values({"seed": 1, "rollout.num_threads": 4, "rollout.timeout_s": timeout_s}),
     )
     (item,) = items_of([dspy.Example(question="abcd", answer="x").with_inputs("question")], "train")
     requests = [Request(Candidate(seed_texts(program)), item, index) for index in range(group)]
@@ -320,7 +318,7 @@ def test_on_real_engines_every_call_has_its_exact_tokens_and_is_credited_once(re
     # One of the two failed, one did not, as far as credit goes.
     (group,) = grouped(rollouts)
     scored = type(group)(group.example_id, tuple(with_score(r, index) for index, r in enumerate(group.rollouts)))
-    rows = credit([scored], RolloutConfig()).rows
+    rows = credit([scored], FSTConfig()).rows
     assert Counter(id(row.call) for row in rows) == Counter(id(call) for call in calls)
 
 
@@ -416,7 +414,7 @@ def test_every_call_of_a_generated_program_is_credited_once_to_the_right_predict
     assert Counter((names[who], ids) for who, ids in asked) == Counter((c.predictor, c.prompt_ids) for c in calls)
     (group,) = grouped(rollouts)
     scored = type(group)(group.example_id, tuple(with_score(r, index) for index, r in enumerate(group.rollouts)))
-    rows = credit([scored], RolloutConfig(), eps=0.0).rows
+    rows = credit([scored], FSTConfig().with_values({"train.advantage_eps": 1e-300})).rows
     assert Counter(id(row.call) for row in rows) == Counter(id(call) for call in calls)
     sides = {id(call): (-1.0, 1.0)[place] for place, rollout in enumerate(scored.rollouts) for call in rollout.calls}
     assert all(row.advantage == sides[id(row.call)] for row in rows)

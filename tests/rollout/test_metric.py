@@ -5,12 +5,14 @@ import pytest
 
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.rollout.metric import Judgement, Metric
+from fst_optimizer.types import Item
 
 EXAMPLE, PREDICTION = dspy.Example(q=1).with_inputs("q"), dspy.Prediction(answer=2)
+ITEM = Item("train-3", EXAMPLE)
 
 
 def judged(function, **rest):
-    return Metric(function).judge(EXAMPLE, PREDICTION, where="train-3", **rest)
+    return Metric(function).judge(ITEM, PREDICTION, **rest)
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,31 @@
 import pytest
 
 from fst_optimizer.config.run import MonitorsConfig
+from fst_optimizer.rollout.credit import Credit
 from fst_optimizer.run.monitors import Watch, after_eval, after_step
+from fst_optimizer.run.state import ValidationScore
+from fst_optimizer.train.trainer import StepReport
+from fst_optimizer.types import Outcome, Rollout
 
 CONFIG = MonitorsConfig(steps=2, flat_batches=3, falling_evals=2, kl_max=0.5)
-FINE = {"reward_mean": 0.5, "flat": False, "updated": True, "entropy": 0.3, "failed_share": 0.0}
+
+
+def numbers(reward_mean=0.5, flat=False, updated=True, entropy=0.3, failed_share=0.0):
+    """Ten rollouts of a step, their credit and the trainer's report."""
+    outcomes = [Outcome.TRUNCATED if index < 10 * failed_share else Outcome.OK for index in range(10)]
+    rollouts = [Rollout("c", "train-0", index, 0, outcome, 0.5) for index, outcome in enumerate(outcomes)]
+    return (
+        rollouts,
+        Credit((), reward_mean, groups=2, flat_groups=2 if flat else 1),
+        StepReport(updated, entropy=entropy),
+    )
 
 
 def steps(*changes, config=CONFIG, watch=None):
     """The monitors that spoke at each step."""
     watch, spoke = watch or Watch(), []
     for change in changes:
-        watch, alarms = after_step(config, watch, **FINE | change)
+        watch, alarms = after_step(config, watch, *numbers(**change))
         spoke.append([alarm.monitor for alarm in alarms])
     return watch, spoke
 
@@ -22,8 +36,8 @@ def evals(*rounds, config=CONFIG):
     """The monitors that spoke at each evaluation; a round is (reward before it, score, KL)."""
     watch, spoke = Watch(), []
     for reward, score, kl in rounds:
-        watch, _ = after_step(config, watch, **FINE | {"reward_mean": reward})
-        watch, alarms = after_eval(config, watch, score=score, best=1.0, best_before=0.5, kl_to_base=kl)
+        watch, _ = after_step(config, watch, *numbers(reward_mean=reward))
+        watch, alarms = after_eval(config, watch, ValidationScore(0, score, kl, 0, 4), best=1.0, best_before=0.5)
         spoke.append([alarm.monitor for alarm in alarms])
     return watch, spoke
 
@@ -77,7 +91,7 @@ def test_a_validation_score_that_falls_while_the_reward_rises_is_told():
 def test_cycles_without_a_better_score_are_counted_whatever_phase_found_it():
     watch, stale = Watch(), []
     for best in (0.5, 0.5, 0.7, 0.7, 0.7):
-        watch, _ = after_eval(CONFIG, watch, score=0.1, best=best, best_before=0.5, kl_to_base=0)
+        watch, _ = after_eval(CONFIG, watch, ValidationScore(0, 0.1, 0.0, 0, 4), best=best, best_before=0.5)
         stale.append(watch.stale)
     assert stale == [1, 2, 0, 1, 2]
 

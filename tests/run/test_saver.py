@@ -25,8 +25,8 @@ ROLLOUT = Rollout(SEED.id, "train-0", 0, 0, Outcome.OK, 0.5)
 class FakeMeter:
     resumed = None
 
-    def resume(self, **spent):
-        self.resumed = spent
+    def resume(self, state, elapsed_s):
+        self.resumed = {"tokens": state.tokens, "elapsed_s": elapsed_s}
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_a_price_that_is_unknown_is_an_error_only_where_dollars_are_capped():
 def test_a_resumed_meter_goes_on():
     meter = Meter(BudgetConfig(max_time_s=100.0, max_tokens=50))
     spent = {"rollouts": RolloutCounts(1, 2, 3, 4), "tokens": 40, "usage": {"a/b": Usage(1, 1, 0, 1)}}
-    meter.resume(**spent, reflection_calls=5, reflection_cost_usd=0.25, elapsed_s=99.0)
+    meter.resume(SimpleNamespace(**spent, reflection_calls=5, reflection_cost_usd=0.25), 99.0)
     assert meter.spent() == {**spent, "reflection_calls": 5, "reflection_cost_usd": 0.25}
     assert meter.reached() == ""
     meter.add(rollout(9))
@@ -88,7 +88,7 @@ def test_a_resumed_meter_goes_on():
     meter.add(rollout(1))
     assert meter.reached() == "max_tokens"
     late = Meter(BudgetConfig(max_time_s=100.0))
-    late.resume(**spent, reflection_calls=0, reflection_cost_usd=None, elapsed_s=100.5)
+    late.resume(SimpleNamespace(**spent, reflection_calls=0, reflection_cost_usd=None), 100.5)
     assert late.spent()["reflection_cost_usd"] is None
     assert late.reached() == "max_time_s"
 
