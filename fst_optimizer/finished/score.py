@@ -14,7 +14,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import load, read_finished
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import apply_texts, seed_texts
-from fst_optimizer.rollout.collector import Collector, OnRollout
+from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run.evaluate import Evaluation, evaluate
 from fst_optimizer.run.record import digest
