@@ -10,16 +10,15 @@ script again, and an orphan of theirs outlives a parent that is killed. See docs
 
 import atexit
 import contextlib
-import importlib.util
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import traceback
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 MEMORY_BYTES = 4 * 2**30
@@ -107,26 +106,19 @@ def _serve(script: str) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    functions, broken = {}, None
     try:
-        module, broken = _load(script), None
+        functions = runpy.run_path(script, run_name="sandboxed")
     except Exception:
-        module, broken = None, json.dumps({"error": traceback.format_exc()})
+        broken = json.dumps({"error": traceback.format_exc()})
     for line in requests:
-        print(broken or _reply(module, json.loads(line)), file=replies, flush=True)
+        print(broken or _reply(functions, json.loads(line)), file=replies, flush=True)
 
 
-def _load(script: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sandboxed", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _reply(module: ModuleType | None, request: dict[str, Any]) -> str:
+def _reply(functions: dict[str, Any], request: dict[str, Any]) -> str:
     signal.setitimer(signal.ITIMER_PROF, request["cpu_s"])  # its signal, with no handler, ends the process
     try:
-        return json.dumps({"result": getattr(module, request["function"])(**request["arguments"])})
+        return json.dumps({"result": functions[request["function"]](**request["arguments"])})
     except ValueError as error:
         return json.dumps({"mistake": str(error)})
     except Exception:

@@ -58,24 +58,20 @@ class Task:
         return None if make is None else str(make())
 
     def _call(self, function: Callable[..., Any], **arguments: Any) -> Any:
+        """With the arguments that the function takes. It must take `split`, and `variant` where one is named."""
+        known = inspect.signature(function).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            lacking = ", ".join(name for name in ("split", "variant") if arguments.get(name) and name not in known)
+            if lacking:
+                text = f"{function.__name__} takes no {lacking}; see docs, 'Writing a task'"
+                raise UserError(f"task {self.name!r}: {text}")
+            arguments = {name: value for name, value in arguments.items() if name in known}
         try:
-            return function(**self._accepted(function, arguments))
+            return function(**arguments)
+        except UserError:
+            raise
         except (ValueError, KeyError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"task {self.name!r}: {error}") from error
-
-    def _accepted(self, function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-        """Those that the function takes. It must take `split`, and `variant` where one is named."""
-        known = inspect.signature(function).parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known):
-            return arguments
-        names = {parameter.name for parameter in known}
-        needed = {name for name, value in arguments.items() if name == "split" or (name == "variant" and value)}
-        if needed - names:
-            lacking = ", ".join(sorted(needed - names))
-            raise UserError(f"task {self.name!r}: {function.__name__} takes no {lacking}; see docs, 'Writing a task'")
-        return {name: value for name, value in arguments.items() if name in names}
 
 
 def load_task(name: str) -> Task:

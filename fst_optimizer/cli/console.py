@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -122,26 +122,20 @@ def quiet_libraries(console: Console) -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     hub: Any = transformers_logging  # its functions carry no types
-    silenced = [logging.getLogger(name) for name in ("dspy", "transformers", "peft", "LiteLLM")]
-    levels = [logger.level for logger in silenced]
-    had_bars = hub.is_progress_bar_enabled()
     own, handler = logging.getLogger("fst_optimizer"), _OneLine(console)
-    for logger in silenced:
-        logger.setLevel(logging.ERROR)
-    hub.disable_progress_bar()
-    own.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = lambda message, *_, **__: say(console, f"note: {message}")
-            yield
-    finally:
-        own.removeHandler(handler)
-        if had_bars:
-            hub.enable_progress_bar()
-        for logger, level in zip(silenced, levels, strict=True):
-            logger.setLevel(level)
+    with ExitStack() as undo, warnings.catch_warnings():
+        for logger in map(logging.getLogger, ("dspy", "transformers", "peft", "LiteLLM")):
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        if hub.is_progress_bar_enabled():
+            undo.callback(hub.enable_progress_bar)
+            hub.disable_progress_bar()
+        undo.callback(own.removeHandler, handler)
+        own.addHandler(handler)
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: say(console, f"note: {message}")
+        yield
 
 
 class _OneLine(logging.Handler):

@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich import progress
 from rich.text import Text
 
 from fst_optimizer.cli.console import say
 from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.lab.tables import number
 from fst_optimizer.text import clock, plain
 from fst_optimizer.types import RolloutCounts
 
@@ -62,8 +56,8 @@ class Snapshot:
         """The latest of each number."""
         counts = self.rollouts
         return (
-            f"reward {_number(self.reward)}   frontier {self.frontier or '-'}   validation {_number(self.val_score)} "
-            f"(first {_number(self.val_first)}, best {_number(self.val_best)})   KL {self.kl:.4f}\n"
+            f"reward {number(self.reward)}   frontier {self.frontier or '-'}   validation {number(self.val_score)} "
+            f"(first {number(self.val_first)}, best {number(self.val_best)})   KL {self.kl:.4f}\n"
             f"rollouts fast {counts.fast} slow {counts.slow} eval {counts.eval}"
         )
 
@@ -133,10 +127,7 @@ def line_of(event: Event, before: Snapshot) -> str | None:
 def run_display(console: Console, config: FSTConfig) -> Iterator[Callback]:
     """A callback for `FST(callbacks=...)` that shows the run on this console while the context is open."""
     say(console, "loading the model ...")
-    if not console.is_terminal:
-        yield PlainDisplay(console)
-        return
-    with BarDisplay(console, config) as callback:
+    with BarDisplay(console, config) if console.is_terminal else nullcontext(PlainDisplay(console)) as callback:
         yield callback
 
 
@@ -155,18 +146,18 @@ class PlainDisplay:
             say(self.console, line)
 
 
-class BarDisplay(Progress):
+class BarDisplay(progress.Progress):
     """A bar for the run, one for its phase, and the latest numbers; the lines of `PlainDisplay` scroll above."""
 
     def __init__(self, console: Console, config: FSTConfig) -> None:
         self.lines = PlainDisplay(console)  # Progress renders itself while it is made
         super().__init__(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(20),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(20),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
             console=console,
             transient=True,
             refresh_per_second=4,
@@ -202,7 +193,3 @@ class BarDisplay(Progress):
         yield from super().get_renderables()
         speed = next((task.speed for task in self.tasks[1:]), None)
         yield Text(f"{self.lines.snapshot.numbers()}   {'-' if speed is None else f'{speed:.0f}'} rollouts/s")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

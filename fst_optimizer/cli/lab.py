@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,12 +76,12 @@ def compare_command(
     with user_errors(AGAIN):
         from fst_optimizer.lab import compare, figures, plan
         from fst_optimizer.lab import sweep as sweeping
+        from fst_optimizer.store.files import read_json
 
         need_extra("lab", "matplotlib", "scipy")
         console, progress = consoles()
         names, numbers, folders = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.by_folder(tasks)
-        own = sweeping.picked_sets(sweep, names) if sweep else {}
-        own = _joined(own, plan.by_method(set_method or ()))
+        own = plan.by_method(set_method or (), sweeping.picked_sets(sweep, names) if sweep else {})
         common = plan.Common(max_rollouts, tuple(sets or ()), model, Sizes(train_size, val_size, test_size), config)
         work = {
             folder: compare.comparison_jobs(task, out / folder, names, numbers, common, own)
@@ -88,7 +89,8 @@ def compare_command(
         }
         everything = [job for some in work.values() for job in some]
         _make_runs(everything, jobs, progress)
-        extra = {"command": this_command(), "max_rollouts": max_rollouts, "sweep": _read_sweep(sweep)}
+        swept = {name: value for name, value in read_json(sweep).items() if name != "runs"} if sweep else {}
+        extra = {"command": this_command(), "max_rollouts": max_rollouts, "sweep": swept}
         for folder, some in work.items():
             runs = [compare.read_run(job.folder) for job in some]
             data = compare.save_comparison(runs, out / folder, extra=extra)
@@ -124,7 +126,7 @@ def sweep_command(
         fst lab compare programs/letters --methods fst,rl --sweep runs/sweep/sweep.json --out runs/compare
     """
     with user_errors(AGAIN):
-        from fst_optimizer.lab import plan, sweep
+        from fst_optimizer.lab import plan, sweep, tables
 
         console, progress = consoles()
         names, numbers, rates = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.parse_rates(lrs)
@@ -137,7 +139,9 @@ def sweep_command(
         ]
         _make_runs(everything, jobs, progress)
         extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
-        _show_sweep(console, sweep.save_sweep(everything, out, extra=extra), out / "sweep.json")
+        table = tables.sweep_table(sweep.save_sweep(everything, out, extra=extra))
+        console.print(tables.rich_table("Final validation score, and the rollouts to level off", *table))
+        say(console, f"wrote {out / 'sweep.json'}")
 
 
 @lab.command("bench")
@@ -178,12 +182,9 @@ def bench_command(
                 model = str(endless_copy(source, Path(folder) / "model"))
             request = RunRequest(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
             plan = plan_run(request)
-            policy = make_policy(request, plan)
             measure = serving_bench if engine == "vllm" else bench
-            try:
+            with closing(make_policy(request, plan)) as policy:
                 numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
-            finally:
-                policy.close()
         data = {"command": this_command(), "model": shown_model(str(source)), **numbers}
         write_json(out, data)
         for name, value in data.items():
@@ -216,18 +217,6 @@ def _make_runs(jobs: Sequence[Job], at_once: int, progress: Any) -> None:
     run_all(jobs, at_once=at_once, tell=partial(say, progress))
 
 
-def _joined(*parts: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Settings by method, later ones after earlier ones."""
-    methods = dict.fromkeys(method for part in parts for method in part)
-    return {method: [pair for part in parts for pair in part.get(method, ())] for method in methods}
-
-
-def _read_sweep(path: Path | None) -> dict[str, Any]:
-    from fst_optimizer.store.files import read_json
-
-    return {name: value for name, value in read_json(path).items() if name != "runs"} if path else {}
-
-
 def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
     from fst_optimizer.lab import tables
 
@@ -238,11 +227,3 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
         console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", *table))
     for path in paths:
         say(console, f"wrote {path}")
-
-
-def _show_sweep(console: Any, data: dict[str, Any], path: Path) -> None:
-    from fst_optimizer.lab import tables
-
-    title = "Final validation score, and the rollouts to level off"
-    console.print(tables.rich_table(title, *tables.sweep_table(data)))
-    say(console, f"wrote {path}")

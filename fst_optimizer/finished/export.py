@@ -84,14 +84,10 @@ def plain_program(state: Mapping[str, Any], lm: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def plain_lm(made: Mapping[str, Any], source: str, name: str, trust_remote_code: bool = False) -> dict[str, Any]:
+def plain_lm(made: Mapping[str, Any], source: str, name: str, trust_remote_code: bool) -> dict[str, Any]:
     """The state of a `dspy.LM` that asks a server for what the policy's own LM gives: greedy, and nothing added.
 
-    Args:
-        made: `policy` in the run's config.json.
-        source: The base model, for the tokens that end a turn.
-        name: What to ask the server for.
-        trust_remote_code: Whether code in the model's folder may run.
+    `made` is `policy` in the run's config.json; `source` is the base model, for the tokens that end a turn.
     """
     import dspy
 

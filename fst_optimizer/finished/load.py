@@ -113,15 +113,9 @@ def load_policy(
     engine: str | None = None,
     **settings: Any,
 ) -> Policy:
-    """The run's policy, serving `version` and training on from it.
+    """The policy of a run with this `config.json`, serving `version` and training on from it.
 
-    Args:
-        files: The run's.
-        config: Its `config.json`.
-        version: One whose adapter the run kept, or 0, the base.
-        model: Where the base model is now. None: where it was.
-        engine: What generates. None: what the run used.
-        settings: More for `Policy`, over what the run used.
+    The run kept that version's adapter, or it is 0, the base. `settings` for `Policy` go over what the run used.
     """
     from fst_optimizer.model.load import check_fingerprint
     from fst_optimizer.model.lora import load_adapter_tensors

@@ -49,15 +49,10 @@ def score_task(
     engine: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TestScore:
-    """Score a finished run's program on the task's test set: greedily, exactly as the run did at its end.
+    """Score a finished run's program on a task's test set: greedily, exactly as the run did at its end.
 
-    Args:
-        name: The task; another variant than the run's own scores the program on that.
-        run_dir: What `fst compile --run-dir` left.
-        test_size: How many examples. None: as many as the run.
-        model: Where the base model is now. None: where it was.
-        engine: What generates. None: what the run used.
-        on_progress: Told how many examples are scored, of how many.
+    Another variant of the run's task scores the program on that. What is None is as it was in the run. `on_progress`
+    is told how many examples are scored, of how many.
     """
     run, task = read_finished(run_dir), load_task(name)
     recorded = run.config["data"].get("test")

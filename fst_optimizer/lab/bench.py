@@ -22,7 +22,6 @@ from fst_optimizer.finished.score import collector_of
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.texts import seed_texts
-from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.rollout.groups import grouped
 from fst_optimizer.rollout.rollout import Request
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, repeats: int = 5) -> dict[str, Any]:
     """All measurements, medians over `repeats`, each pair of contenders taking turns."""
     policy.publish()  # version 1 equals the base, but pays for its adapter as every later version does
-    collector, requests = rollout_side(task, policy, config, examples)
-    rollouts, collect_s, raw_s = _rollout_times(policy, collector, requests, config, repeats)
+    collect = collecting(task, policy, config, examples)
+    rollouts, collect_s, raw_s = _rollout_times(policy, collect, config, repeats)
     rows = credit(grouped(rollouts), config).rows
     ours_s, trl_s = _step_times(policy, rows, config.train, repeats)
     prompt_and_completion = sum(len(row.call.prompt_ids) + len(row.call.completion_ids) for row in rows)
@@ -61,10 +60,10 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     }
 
 
-def rollout_side(
+def collecting(
     task: Task, policy: Policy, config: FSTConfig, examples: int, max_tokens: int | None = None
-) -> tuple[Collector, list[Request]]:
-    """The task's seed program, ready to be collected from G times an example.
+) -> Callable[[], list[Rollout]]:
+    """Runs the task's seed program G times an example, at the version that is the newest then.
 
     `max_tokens` overrides what the program's predictors ask for.
     """
@@ -74,7 +73,8 @@ def rollout_side(
     collector = collector_of(program, policy, task.metric, config)
     candidate = Candidate(seed_texts(program))
     items = items_of(task.load("train", examples), "train")
-    return collector, [Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)]
+    requests = [Request(candidate, item, index) for item in items for index in range(config.rollout.group_size)]
+    return lambda: collector.run(requests, version=policy.version, temperature=config.rollout.temperature)
 
 
 def with_max_tokens(program: dspy.Module, max_tokens: int | None) -> dspy.Module:
@@ -86,13 +86,9 @@ def with_max_tokens(program: dspy.Module, max_tokens: int | None) -> dspy.Module
 
 
 def _rollout_times(
-    policy: Policy, collector: Collector, requests: list[Request], config: FSTConfig, repeats: int
+    policy: Policy, collect: Callable[[], list[Rollout]], config: FSTConfig, repeats: int
 ) -> tuple[list[Rollout], float, float]:
     """The rollouts, seconds to collect them, and seconds of raw `generate` for the same calls in full batches."""
-
-    def collect() -> list[Rollout]:
-        return collector.run(requests, version=policy.version, temperature=config.rollout.temperature)
-
     rollouts = collect()
     sampled = [call for rollout in rollouts for call in rollout.calls]
     most = max(len(call.completion_ids) for call in sampled)

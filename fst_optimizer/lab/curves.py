@@ -140,14 +140,8 @@ def ceiling(curve: Curve) -> dict[str, float] | None:
 def against(runs: Mapping[int, Curve], reference: Mapping[int, Curve], examples: int) -> dict[str, Any]:
     """How soon, and how near the base, a method's runs reach the reference method's best, paired by seed.
 
-    Args:
-        runs: Seed -> curve of the method.
-        reference: Seed -> curve of the method to compare with (RL).
-        examples: Size of the validation set.
-
-    Returns:
-        `pairs`, one a seed, with None where the score was never reached; and means with intervals over the pairs that
-        reached it.
+    Both map a seed to its curve. `pairs` has one entry a seed, with None where the score was never reached; means and
+    intervals are over the pairs that reached it.
     """
     pairs = []
     for seed in sorted(set(runs) & set(reference)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,9 @@ def parse_rates(text: str) -> tuple[float, ...]:
         raise UserError(f"--lrs is {text!r}: give numbers like 3e-4,1e-3") from None
 
 
-def by_method(pairs: Iterable[str]) -> dict[str, list[str]]:
-    """`rl.train.lr=2e-3` strings as method -> `train.lr=2e-3` strings."""
-    found: dict[str, list[str]] = {}
+def by_method(pairs: Iterable[str], under: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
+    """`rl.train.lr=2e-3` strings as method -> `train.lr=2e-3` strings, behind those that are there already."""
+    found = {method: list(sets) for method, sets in (under or {}).items()}
     for pair in pairs:
         method, dot, rest = pair.partition(".")
         if re.split("[@+]", method)[0] not in (*METHODS, *DSPY_METHODS) or not dot:

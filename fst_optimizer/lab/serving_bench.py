@@ -27,7 +27,7 @@ from fst_optimizer.engines.base import GenerationRequest
 from fst_optimizer.engines.vllm.client import completion_body
 from fst_optimizer.engines.vllm.engine import VLLMEngine
 from fst_optimizer.errors import UserError
-from fst_optimizer.lab.bench import rollout_side, take_turns, with_max_tokens
+from fst_optimizer.lab.bench import collecting, take_turns, with_max_tokens
 from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
@@ -47,24 +47,20 @@ def serving_bench(
     if not isinstance(engine, VLLMEngine) or engine.server is None:
         raise UserError("engine is not an own vLLM server: this bench asks the server behind the engine's back")
     policy.publish()
-    collector, requests = rollout_side(task, policy, config, examples, policy.max_tokens)
-
-    def collect() -> list[Any]:
-        return collector.run(requests, version=policy.version, temperature=config.rollout.temperature)
-
-    calls = [call for rollout in collect() for call in rollout.calls]
+    collect = collecting(task, policy, config, examples, policy.max_tokens)
+    rollouts = collect()
+    calls = [call for rollout in rollouts for call in rollout.calls]
     in_flight = config.rollout.num_threads
     bodies = _bodies(engine, policy, calls)
     bare = _bare_predict(task, policy, engine, len(calls), in_flight)
     turns = take_turns({"collect": collect, "raw": lambda: _post_all(engine, bodies, in_flight), "bare": bare}, repeats)
-    tokens = [len(call.completion_ids) for call in calls]
     per_s = {name: len(calls) / turn.seconds for name, turn in turns.items()}
     cpu_ms = {name: 1e3 * turn.cpu_s / len(calls) for name, turn in turns.items()}
     return {
         "task": task.name,
-        "rollouts": len(requests),
+        "rollouts": len(rollouts),
         "calls": len(calls),
-        "tokens_per_call": statistics.mean(tokens),
+        "tokens_per_call": statistics.mean(len(call.completion_ids) for call in calls),
         "in_flight": in_flight,
         "collect_calls_per_s": per_s["collect"],
         "raw_calls_per_s": per_s["raw"],
@@ -92,16 +88,11 @@ def endless_copy(model: Path, folder: Path) -> Path:
 
 def _bodies(engine: VLLMEngine, policy: Policy, calls: Sequence[Call]) -> list[bytes]:
     """The calls as the engine posted them, under other seeds."""
-    name = engine.adapter(policy.version).name
-    ends = engine.end_ids
-    return [
-        json.dumps(
-            completion_body(
-                name, GenerationRequest(call.prompt_ids, policy.max_tokens, call.temperature, seed=seed), ends
-            )
-        ).encode()
-        for seed, call in enumerate(calls)
+    name, limit = engine.adapter(policy.version).name, policy.max_tokens
+    requests = [
+        GenerationRequest(call.prompt_ids, limit, call.temperature, seed=seed) for seed, call in enumerate(calls)
     ]
+    return [json.dumps(completion_body(name, request, engine.end_ids)).encode() for request in requests]
 
 
 def _post_all(engine: VLLMEngine, bodies: Sequence[bytes], in_flight: int) -> None:
