@@ -77,11 +77,7 @@ def failpoint(place: str, value: T) -> T:
 def inject(place: str, effect: Effect, *, after: int = 0, times: int | None = None) -> Iterator[None]:
     """Let a fault in at a place while the block runs.
 
-    Args:
-        place: One of `PLACES`.
-        effect: What happens there.
-        after: How often the place is passed unharmed first.
-        times: How often the fault happens. None: from then on, always.
+    The place is passed `after` times unharmed first; then the fault happens `times` times, or always (None).
     """
     assert place in PLACES, place
     fault = _Fault(place, effect, after, math.inf if times is None else times)

@@ -23,12 +23,7 @@ Phase = Callable[..., State]
 
 
 class Phases:
-    """The phases of one cycle, in the order in which they are called.
-
-    Args:
-        run: What the phases work with.
-        done: Of this cycle, how many phases the checkpoint has behind it; they are skipped.
-    """
+    """The phases of one cycle, in the order in which they are called; the first `done` of them are skipped."""
 
     def __init__(self, run: Run, done: int) -> None:
         self.run = run
@@ -38,11 +33,8 @@ class Phases:
     def __call__(self, state: State, phase: Phase, *arguments: Any, kind: str = "") -> State:
         """The state after the next phase, committed.
 
-        Args:
-            state: The state before it.
-            phase: What to do. Left out once the run has ended, unless it has no `kind`.
-            *arguments: More for `phase`.
-            kind: What its rollouts count as: `fast`, `slow` or `eval`. Without one, the phase spends nothing itself.
+        Its rollouts count as `kind`: `fast`, `slow` or `eval`. Once the run has ended it is left out. A phase without
+        a kind spends nothing itself, and is always done.
 
         Raises:
             Paused: A monitor asks for it; the checkpoint is written.

@@ -40,7 +40,7 @@ class RolloutJob:
     """Runs one request: a job of `pool.run_jobs`.
 
     Args:
-        collector: Its policy, metric, journal and meter are used.
+        collector: Has the policy, the metric, the journal and the meter.
         program: The candidate's program; other jobs may run it at the same time.
         request: What to run.
         version: The policy version to sample from, unless the request names its own.

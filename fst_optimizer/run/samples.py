@@ -20,13 +20,13 @@ def keep_rollouts(files: RunFiles, cycle: int, rollouts: Sequence[Rollout]) -> N
     """
     path = files.rollouts(cycle)
     worst_first = sorted(rollouts, key=lambda rollout: (rollout.outcome == "ok", rollout.score))
-    lines = [json.dumps(readable(rollout), ensure_ascii=False) + "\n" for rollout in worst_first[:ROLLOUTS_KEPT]]
+    lines = [json.dumps(_readable(rollout), ensure_ascii=False) + "\n" for rollout in worst_first[:ROLLOUTS_KEPT]]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
-def readable(rollout: Rollout) -> dict[str, object]:
+def _readable(rollout: Rollout) -> dict[str, object]:
     """A rollout as people read it: texts, not token ids."""
     return {
         "candidate": rollout.candidate_id,

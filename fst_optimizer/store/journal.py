@@ -73,7 +73,8 @@ class Journal:
         with self._lock:
             if self._handle is not None and self.path is not None:
                 with writing(self.path):
-                    self._sync(self.path)
+                    sync(self.path)
+                self._synced = time.monotonic()
 
     def close(self) -> None:
         """Make all of it survive a power cut; nothing more is added."""
@@ -84,10 +85,6 @@ class Journal:
                 if self._handle is not None:
                     self._handle.close()
                     self._handle = None
-
-    def _sync(self, path: Path) -> None:
-        sync(path)
-        self._synced = time.monotonic()
 
     def _take(self, key: str) -> dict[str, Any] | None:
         with self._lock:
@@ -107,7 +104,8 @@ class Journal:
                 sync(self.path.parent)
             _append(self._handle, line)
             if time.monotonic() - self._synced >= SYNC_S:
-                self._sync(self.path)
+                sync(self.path)
+                self._synced = time.monotonic()
 
     def _read(self, path: Path) -> None:
         """Take in every whole line; cut off a last one that was not finished."""

@@ -27,12 +27,7 @@ It may raise `StopRun`: the run then ends after the phase that is under way."""
 
 
 class MetricsLog:
-    """Appends lines with the fields that all of them share.
-
-    Args:
-        path: The run's `metrics.jsonl`.
-        callbacks: Told of every line.
-    """
+    """Appends lines with the fields that all of them share, and tells the callbacks of each."""
 
     def __init__(self, path: Path, callbacks: Sequence[Callback] = ()) -> None:
         self.path = path
