@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fst_optimizer.errors import EngineError, RetiredVersion
+from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,20 @@ class Generation:
     """Log-probability of each token at the request's temperature (at 1 when greedy), in nats."""
     finish_reason: str
     """`stop` or `length`."""
+
+
+def sampled_call(request: GenerationRequest, generation: Generation, predictor: str = "", text: str = "") -> Call:
+    """What was sampled for a request, as it is recorded and trained on."""
+    return Call(
+        predictor=predictor,
+        prompt_ids=request.prompt_ids,
+        completion_ids=generation.completion_ids,
+        logprobs=generation.logprobs,
+        temperature=request.temperature,
+        policy_version=request.version,
+        finish_reason=generation.finish_reason,
+        text=text,
+    )
 
 
 class Engine(Protocol):

@@ -12,12 +12,13 @@ import hashlib
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.engines.base import CallObserver, Generation, GenerationRequest, ServedPolicy
+from fst_optimizer.engines.base import Generation, GenerationRequest, ServedPolicy, sampled_call
 from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.types import Call, Outcome
@@ -133,6 +134,18 @@ class _Pending:
     component: str
     prompt: str
 
+    @contextmanager
+    def errors_noted(self) -> Iterator[None]:
+        """Around the wait for the answer: what goes wrong is told to the rollout's recorder and to the program."""
+        try:
+            yield
+        except CancelledError as error:
+            raise RolloutCancelled("the rollout was cancelled") from error
+        except BaseException as error:
+            if self.recorder:
+                self.recorder.failed(error)
+            raise
+
 
 class RecordingEngine:
     """A dspy engine over a policy. `version=None` serves the policy's current version.
@@ -153,22 +166,16 @@ class RecordingEngine:
     def complete(self, request: Request) -> Response:
         """Sample one completion (dspy's custom engine contract)."""
         pending = self._submit(request)
-        try:
+        with pending.errors_noted():
             generation = failpoint("engine.answer", pending.future.result())
-        except BaseException as error:
-            raise _failure(pending, error) from error
         return self._finish(pending, generation)
 
     async def acomplete(self, request: Request) -> Response:
         """`complete` for a running event loop."""
         pending = self._submit(request)
-        try:
+        with pending.errors_noted():
+            # Cancelling the coroutine cancels the request as well.
             generation = failpoint("engine.answer", await asyncio.wrap_future(pending.future))
-        except asyncio.CancelledError:
-            pending.future.cancel()
-            raise
-        except BaseException as error:
-            raise _failure(pending, error) from error
         return self._finish(pending, generation)
 
     def _submit(self, request: Request) -> _Pending:
@@ -177,10 +184,13 @@ class RecordingEngine:
         recorder = self._recorder()
         component = calling_component() if recorder else ""
         messages = chat_messages(request)
-        try:
-            prompt_ids = self.policy.encode_chat(messages)
-            max_tokens = self._room(prompt_ids, request.config.max_tokens)
-        except PromptTooLong as error:
+        prompt_ids = self.policy.encode_chat(messages)
+        context = self.policy.engine.context_length
+        if len(prompt_ids) >= context:
+            error = PromptTooLong(
+                f"the prompt has {len(prompt_ids)} tokens and the model's context is {context}: "
+                "shorten the inputs, the demos or the instruction"
+            )
             if recorder:
                 recorder.failed(error)
             raise ContextLengthError(str(error)) from error
@@ -188,16 +198,17 @@ class RecordingEngine:
             version, temperature = recorder.policy_version, recorder.temperature
         else:
             version = self.policy.version if self.version is None else self.version
-            observer = self._observer()
+            observer = self.policy.observer if self.trainable else None
             temperature = self.policy.temperature if observer is None else observer.temperature
-        seed = request.config.seed
+        asked = request.config
+        seed = asked.seed
         if seed is None:
             seed = recorder.sampling_seed(component, prompt_ids) if recorder else self.policy.fresh_seed()
         generation_request = GenerationRequest(
             prompt_ids=prompt_ids,
-            max_tokens=max_tokens,
-            temperature=temperature if request.config.temperature is None else request.config.temperature,
-            stop=tuple(request.config.stop or ()),
+            max_tokens=min(asked.max_tokens or self.policy.max_tokens, context - len(prompt_ids)),
+            temperature=temperature if asked.temperature is None else asked.temperature,
+            stop=tuple(asked.stop or ()),
             seed=seed,
             version=version,
         )
@@ -213,36 +224,14 @@ class RecordingEngine:
         recorder: Recorder | None = dspy.settings.get(SETTING)
         return recorder if self.trainable and recorder is not None and recorder.policy is self.policy else None
 
-    def _observer(self) -> CallObserver | None:
-        return self.policy.observer if self.trainable else None
-
-    def _room(self, prompt_ids: tuple[int, ...], wanted: int | None) -> int:
-        room = self.policy.engine.context_length - len(prompt_ids)
-        if room < 1:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt_ids)} tokens and the model's context is "
-                f"{self.policy.engine.context_length}: shorten the inputs, the demos or the instruction"
-            )
-        return min(wanted or self.policy.max_tokens, room)
-
     def _finish(self, pending: _Pending, generation: Generation) -> Response:
         from dspy.lm15 import Message, Response, TextPart, Usage
 
         request, sampled = pending.request, self.policy.decode(generation.completion_ids)
         text = visible_text(sampled, request.stop)
         if pending.recorder:
-            call = Call(
-                predictor=pending.component,
-                prompt_ids=request.prompt_ids,
-                completion_ids=generation.completion_ids,
-                logprobs=generation.logprobs,
-                temperature=request.temperature,
-                policy_version=request.version,
-                finish_reason=generation.finish_reason,
-                text=sampled,
-            )
-            pending.recorder.add(call, pending.prompt)
-        elif (observer := self._observer()) is not None:
+            pending.recorder.add(sampled_call(request, generation, pending.component, sampled), pending.prompt)
+        elif self.trainable and (observer := self.policy.observer) is not None:
             observer.add(request, generation, text)
         return Response(
             id=f"fst-{next(self._ids)}",
@@ -251,15 +240,6 @@ class RecordingEngine:
             finish_reason="length" if generation.finish_reason == "length" else "stop",
             usage=Usage(input_tokens=len(request.prompt_ids), output_tokens=len(generation.completion_ids)),
         )
-
-
-def _failure(pending: _Pending, error: BaseException) -> BaseException:
-    """What the program is told of a call that failed; the rollout's recorder notes it."""
-    if isinstance(error, CancelledError):
-        return RolloutCancelled("the rollout was cancelled")
-    if pending.recorder:
-        pending.recorder.failed(error)
-    return error
 
 
 class AsyncRecordingEngine:

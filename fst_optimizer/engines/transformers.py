@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids, not_served
@@ -37,11 +38,9 @@ class TransformersEngine:
 
     Args:
         model: The peft model that the trainer updates.
-        tokenizer: Its tokenizer; gives pad and end-of-turn ids, and decodes for stop strings.
+        tokenizer: Gives pad and end-of-turn ids, and decodes for stop strings.
         lock: Held while a batch runs; the trainer holds it while it steps.
-        max_batch: Most requests in one batch.
-        max_batch_tokens: Most padded tokens (prompt and completion room) in one batch.
-        max_wait_s: How long the first request of a batch waits for others, in seconds.
+        max_batch, max_batch_tokens, max_wait_s: As in `Policy`.
     """
 
     max_rank: int | None = None
@@ -53,9 +52,9 @@ class TransformersEngine:
         tokenizer: Any,
         *,
         lock: AbstractContextManager[Any],
-        max_batch: int = 128,
-        max_batch_tokens: int = 262_144,
-        max_wait_s: float = 0.004,
+        max_batch: int,
+        max_batch_tokens: int,
+        max_wait_s: float,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -165,18 +164,14 @@ class TransformersEngine:
         if version not in self._versions:
             raise not_served(version, self._versions)
         sampler = _Sampler(requests)
-        criteria: list[StoppingCriteria] = [_RowLimits(sampler)]
-        if any(request.stop for request in requests):
-            criteria.append(_StopStrings(sampler, self.tokenizer))
+        prompts = [torch.tensor(request.prompt_ids) for request in requests]
+        prompts_BT = pad_sequence(prompts, batch_first=True, padding_value=self.pad_id, padding_side="left")
+        mask_BT = pad_sequence([torch.ones_like(ids) for ids in prompts], batch_first=True, padding_side="left")
         with self.lock, torch.no_grad(), lora.active_adapter(self.model, _adapter_name(version)):
             self.model.eval()
-            prompts = _left_pad([request.prompt_ids for request in requests], self.pad_id).to(self.model.device)
-            widest = prompts.shape[1]
-            lengths = torch.tensor([len(request.prompt_ids) for request in requests], device=self.model.device)
-            mask = (torch.arange(widest, device=self.model.device) >= widest - lengths[:, None]).long()
             sequences = self.model.generate(
-                input_ids=prompts,
-                attention_mask=mask,
+                input_ids=prompts_BT.to(self.model.device),
+                attention_mask=mask_BT.to(self.model.device),
                 generation_config=GenerationConfig(
                     do_sample=False,
                     max_new_tokens=max(request.max_tokens for request in requests),
@@ -184,9 +179,9 @@ class TransformersEngine:
                     pad_token_id=self.pad_id,
                 ),
                 logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList(criteria),
+                stopping_criteria=StoppingCriteriaList([_RowEnds(sampler, self.tokenizer)]),
             )
-        return self._collect(requests, sequences[:, widest:].tolist(), sampler)
+        return self._collect(requests, sequences[:, prompts_BT.shape[1] :].tolist(), sampler)
 
     def _collect(
         self, requests: Sequence[GenerationRequest], rows: list[list[int]], sampler: _Sampler
@@ -217,13 +212,16 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         temperatures = [request.temperature for request in requests]
         self.greedy_B = torch.tensor([t == 0 for t in temperatures])
         self.temperature_B1 = torch.tensor([t or 1.0 for t in temperatures])[:, None]
-        self.uniform_BT = None if self.greedy_B.all() else _uniforms(requests)
+        # Each request's numbers from its own seed, as many as the longest needs: a longer draw starts the same.
+        room = max(request.max_tokens for request in requests)
+        generators = [np.random.Generator(np.random.PCG64(request.seed)) for request in requests]
+        self.uniform_BT = torch.from_numpy(np.stack([generator.random(room) for generator in generators]))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         device = scores.device
         logprobs_BV = torch.log_softmax(scores.float() / self.temperature_B1.to(device), dim=-1)
         tokens_B = logprobs_BV.argmax(dim=-1)
-        if self.uniform_BT is not None:
+        if not self.greedy_B.all():
             sampled_B = _sample(logprobs_BV, self.uniform_BT[:, self.step].to(device))
             tokens_B = torch.where(self.greedy_B.to(device), tokens_B, sampled_B)
         self.logprobs.append(logprobs_BV.gather(1, tokens_B[:, None])[:, 0].cpu())
@@ -239,26 +237,11 @@ def _sample(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     return torch.searchsorted(cumulative_BV, threshold_B1, right=True)[:, 0].clamp_(max=logprobs_BV.shape[1] - 1)
 
 
-def _uniforms(requests: Sequence[GenerationRequest]) -> Tensor:
-    """Each request's numbers from its own seed, as many as the longest needs: a longer draw starts the same."""
-    room = max(request.max_tokens for request in requests)
-    generators = [np.random.Generator(np.random.PCG64(request.seed)) for request in requests]
-    return torch.from_numpy(np.stack([generator.random(room) for generator in generators]))
+class _RowEnds(StoppingCriteria):  # type: ignore[misc]
+    """Every row has its own max_tokens and stop strings.
 
-
-class _RowLimits(StoppingCriteria):  # type: ignore[misc]
-    """Every row has its own max_tokens."""
-
-    def __init__(self, sampler: _Sampler) -> None:
-        self.sampler = sampler
-        self.max_tokens_B = torch.tensor([request.max_tokens for request in sampler.requests])
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return (self.max_tokens_B <= self.sampler.step).to(input_ids.device)
-
-
-class _StopStrings(StoppingCriteria):  # type: ignore[misc]
-    """A stop string may begin and end inside tokens, so the text of each such row is decoded as it grows."""
+    A stop string may begin and end inside tokens, so the text of each such row is decoded as it grows.
+    """
 
     def __init__(self, sampler: _Sampler, tokenizer: Any) -> None:
         self.sampler, self.tokenizer = sampler, tokenizer
@@ -270,7 +253,8 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
                 text = self.tokenizer.decode(input_ids[row, -step:], skip_special_tokens=True)
                 if any(word in text for word in request.stop):
                     stopped_at[row] = step
-        return torch.tensor([row in stopped_at for row in range(len(requests))], device=input_ids.device)
+        ended = [row in stopped_at or request.max_tokens <= step for row, request in enumerate(requests)]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 def split_batch(
@@ -296,8 +280,3 @@ def split_batch(
 def _adapter_name(version: int) -> str | None:
     """The peft adapter that holds a policy version; None for the base."""
     return f"policy-{version:06d}" if version else None
-
-
-def _left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])

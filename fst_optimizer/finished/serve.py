@@ -65,12 +65,12 @@ def policy_server(
         config=config,
         dtype=run.policy.get("dtype", "auto"),
         served_name=BASE_NAME if adapter else name,
-        adapters={name: adapter.resolve()} if adapter else None,
+        adapters={name: adapter.resolve()} if adapter else {},
         runtime_adapters=False,
         trust_remote_code=trust_remote_code,
-        api_key=api_key,
+        api_key=api_key or "",
         host=host,
-        port=port,
+        port=port or 0,
         on_wait=on_wait,
     )
 

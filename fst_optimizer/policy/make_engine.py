@@ -6,16 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.policy import ENGINES, VLLMConfig
-from fst_optimizer.engines.base import Engine, GenerationRequest, end_ids
+from fst_optimizer.engines.base import Engine, end_ids
 from fst_optimizer.errors import EngineError, UserError, did_you_mean
 from fst_optimizer.model.load import QUANTIZATIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from fst_optimizer.engines.base import Generation
     from fst_optimizer.engines.vllm.engine import VLLMEngine
     from fst_optimizer.engines.vllm.server import OnWait
     from fst_optimizer.policy.policy import Policy
@@ -28,11 +23,7 @@ VLLM_QUANTIZATIONS = {None: None, "nf4": "bitsandbytes"}
 
 
 def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None, quantization: str | None) -> None:
-    """The settings that decide about the engine must fit each other.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Raises UserError where the settings that decide about the engine do not fit each other."""
     if isinstance(engine, str) and engine not in ENGINES:
         raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
     if engine != "vllm":
@@ -46,11 +37,7 @@ def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None,
 
 
 def make_engine(
-    policy: Policy,
-    engine: EngineChoice,
-    api_key: str | None,
-    on_wait: OnWait | None,
-    **batching: Any,
+    policy: Policy, engine: EngineChoice, api_key: str | None, on_wait: OnWait | None, **batching: Any
 ) -> Engine:
     """The engine of a policy whose model is loaded. The arguments are `Policy`'s, `batching` those of `torch`."""
     if callable(engine):
@@ -63,13 +50,8 @@ def make_engine(
 
 
 def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) -> VLLMEngine:
-    """Attached to the server at `policy.url`, or with a server of its own; either way checked against the trainer.
-
-    Raises:
-        UserError: vLLM is not installed, or the server and the trainer do not agree.
-        EngineError: the own server did not start.
-    """
-    from fst_optimizer.engines.vllm.agreement import restart_hint
+    """Attached to the server at `policy.url`, or with a server of its own; either way checked against the trainer."""
+    from fst_optimizer.engines.vllm.agreement import check_agreement, restart_hint
     from fst_optimizer.engines.vllm.engine import VLLMEngine
     from fst_optimizer.engines.vllm.server import VLLMServer
     from fst_optimizer.model import lora
@@ -98,7 +80,7 @@ def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) ->
             end_ids=end_ids(policy.model.get_base_model().generation_config, policy.tokenizer),
             config=config,
         )
-        _check_agreement(policy, engine, hint)
+        check_agreement(policy, engine, hint)
     except BaseException as error:
         if engine:
             engine.close()
@@ -107,22 +89,3 @@ def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) ->
         raise
     engine.allow_restarts()
     return engine
-
-
-def _check_agreement(policy: Policy, engine: VLLMEngine, hint: str) -> None:
-    from fst_optimizer.engines.vllm.agreement import Probe, check_agreement
-
-    def sample(request: GenerationRequest, tensors: Mapping[str, Tensor] | None) -> Generation:
-        return engine.submit(request).result() if tensors is None else engine.try_adapter(tensors, request)
-
-    probe = Probe(
-        prompt_ids=policy.encode_chat([{"role": "user", "content": "Write a short list of words."}]),
-        zero_adapter=policy.zero_adapter,
-        sample=sample,
-        logprobs=policy.logprobs_of,
-        model=policy.source,
-        dtype=policy.dtype,
-        vocabulary=policy.model.get_input_embeddings().weight.shape[0],
-        restart_hint=hint,
-    )
-    check_agreement(probe)

@@ -1,12 +1,12 @@
 """The probe against a trainer that knows its log-probs, and servers that are right or wrong about them."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fst_optimizer.engines.base import Generation
-from fst_optimizer.engines.vllm.agreement import Probe, check_agreement, random_adapter, restart_hint
+from fst_optimizer.engines.vllm.agreement import check_agreement, random_adapter, restart_hint
 from fst_optimizer.errors import UserError
 
 ZERO = {"q.lora_A.weight": torch.ones(2, 4), "q.lora_B.weight": torch.zeros(4, 2)}
@@ -17,23 +17,27 @@ def trained(call, tensors):
     return [-1.0 / call.temperature - (0.5 if tensors else 0.0)] * len(call.completion_ids)
 
 
-def probe(serve, dtype="float32"):
-    """A probe of a server that gives the log-prob `serve(temperature, tensors)` for every token."""
+def probe(serve, dtype="float32", vocabulary=10):
+    """Checks a server that gives the log-prob `serve(temperature, tensors)` for every token."""
 
     def sample(request, tensors):
         value = serve(request.temperature, tensors)
         return Generation((3, 4), (value, value), "length")
 
-    return Probe(
-        prompt_ids=(1, 2),
-        zero_adapter=ZERO,
-        sample=sample,
-        logprobs=lambda calls, tensors: [trained(call, tensors) for call in calls],
-        model="some/model",
-        dtype=dtype,
-        vocabulary=10,
-        restart_hint="restart it",
+    engine = SimpleNamespace(
+        submit=lambda request: SimpleNamespace(result=lambda: sample(request, None)),
+        try_adapter=lambda tensors, request: sample(request, tensors),
     )
+    embeddings = SimpleNamespace(weight=torch.zeros(vocabulary, 2))
+    policy = SimpleNamespace(
+        encode_chat=lambda messages: (1, 2),
+        zero_adapter=ZERO,
+        logprobs_of=lambda calls, tensors: [trained(call, tensors) for call in calls],
+        source="some/model",
+        dtype=dtype,
+        model=SimpleNamespace(get_input_embeddings=lambda: embeddings),
+    )
+    check_agreement(policy, engine, "restart it")
 
 
 def right(temperature, tensors):
@@ -41,7 +45,7 @@ def right(temperature, tensors):
 
 
 def test_a_server_that_agrees_on_base_and_adapter_passes():
-    check_agreement(probe(right))
+    probe(right)
 
 
 @pytest.mark.parametrize(("off", "dtype", "passes"), [(0.009, "float32", True), (0.011, "float32", False)])
@@ -56,28 +60,27 @@ def test_half_precision_is_held_to_a_tenth(off, passes):
 
 def holds(serve, dtype, passes):
     if passes:
-        check_agreement(probe(serve, dtype))
+        probe(serve, dtype)
     else:
         with pytest.raises(UserError, match="nats a token"):
-            check_agreement(probe(serve, dtype))
+            probe(serve, dtype)
 
 
 def test_raw_logprobs_are_those_at_temperature_one():
     with pytest.raises(UserError, match=r"before the temperature \(raw_logprobs\): restart it"):
-        check_agreement(probe(lambda temperature, tensors: right(1.0, tensors)))
+        probe(lambda temperature, tensors: right(1.0, tensors))
 
 
 def test_a_wrong_base_is_told_from_a_wrong_adapter():
     with pytest.raises(UserError, match=r"1 nats a token .* another base model.*'some/model' here; restart it"):
-        check_agreement(probe(lambda temperature, tensors: right(temperature, tensors) - 1.0))
+        probe(lambda temperature, tensors: right(temperature, tensors) - 1.0)
     with pytest.raises(UserError, match=r"0\.5 nats a token .* applies adapters otherwise"):
-        check_agreement(probe(lambda temperature, tensors: right(temperature, None)))
+        probe(lambda temperature, tensors: right(temperature, None))
 
 
 def test_a_token_that_the_trainer_does_not_know_is_another_base_model():
-    wrong = replace(probe(right), vocabulary=4)
     with pytest.raises(UserError, match=r"inf nats a token .* another base model"):
-        check_agreement(wrong)
+        probe(right, vocabulary=4)
 
 
 def test_the_probes_adapter_moves_the_policy_a_little_and_the_same_each_time():

@@ -51,7 +51,7 @@ def publish(policy: Policy, pid: int, seed: int) -> Published:
     trained = policy.logprobs_of(calls, policy.tensors(version))
     pairs = zip(calls, trained, strict=True)
     far = max(abs(a - b) for call, row in pairs for a, b in zip(call.logprobs, row, strict=True))
-    folders = [policy.engine.adapter(live).folder for live in policy.engine.versions()]
+    folders = [policy.engine.adapter(live) for live in policy.engine.versions()]
     there = all((folder / "adapter_model.safetensors").is_file() for folder in folders)
     return Published(version, memory_mib(pid), far, there)
 

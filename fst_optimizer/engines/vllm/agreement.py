@@ -7,20 +7,21 @@ that is not applied as the trainer applies it. It also warms the server up: its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fst_optimizer.engines.base import Generation, GenerationRequest
+from fst_optimizer.engines.base import GenerationRequest, sampled_call
 from fst_optimizer.engines.vllm.installed import served_rank
 from fst_optimizer.engines.vllm.server import EXTRA_ADAPTERS
 from fst_optimizer.errors import UserError
-from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Tensors = Mapping[str, Tensor]
+    from fst_optimizer.engines.vllm.engine import VLLMEngine
+    from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.types import Call
 
 TEMPERATURE = 0.5
 """Far enough from 1 that raw and processed log-probs differ."""
@@ -29,24 +30,6 @@ TOLERANCE = {"float32": 1e-2}
 LOOSE_TOLERANCE = 0.1
 """For half precision, where vLLM's kernels and transformers' round differently."""
 TOKENS = 8
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What is asked of the server and of the trainer, and how the user is told of a difference."""
-
-    prompt_ids: tuple[int, ...]
-    zero_adapter: Tensors
-    """LoRA tensors that add nothing to the base."""
-    sample: Callable[[GenerationRequest, Tensors | None], Generation]
-    """The server samples from these LoRA tensors, or from the base."""
-    logprobs: Callable[[Sequence[Call], Tensors | None], list[list[float]]]
-    """The trainer's log-probs of the calls' tokens under these LoRA tensors, or under the base."""
-    model: str
-    dtype: str
-    vocabulary: int
-    """Token ids that the trainer's model knows."""
-    restart_hint: str
 
 
 def restart_hint(rank: int, max_live_versions: int, dtype: str) -> str:
@@ -59,44 +42,41 @@ def restart_hint(rank: int, max_live_versions: int, dtype: str) -> str:
     )
 
 
-def check_agreement(probe: Probe) -> None:
+def check_agreement(policy: Policy, engine: VLLMEngine, hint: str) -> None:
     """Sample from base and adapter, and compare with the trainer.
 
     Raises:
-        UserError: they differ; the text says how to restart the server.
+        UserError: they differ; the text ends with `hint`, how to restart the server.
         EngineError: the server does not answer as it should.
     """
-    request = GenerationRequest(probe.prompt_ids, TOKENS, temperature=TEMPERATURE, seed=1)
-    for tensors in (None, random_adapter(probe.zero_adapter)):
-        _compare(probe, request, tensors)
-
-
-def _compare(probe: Probe, request: GenerationRequest, tensors: Tensors | None) -> None:
-    generation = probe.sample(request, tensors)
-    difference = _difference(probe, request, generation, tensors)
-    if difference <= TOLERANCE.get(probe.dtype, LOOSE_TOLERANCE):
-        return
-    if _difference(probe, replace(request, temperature=1.0), generation, tensors) < difference / 10:
+    prompt_ids = policy.encode_chat([{"role": "user", "content": "Write a short list of words."}])
+    request = GenerationRequest(prompt_ids, TOKENS, temperature=TEMPERATURE, seed=1)
+    for tensors in (None, random_adapter(policy.zero_adapter)):
+        generation = engine.submit(request).result() if tensors is None else engine.try_adapter(tensors, request)
+        call = sampled_call(request, generation)
+        difference = _difference(policy, call, tensors)
+        if difference <= TOLERANCE.get(policy.dtype, LOOSE_TOLERANCE):
+            continue
+        if _difference(policy, replace(call, temperature=1.0), tensors) < difference / 10:
+            raise UserError(
+                f"the vLLM server gives log-probs as they were before the temperature (raw_logprobs): {hint}"
+            )
+        what = "serves another base model, or in another dtype" if tensors is None else "applies adapters otherwise"
         raise UserError(
-            f"the vLLM server gives log-probs as they were before the temperature (raw_logprobs): {probe.restart_hint}"
+            f"the vLLM server's log-probs are {difference:.3g} nats a token from the trainer's: it {what} than "
+            f"{policy.source!r} here; {hint}"
         )
-    what = "serves another base model, or in another dtype" if tensors is None else "applies adapters otherwise"
-    raise UserError(
-        f"the vLLM server's log-probs are {difference:.3g} nats a token from the trainer's: it {what} than "
-        f"{probe.model!r} here; {probe.restart_hint}"
-    )
 
 
-def _difference(probe: Probe, request: GenerationRequest, generation: Generation, tensors: Tensors | None) -> float:
+def _difference(policy: Policy, call: Call, tensors: Mapping[str, Tensor] | None) -> float:
     """Mean absolute difference between the server's log-probs and the trainer's, in nats a token."""
-    if max(generation.completion_ids) >= probe.vocabulary:
+    if max(call.completion_ids) >= policy.model.get_input_embeddings().weight.shape[0]:
         return float("inf")
-    call = Call("", request.prompt_ids, generation.completion_ids, generation.logprobs, request.temperature, 0, "stop")
-    (ours,) = probe.logprobs([call], tensors)
-    return sum(abs(a - b) for a, b in zip(ours, generation.logprobs, strict=True)) / len(ours)
+    (ours,) = policy.logprobs_of([call], tensors)
+    return sum(abs(a - b) for a, b in zip(ours, call.logprobs, strict=True)) / len(ours)
 
 
-def random_adapter(zero_adapter: Tensors) -> dict[str, Tensor]:
+def random_adapter(zero_adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An adapter that moves the policy a little: one whose B is zero would agree however it is applied."""
     import torch
 

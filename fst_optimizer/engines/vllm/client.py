@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -59,8 +60,7 @@ class VLLMClient:
 
     Args:
         end_ids: The tokens that end a turn, which vLLM would else take from the tokenizer alone.
-        max_in_flight: Requests that the server is given at once.
-        timeout_s: After how many seconds without an answer a request counts as lost to overload.
+        max_in_flight, timeout_s: `max_in_flight` and `request_timeout_s` of `VLLMConfig`.
     """
 
     def __init__(self, end_ids: Sequence[int], *, max_in_flight: int, timeout_s: float) -> None:
@@ -149,26 +149,23 @@ class VLLMClient:
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
-    async def load_adapter(self, name: str, folder: str) -> None:
-        """Have the server load a LoRA folder under a name that it never had before."""
-        body = {"lora_name": name, "lora_path": folder, "load_inplace": False}
-        answer = await self._order("/v1/load_lora_adapter", body)
-        if answer.status != 200:
-            raise EngineError(
-                f"the server did not load adapter {name!r} from {folder!r} ({answer.status}): {answer.message}"
-            )
+    async def load_adapter(self, folder: Path) -> None:
+        """Have the server load a LoRA folder under the folder's name, which it never had before."""
+        await self._order("load", folder.name, lora_path=str(folder), load_inplace=False)
 
     async def unload_adapter(self, name: str) -> None:
         """Have the server forget a name; one that it does not know is no error."""
-        answer = await self._order("/v1/unload_lora_adapter", {"lora_name": name})
-        if answer.status not in (200, 404):
-            raise EngineError(f"the server did not unload adapter {name!r} ({answer.status}): {answer.message}")
+        await self._order("unload", name)
 
-    async def _order(self, path: str, body: Mapping[str, Any]) -> Answer:
+    async def _order(self, verb: str, name: str, **more: Any) -> None:
+        path = f"/v1/{verb}_lora_adapter"
         try:
-            return await self._send("POST", path, body, timeout_s=_CONTROL_S)
+            answer = await self._send("POST", path, {"lora_name": name, **more}, timeout_s=_CONTROL_S)
         except TimeoutError as error:
             raise EngineError(f"the server did not answer {path} within {_CONTROL_S:g} s") from error
+        if answer.status not in ((200, 404) if verb == "unload" else (200,)):
+            where = f" from {more['lora_path']!r}" if more else ""
+            raise EngineError(f"the server did not {verb} adapter {name!r}{where} ({answer.status}): {answer.message}")
 
     async def models(self) -> list[dict[str, Any]]:
         """What `/v1/models` lists: the base first, then adapters.

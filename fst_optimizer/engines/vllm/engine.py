@@ -17,11 +17,9 @@ import secrets
 import shutil
 import tempfile
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -47,21 +45,11 @@ LINGER_S = 60.0
 """Files of an adapter outlive its unloading: a request that was just cancelled may still be on its way out of vLLM."""
 
 
-@dataclass(frozen=True)
-class ServedAdapter:
-    """An adapter as the server was told of it."""
-
-    name: str
-    folder: Path
-
-
 class VLLMEngine:
     """Serves policy versions from a vLLM server, an own one or one that runs already.
 
     Args:
-        server: A server to start, own and restart. None: `url` names one that somebody else runs.
-        url: Where the server to attach to listens.
-        api_key: Its key.
+        server: A server to start, own and restart. None: `url` names one that somebody else runs, with its `api_key`.
         write_adapter: Writes LoRA tensors as a peft folder.
         base: LoRA tensors that add nothing: version 0.
         end_ids: The tokens that end a turn.
@@ -88,15 +76,14 @@ class VLLMEngine:
         self.end_ids = list(end_ids)
         self.max_live_versions = config.max_live_versions
         self._write_adapter = write_adapter
-        self._adapters: dict[int, ServedAdapter] = {}
+        self._adapters: dict[int, Path] = {}
+        """Version -> its adapter's folder, whose name is the adapter's on the server."""
         self._retiring: set[int] = set()
         """Versions that take no new requests and still answer old ones."""
         self._unfinished: defaultdict[int, set[Future[Generation]]] = defaultdict(set)
         """Requests by version."""
         self._state = threading.Condition()
         """Guards what other threads share; notified when a request ends."""
-        self._left_behind: list[tuple[float, Path]] = []
-        """Folders of unloaded adapters, and when they were unloaded."""
         self._closed = False
         if config.adapter_dir is not None:
             Path(config.adapter_dir).mkdir(parents=True, exist_ok=True)
@@ -165,7 +152,6 @@ class VLLMEngine:
                 "policy.lm_at returned"
             )
         self._load_version(version, tensors)
-        self._delete_old_files()
 
     def retire(self, version: int) -> None:
         """See `Engine.retire`. Waits for the version's requests and unloads it; its files are deleted later."""
@@ -218,12 +204,8 @@ class VLLMEngine:
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
-    def adapter(self, version: int) -> ServedAdapter:
-        """How the server knows a version.
-
-        Raises:
-            RetiredVersion: it is not served.
-        """
+    def adapter(self, version: int) -> Path:
+        """A version's folder, whose name is the server's name of it. Raises RetiredVersion where it is not served."""
         adapter = self._adapters.get(version)
         if adapter is None:
             raise not_served(version, self.versions())
@@ -234,7 +216,7 @@ class VLLMEngine:
         adapter = self._write("probe", tensors)
 
         async def sampled() -> Generation:
-            await self._load(adapter)
+            await self._client.load_adapter(adapter)
             try:
                 return await self._client.complete(adapter.name, request)
             finally:
@@ -248,21 +230,17 @@ class VLLMEngine:
     def _load_version(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         adapter = self._write(f"policy-{version:06d}", tensors)
         try:
-            self._wait(self._connection.ask(lambda: self._load(adapter)))
+            self._wait(self._connection.ask(lambda: self._client.load_adapter(adapter)))
         except BaseException:
-            shutil.rmtree(adapter.folder, ignore_errors=True)
+            shutil.rmtree(adapter, ignore_errors=True)
             raise
         with self._state:
             self._adapters[version] = adapter
 
-    def _write(self, prefix: str, tensors: Mapping[str, Tensor]) -> ServedAdapter:
-        name = f"{prefix}-{secrets.token_hex(3)}"
-        adapter = ServedAdapter(name, self._folder / name)
-        self._write_adapter(tensors, adapter.folder)
+    def _write(self, prefix: str, tensors: Mapping[str, Tensor]) -> Path:
+        adapter = self._folder / f"{prefix}-{secrets.token_hex(3)}"
+        self._write_adapter(tensors, adapter)
         return adapter
-
-    async def _load(self, adapter: ServedAdapter) -> None:
-        await self._client.load_adapter(adapter.name, str(adapter.folder))
 
     async def _load_missing(self) -> None:
         """Load every live version that the server does not know."""
@@ -270,21 +248,11 @@ class VLLMEngine:
         with self._state:
             missing = [adapter for adapter in self._adapters.values() if adapter.name not in known]
         for adapter in missing:
-            await self._load(adapter)
+            await self._client.load_adapter(adapter)
 
-    def _delete_later(self, adapter: ServedAdapter) -> None:
-        with self._state:
-            self._left_behind.append((time.monotonic(), adapter.folder))
-        self._delete_old_files()
-
-    def _delete_old_files(self) -> None:
-        """Delete files of adapters that were unloaded some time ago."""
-        now = time.monotonic()
-        with self._state:
-            due = [folder for unloaded, folder in self._left_behind if now - unloaded > LINGER_S]
-            self._left_behind = [entry for entry in self._left_behind if entry[1] not in due]
-        for folder in due:
-            shutil.rmtree(folder, ignore_errors=True)
+    def _delete_later(self, adapter: Path) -> None:
+        if not self._closed:  # else they are gone with the folder
+            self._loop.call_soon_threadsafe(lambda: self._loop.call_later(LINGER_S, shutil.rmtree, adapter, True))
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -322,7 +290,7 @@ class VLLMEngine:
             future.cancel()
             raise
 
-    async def _leave(self, adapters: Sequence[ServedAdapter]) -> None:
+    async def _leave(self, adapters: Sequence[Path]) -> None:
         for adapter in adapters:
             with contextlib.suppress(EngineError, TimeoutError):
                 await self._client.unload_adapter(adapter.name)

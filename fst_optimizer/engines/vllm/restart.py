@@ -29,9 +29,7 @@ class ServerConnection:
 
     Args:
         client: Sends the requests.
-        server: The own server, which is restarted. None: `url` names one that somebody else runs.
-        url: Where that one listens.
-        api_key: Its key.
+        server: The own server, which is restarted. None: `url` names one that somebody else runs, with its `api_key`.
         patience_s: How long to wait for another's server to come back.
         load_adapters: Has a server that was restarted load what it should serve.
     """

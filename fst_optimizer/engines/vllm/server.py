@@ -22,6 +22,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from fst_optimizer.config.policy import VLLMConfig
@@ -47,68 +48,59 @@ OnWait = Callable[[float, str], None]
 """Called while the server starts, with the seconds so far and the log's last line."""
 
 
+@dataclass(eq=False, repr=False)
 class VLLMServer:
     """A vLLM server on loopback, with an API key that only this process knows.
-
-    Args:
-        model: The base model's folder or hub name.
-        max_lora_rank: The largest rank of an adapter that will be served. None: no adapters.
-        config: Memory, devices, timeouts and more flags.
-        dtype: `float32`, `bfloat16`, ...; that of the trainer, or log-probs will differ.
-        served_name: The base model's name in requests.
-        adapters: Adapters that are served from the start, name -> folder.
-        runtime_adapters: Whether adapters may be loaded while it runs.
-        quantization: vLLM's name of a quantization of the base. None: as the model is.
-        api_key: None: a new random one.
-        host: What to listen on. Anything but loopback is reachable by others, with the key.
-        port: None: a free one.
-        on_wait: Told while the server starts.
 
     Raises:
         UserError: vLLM is not installed, or of a version that does not work.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        max_lora_rank: int | None = None,
-        config: VLLMConfig | None = None,
-        dtype: str = "auto",
-        served_name: str = BASE_NAME,
-        adapters: Mapping[str, Path] | None = None,
-        runtime_adapters: bool = True,
-        quantization: str | None = None,
-        trust_remote_code: bool = False,
-        api_key: str | None = None,
-        host: str = "127.0.0.1",
-        port: int | None = None,
-        on_wait: OnWait | None = None,
-    ) -> None:
+    model: str | Path
+    """The base model's folder or hub name."""
+    _: KW_ONLY
+    max_lora_rank: int | None = None
+    """The largest rank of an adapter that will be served; rounded up to what vLLM takes. None: no adapters."""
+    config: VLLMConfig = field(default_factory=VLLMConfig)
+    """Memory, devices, timeouts and more flags."""
+    dtype: str = "auto"
+    """`float32`, `bfloat16`, ...; that of the trainer, or log-probs will differ."""
+    served_name: str = BASE_NAME
+    """The base model's name in requests."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Adapters that are served from the start, name -> folder."""
+    runtime_adapters: bool = True
+    """Whether adapters may be loaded while it runs."""
+    quantization: str | None = None
+    """vLLM's name of a quantization of the base. None: as the model is."""
+    trust_remote_code: bool = False
+    api_key: str = ""
+    """Empty: a new random one."""
+    host: str = "127.0.0.1"
+    """What to listen on. Anything but loopback is reachable by others, with the key."""
+    port: int = 0
+    """0: a free one."""
+    on_wait: OnWait | None = None
+    """Told while the server starts."""
+
+    def __post_init__(self) -> None:
         check_version()
-        self.model = str(model)
-        self.max_lora_rank = None if max_lora_rank is None else served_rank(max_lora_rank)
-        self.config = config or VLLMConfig()
-        self.dtype = dtype
-        self.served_name = served_name
-        self.adapters = dict(adapters or {})
-        self.runtime_adapters = runtime_adapters
-        self.quantization = quantization
-        self.trust_remote_code = trust_remote_code
-        self.api_key = api_key or secrets.token_urlsafe(32)
-        self.host = host
-        self.wanted_port = port
-        self.port = port or 0
-        self.on_wait = on_wait
+        self.api_key = self.api_key or secrets.token_urlsafe(32)
+        if self.max_lora_rank is not None:
+            self.max_lora_rank = served_rank(self.max_lora_rank)
         self.pid: int | None = None
         """The server's process id, and its process group's."""
+        self._any_port = not self.port
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._wanted = False
         """Whether it should run: a stop from another thread ends a start that is under way."""
         self._lock = threading.Lock()
         """Held while the process is made or ended."""
-        self._own_folder: tempfile.TemporaryDirectory[str] | None = None
-        self.log_file = self._log_file()
+        if self.config.log_file is not None:
+            self.log_file = Path(self.config.log_file)
+        else:
+            self._own_folder = tempfile.TemporaryDirectory(prefix="fst-vllm-")
+            self.log_file = Path(self._own_folder.name, "server.log")
 
     # -- life --------------------------------------------------------------------------------------------------
 
@@ -121,7 +113,8 @@ class VLLMServer:
         self.stop()
         self._wanted = True
         for attempt in range(1, _STARTS + 1):
-            self.port = self.wanted_port or free_port(self.host)
+            if self._any_port:
+                self.port = free_port(self.host)
             self._launch()
             try:
                 self._wait_until_healthy()
@@ -129,7 +122,7 @@ class VLLMServer:
             except BaseException as error:
                 taken = "address already in use" in self.log_tail().lower()
                 self._end()
-                if not (isinstance(error, EngineError) and taken and self.wanted_port is None and attempt < _STARTS):
+                if not (isinstance(error, EngineError) and taken and self._any_port and attempt < _STARTS):
                     raise
         logger.info("vLLM serves %s at %s (process %s, log %s)", self.model, self.url, self.pid, self.log_file)
 
@@ -160,8 +153,7 @@ class VLLMServer:
         Raises:
             EngineError: it ended by itself; with the end of its log.
         """
-        running = self._supervisor
-        if running is not None:
+        if running := self._supervisor:
             running.wait()
         if self._wanted:
             raise EngineError(f"the vLLM server ended; {self.end_of_log()}")
@@ -240,7 +232,7 @@ class VLLMServer:
         if self.adapters:
             switches += ["--lora-modules", *(f"{name}={folder}" for name, folder in self.adapters.items())]
         given = [text for name, value in flags.items() if value is not None for text in (name, value)]
-        return [*entry_point(self.model), *given, *switches, *config.flags]
+        return [*entry_point(str(self.model)), *given, *switches, *config.flags]
 
     def environment(self) -> dict[str, str]:
         """The server's environment variables."""
@@ -299,12 +291,6 @@ class VLLMServer:
                 logged_s = waited
                 logger.info("waiting for vLLM, %d s: %s", waited, self.log_tail(1))
             time.sleep(_POLL_S)
-
-    def _log_file(self) -> Path:
-        if self.config.log_file is not None:
-            return Path(self.config.log_file)
-        self._own_folder = tempfile.TemporaryDirectory(prefix="fst-vllm-")
-        return Path(self._own_folder.name) / "server.log"
 
 
 def free_port(host: str = "127.0.0.1") -> int:
