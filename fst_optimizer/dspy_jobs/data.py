@@ -29,22 +29,14 @@ class Scored:
 
 
 def check_format(given: object, known: str, what: str) -> None:
-    """The data's format is the one that a job takes, by its value in `dspy.clients.utils_finetune.TrainDataFormat`.
-
-    Raises:
-        UserError: It is another.
-    """
+    """Raises UserError for another format than `known`, a value of `dspy.clients.utils_finetune.TrainDataFormat`."""
     name = getattr(given, "value", given)
     if name not in (None, known):
         raise UserError(f"train_data_format is {name!r}: {what} takes {known!r}")
 
 
 def group_objects(train_data: object) -> list[Sequence[Any]]:
-    """The groups in a step's data: `{"batch_id": ..., "group": [...]}` as GRPO gives them, or plain lists.
-
-    Raises:
-        UserError: The data is something else.
-    """
+    """The groups in a step's data: `{"batch_id": ..., "group": [...]}` as GRPO gives them, or plain lists."""
     groups = []
     for place, entry in enumerate(_listed(train_data, "groups")):
         group = entry.get("group") if isinstance(entry, Mapping) else entry
@@ -57,16 +49,12 @@ def group_objects(train_data: object) -> list[Sequence[Any]]:
     return groups
 
 
-def scored_group(group: Sequence[Any], place: int) -> list[Scored]:
-    """The completions of one group.
+def scored(entry: Any, where: str) -> Scored:
+    """A completion of a group.
 
     Raises:
-        UserError: One is not `{"messages": [...], "completion": {"content": text}, "reward": number}`.
+        UserError: It is not `{"messages": [...], "completion": {"content": text}, "reward": number}`.
     """
-    return [_scored(entry, f"group {place}, completion {index}") for index, entry in enumerate(group)]
-
-
-def _scored(entry: Any, where: str) -> Scored:
     if not isinstance(entry, Mapping) or not {"messages", "completion", "reward"} <= entry.keys():
         raise UserError(f"{where} needs messages, completion and reward: {_short(entry)}")
     reward, completion = entry["reward"], entry["completion"]
@@ -102,11 +90,7 @@ def conversations(train_data: object) -> list[tuple[Messages, str]]:
 
 
 def _messages(messages: Any, where: str) -> Messages:
-    """Messages as the chat template takes them.
-
-    Raises:
-        UserError: One has another role, or content that is not text.
-    """
+    """Messages as the chat template takes them."""
     if not _is_list(messages) or not messages:
         raise UserError(f"{where} has messages {_short(messages)}: give a list of at least one")
     checked = []

@@ -13,7 +13,7 @@ from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
 from fst_optimizer.dspy_jobs.data import check_format
-from fst_optimizer.dspy_jobs.settings import finetune_settings
+from fst_optimizer.dspy_jobs.settings import FinetuneSettings
 from fst_optimizer.dspy_jobs.supervised import supervised_rows, updates
 from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at
 from fst_optimizer.policy.lm import policy_to_train
@@ -49,7 +49,7 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
     ) -> None:
         self.lm = lm
         self.policy = policy_to_train(lm, "finetune")
-        self.settings = finetune_settings(train_kwargs)
+        self.settings = FinetuneSettings.read(train_kwargs)
         check_format(train_data_format, TrainDataFormat.CHAT.value, "a finetune job")
         self.rows = supervised_rows(self.policy, train_data)
         self.losses: list[float] = []

@@ -40,12 +40,7 @@ class Sampled:
 
 
 class Generations:
-    """The last `capacity` completions that a policy sampled outside of FST's rollouts. Thread-safe.
-
-    Args:
-        capacity: Most completions; the oldest are dropped.
-        temperature: What calls sample at, meanwhile, that ask for none.
-    """
+    """The last `capacity` completions that a policy sampled outside of FST's rollouts: its `CallObserver`."""
 
     def __init__(self, capacity: int, temperature: float) -> None:
         self.capacity = capacity

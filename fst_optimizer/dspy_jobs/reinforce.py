@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dspy.clients.provider import ReinforceJob
 from dspy.clients.utils_finetune import TrainDataFormat, TrainingStatus
 
-from fst_optimizer.dspy_jobs.data import Scored, check_format, end_of_turn, group_objects, scored_group, text_call
+from fst_optimizer.dspy_jobs.data import Scored, check_format, end_of_turn, group_objects, scored, text_call
 from fst_optimizer.dspy_jobs.matching import Generations
-from fst_optimizer.dspy_jobs.settings import reinforce_settings
+from fst_optimizer.dspy_jobs.settings import ReinforceSettings
 from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at
 from fst_optimizer.errors import UserError
 from fst_optimizer.policy.lm import policy_to_train
@@ -52,7 +52,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
     def __init__(self, lm: PolicyLM, train_kwargs: dict[str, Any] | None = None) -> None:
         super().__init__(lm=lm, train_kwargs=train_kwargs)
         self.policy = policy_to_train(lm, "reinforce")
-        self.settings = reinforce_settings(train_kwargs)
+        self.settings = ReinforceSettings.read(train_kwargs)
         self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0}
         """Completions trained on by the tokens that were sampled, and by tokens made from their text; groups seen, and
         those of equal rewards, which give no gradient."""
@@ -83,24 +83,28 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             UserError: The job does not run, or the data is not GRPO's.
             TrainingError: The update broke.
         """
-        trainer, generations = self._running()
+        trainer, generations = self._trainer, self._generations
+        if trainer is None or generations is None:
+            raise UserError(
+                "the reinforce job does not run: call job.initialize() first; after terminate(), make another"
+            )
         check_format(train_data_format, TrainDataFormat.GRPO_CHAT.value, "a reinforce job")
         fresh = self._without_repeats(group_objects(train_data))
-        groups = [scored_group(group, place) for place, group in enumerate(fresh)]
+        groups = [
+            [scored(entry, f"group {place}, completion {index}") for index, entry in enumerate(group)]
+            for place, group in enumerate(fresh)
+        ]
         self._first_batch_id += BATCH_IDS
         with self.policy.jobs.training:
             load(self.policy, self._tensors)
             self.report = trainer.step(self._rows(trainer, generations, groups))
             if self.report.updated:
-                self._publish()
+                pinned = self.lm.pinned
+                self.version = publish_next(self.policy)
+                self._tensors = tensors_at(self.policy, self.version)
+                if pinned:
+                    self.lm.stay_at(self.version)
         logger.debug("reinforce step: %s", self.report)
-
-    def _running(self) -> tuple[Trainer, Generations]:
-        if self._trainer is None or self._generations is None:
-            raise UserError(
-                "the reinforce job does not run: call job.initialize() first; after terminate(), make another"
-            )
-        return self._trainer, self._generations
 
     def _without_repeats(self, groups: list[Sequence[Any]]) -> list[Sequence[Any]]:
         """Each group once, and those of the step before only if there is no other."""
@@ -135,8 +139,8 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self._count(len(rows) - len(tokenized), len(tokenized))
         # No sampler gave these log-probs: with the trainer's own their ratio is 1.
         for place, logprobs in zip(tokenized, trainer.logprobs([rows[place] for place in tokenized]), strict=True):
-            call = dataclasses.replace(rows[place].call, logprobs=tuple(logprobs))
-            rows[place] = dataclasses.replace(rows[place], call=call)
+            row = rows[place]
+            rows[place] = replace(row, call=replace(row.call, logprobs=tuple(logprobs)))
         return rows
 
     def _count(self, matched: int, tokenized: int) -> None:
@@ -148,13 +152,6 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             )
         self.counts["matched"] += matched
         self.counts["tokenized"] += tokenized
-
-    def _publish(self) -> None:
-        pinned = self.lm.pinned
-        self.version = publish_next(self.policy)
-        self._tensors = tensors_at(self.policy, self.version)
-        if pinned:
-            self.lm.stay_at(self.version)
 
     def terminate(self) -> None:
         """End: calls are not recorded any more; the LM goes on serving the last version. Idempotent."""
@@ -186,7 +183,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self.checkpoints[checkpoint_name] = str(folder)
         self.last_checkpoint = checkpoint_name
 
-    def get_status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """What GRPO polls (`dspy.clients.utils_finetune.GRPOStatus`): while the job runs, it always asks for groups."""
         running = self._trainer is not None
         return {
@@ -198,6 +195,4 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             "pending_batch_ids": list(range(self._first_batch_id, self._first_batch_id + BATCH_IDS)) if running else [],
         }
 
-    def status(self) -> dict[str, Any]:
-        """`get_status`."""
-        return self.get_status()
+    get_status = status

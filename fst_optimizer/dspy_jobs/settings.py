@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -61,8 +61,40 @@ FINETUNE_INSTEAD = INSTEAD | {
 }
 
 
-class ReinforceSettings(Section, section="train_kwargs"):
+class JobSettings(Section):
+    """What both kinds of jobs take."""
+
+    of_train: ClassVar[tuple[str, ...]] = BOTH
+    """Fields of `TrainConfig` that can be given."""
+    instead: ClassVar[Mapping[str, str]] = INSTEAD
+
+    train: TrainConfig = TrainConfig()
+    output_dir: str | Path | None = None
+    """Where a reinforce job's `save_checkpoint` writes adapters, and a finetune job the trained one. None: nowhere."""
+
+    @classmethod
+    def read(cls, train_kwargs: Mapping[str, Any] | None) -> Self:
+        """A job's `train_kwargs`.
+
+        Raises:
+            UserError: An unknown name (with the nearest one), one of TRL's (with ours), or a value that does not fit.
+        """
+        given = dict(train_kwargs or {})
+        known = (*cls.of_train, *(cls.model_fields.keys() - {"train"}))
+        for name in given:
+            if name in cls.instead:
+                raise UserError(f"train_kwargs has {name!r}, which is TRL's: {cls.instead[name]}")
+            if name not in known:
+                raise UserError(f"train_kwargs has unknown {name!r}; {did_you_mean(str(name), known)}")
+        train = {name: given.pop(name) for name in cls.of_train if name in given}
+        return cls(train=cls().train.changed(**train), **given)
+
+
+class ReinforceSettings(JobSettings, section="train_kwargs"):
     """How a reinforce job (`dspy.teleprompt.grpo.GRPO`) trains."""
+
+    of_train: ClassVar[tuple[str, ...]] = (*BOTH, *REINFORCE)
+    instead: ClassVar[Mapping[str, str]] = REINFORCE_INSTEAD
 
     train: TrainConfig = TrainConfig()
     """Of the slow step. What belongs to FST's cycles or rollouts in it is not used."""
@@ -76,12 +108,12 @@ class ReinforceSettings(Section, section="train_kwargs"):
         Remedy("a group needs two completions for a baseline; give GRPO num_rollouts_per_grpo_step=8 or so"),
     ] = Field(default=None, ge=2)
     """Completions in a group, written here by GRPO; it is checked, not used. None: any number."""
-    output_dir: str | Path | None = None
-    """Where `save_checkpoint` writes adapters."""
 
 
-class FinetuneSettings(Section, section="train_kwargs"):
+class FinetuneSettings(JobSettings, section="train_kwargs"):
     """How a finetune job (`dspy.BootstrapFinetune`) trains."""
+
+    instead: ClassVar[Mapping[str, str]] = FINETUNE_INSTEAD
 
     train: TrainConfig = TrainConfig(lr=2e-4, warmup_steps=0)
     """The optimizer's part of it; the loss is the likelihood of the data."""
@@ -91,39 +123,3 @@ class FinetuneSettings(Section, section="train_kwargs"):
     """Rows of one update."""
     seed: int = Field(default=0, ge=0)
     """Decides the order of the rows."""
-    output_dir: str | Path | None = None
-    """Where the trained adapter is written, besides being served. None: nowhere."""
-
-
-Settings = TypeVar("Settings", ReinforceSettings, FinetuneSettings)
-
-
-def reinforce_settings(train_kwargs: Mapping[str, Any] | None) -> ReinforceSettings:
-    """`train_kwargs` of a reinforce job.
-
-    Raises:
-        UserError: An unknown name (with the nearest one), a name of TRL's (with ours), or a value that does not fit.
-    """
-    return _settings(ReinforceSettings(), (*BOTH, *REINFORCE), REINFORCE_INSTEAD, train_kwargs)
-
-
-def finetune_settings(train_kwargs: Mapping[str, Any] | None) -> FinetuneSettings:
-    """`train_kwargs` of a finetune job. Raises as `reinforce_settings` does."""
-    return _settings(FinetuneSettings(), BOTH, FINETUNE_INSTEAD, train_kwargs)
-
-
-def _settings(
-    default: Settings,
-    of_train: Collection[str],
-    instead: Mapping[str, str],
-    train_kwargs: Mapping[str, Any] | None,
-) -> Settings:
-    given = dict(train_kwargs or {})
-    known = (*of_train, *(dict(default).keys() - {"train"}))
-    for name in given:
-        if name in instead:
-            raise UserError(f"train_kwargs has {name!r}, which is TRL's: {instead[name]}")
-        if name not in known:
-            raise UserError(f"train_kwargs has unknown {name!r}; {did_you_mean(str(name), known)}")
-    train = {name: given.pop(name) for name in of_train if name in given}
-    return default.changed(train=default.train.changed(**train), **given)

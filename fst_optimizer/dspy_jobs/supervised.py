@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def supervised_rows(policy: Policy, train_data: object) -> list[TrainRow]:
-    """Conversations as rows of advantage 1.
-
-    Raises:
-        UserError: The data is not conversations, or a row is longer than the model's context.
-    """
+    """Conversations as rows of advantage 1. Raises UserError for other data, and for rows longer than the context."""
     end_id = end_of_turn(policy)
     rows = []
     for place, (prompt, answer) in enumerate(conversations(train_data)):

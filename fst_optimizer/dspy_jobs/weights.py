@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fst_optimizer.errors import UserError
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -14,19 +12,9 @@ if TYPE_CHECKING:
 
 
 def tensors_at(policy: Policy, version: int) -> dict[str, Tensor]:
-    """The LoRA tensors of a served version; the base's add nothing.
-
-    Raises:
-        UserError: The version was retired.
-    """
-    if not version:
-        return policy.zero_adapter
-    if version not in policy.engine.versions():
-        raise UserError(
-            f"the LM is at policy version {version}, which {policy!r} does not serve any more: "
-            "call student.set_lm(policy.lm)"
-        )
-    return policy.tensors(version)
+    """The LoRA tensors of a served version; the base's add nothing. Raises UserError where it was retired."""
+    policy.check_served(version, "the LM")
+    return policy.tensors(version) if version else policy.zero_adapter
 
 
 def load(policy: Policy, tensors: Mapping[str, Tensor]) -> None:

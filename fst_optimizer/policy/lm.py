@@ -62,12 +62,9 @@ class PolicyLM(dspy.LM):  # type: ignore[misc]
         train_data_format: TrainDataFormat | str | None = None,
         train_kwargs: dict[str, Any] | None = None,
     ) -> TrainingJob:
-        """Start supervised training from the version that this LM serves. The result is an LM at the new version.
+        """Start supervised training from the version that this LM serves: see `FinetuneJob`.
 
         dspy's own `finetune` tells the job the model's name alone; ours needs the LM, to find the policy.
-
-        Raises:
-            UserError: This LM cannot be trained, a setting is wrong, or the data is not chat messages.
         """
         job = self.provider.TrainingJob(self, train_data, train_data_format, train_kwargs or self.train_kwargs)
         job.start()
@@ -94,11 +91,7 @@ def trainable_policy(lm: object) -> Policy | None:
 
 
 def policy_to_train(lm: object, what: str) -> Policy:
-    """The policy behind an LM that `what` is to train.
-
-    Raises:
-        UserError: An LM of another kind, or a frozen one.
-    """
+    """The policy behind an LM that `what` is to train. Raises UserError for an LM of another kind, or a frozen one."""
     policy = trainable_policy(lm)
     if policy is None:
         frozen = " is a frozen use of a policy and" if hasattr(getattr(lm, "engine", None), "policy") else ""

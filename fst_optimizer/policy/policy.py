@@ -239,6 +239,14 @@ class Policy:
         self.engine.publish(version, tensors)
         self._tensors[version] = tensors
 
+    def check_served(self, version: int, what: str, program: str = "student") -> None:
+        """Raises UserError where the policy does not serve the version that `what`, an LM of `program`, is at."""
+        if version not in self.engine.versions():
+            raise UserError(
+                f"{what} is at policy version {version}, which {self!r} does not serve any more: "
+                f"call {program}.set_lm(policy.lm)"
+            )
+
     def tensors(self, version: int) -> dict[str, Tensor]:
         """The LoRA tensors of a version that is still served."""
         return self._tensors[version]

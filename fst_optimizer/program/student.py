@@ -50,17 +50,9 @@ def checked_student(student: object) -> tuple[Policy, int]:
             "one run trains one. Call student.set_lm(policy.lm)"
         )
     (policy,) = policies.values()
-    return policy, _start_version(policy, lms.values())
-
-
-def _start_version(policy: Policy, lms: Iterable[object]) -> int:
-    version = max(_pinned(policy, lms), default=policy.version)
-    if version not in policy.engine.versions():
-        raise UserError(
-            f"the student's LM is at policy version {version}, which {policy!r} does not serve any more: "
-            "call student.set_lm(policy.lm)"
-        )
-    return version
+    version = max(_pinned(policy, lms.values()), default=policy.version)
+    policy.check_served(version, "the student's LM")
+    return policy, version
 
 
 def _pinned(policy: Policy, lms: Iterable[Any]) -> set[int]:
@@ -80,11 +72,7 @@ class Teacher:
 
 
 def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
-    """The programs given as `teacher`, one or several.
-
-    Raises:
-        UserError: one is no program, or none of its calls would be sampled from the student's policy.
-    """
+    """The programs given as `teacher`, one or several. Raises UserError for one that the policy cannot learn from."""
     given = () if teacher is None else tuple(teacher) if isinstance(teacher, list | tuple) else (teacher,)
     found = []
     for place, program in enumerate(given):
@@ -101,21 +89,15 @@ def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
         if len(pinned) > 1:
             raise UserError(f"the teacher's LMs are at policy versions {sorted(pinned)}: give all of them one")
         version = next(iter(pinned), None)
-        if version is not None and version not in policy.engine.versions():
-            raise UserError(
-                f"the teacher's LM is at policy version {version}, which {policy!r} does not serve any more"
-            )
+        if version is not None:
+            policy.check_served(version, "the teacher's LM", "teacher")
         candidate = Candidate(seed_texts(program), origin="teacher", id=f"teacher-{place}")
         found.append(Teacher(candidate, with_lms(program), version))
     return tuple(found)
 
 
 def check_roles(names: Iterable[str], config: FSTConfig) -> None:
-    """Every predictor that `config.predictors` names is there, and something is left to learn.
-
-    Raises:
-        UserError: one is not, or the method has nothing to change.
-    """
+    """Raises UserError where `config.predictors` names one that is not there, or leaves the method nothing to change."""
     names = list(names)
     for name in config.predictors:
         if name not in names:

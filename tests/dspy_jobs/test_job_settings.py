@@ -8,19 +8,17 @@ from fst_optimizer.dspy_jobs.settings import (
     REINFORCE_INSTEAD,
     FinetuneSettings,
     ReinforceSettings,
-    finetune_settings,
-    reinforce_settings,
 )
 from fst_optimizer.errors import UserError
 
 
 def test_without_train_kwargs_a_step_is_our_slow_step():
-    assert reinforce_settings(None) == ReinforceSettings(train=TrainConfig())
-    assert finetune_settings(None) == FinetuneSettings(train=TrainConfig(lr=2e-4, warmup_steps=0))
+    assert ReinforceSettings.read(None) == ReinforceSettings(train=TrainConfig())
+    assert FinetuneSettings.read(None) == FinetuneSettings(train=TrainConfig(lr=2e-4, warmup_steps=0))
 
 
 def test_reinforce_settings_are_those_of_the_slow_step_and_of_the_job():
-    settings = reinforce_settings(
+    settings = ReinforceSettings.read(
         {"lr": 1e-4, "loss": "grpo", "kl_coef": 0.1, "ratio_cap": 3.0, "average": "rollout", "microbatch_tokens": 64,
          "gradient_checkpointing": True, "temperature": 0.8, "memory": 9, "num_generations": 8, "output_dir": "there"}
     )  # fmt: skip
@@ -34,13 +32,13 @@ def test_reinforce_settings_are_those_of_the_slow_step_and_of_the_job():
 
 
 def test_finetune_settings_are_those_of_the_optimizer_and_of_the_job():
-    settings = finetune_settings({"lr": 1e-4, "betas": (0.8, 0.9), "epochs": 5, "batch_size": 8, "seed": 3})
+    settings = FinetuneSettings.read({"lr": 1e-4, "betas": (0.8, 0.9), "epochs": 5, "batch_size": 8, "seed": 3})
     assert settings.train == TrainConfig(lr=1e-4, betas=(0.8, 0.9), warmup_steps=0)
     assert (settings.epochs, settings.batch_size, settings.seed, settings.output_dir) == (5, 8, 3, None)
 
 
 @pytest.mark.parametrize(
-    ("read", "instead"), [(reinforce_settings, REINFORCE_INSTEAD), (finetune_settings, FINETUNE_INSTEAD)]
+    ("read", "instead"), [(ReinforceSettings.read, REINFORCE_INSTEAD), (FinetuneSettings.read, FINETUNE_INSTEAD)]
 )
 def test_every_name_of_trls_is_refused_with_what_to_do_instead(read, instead):
     for name, remedy in instead.items():
@@ -75,7 +73,7 @@ def test_what_is_told_to_give_instead_is_taken():
 )
 def test_reinforce_settings_that_cannot_be_meant_are_refused(given, message):
     with pytest.raises(UserError, match=message):
-        reinforce_settings(given)
+        ReinforceSettings.read(given)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +88,4 @@ def test_reinforce_settings_that_cannot_be_meant_are_refused(given, message):
 )
 def test_finetune_settings_that_cannot_be_meant_are_refused(given, message):
     with pytest.raises(UserError, match=message):
-        finetune_settings(given)
+        FinetuneSettings.read(given)

@@ -5,7 +5,7 @@ import torch
 
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.dspy_jobs.data import end_of_turn
-from fst_optimizer.dspy_jobs.settings import FinetuneSettings, finetune_settings
+from fst_optimizer.dspy_jobs.settings import FinetuneSettings
 from fst_optimizer.dspy_jobs.supervised import batches, likelihood, supervised_rows, updates
 from fst_optimizer.model import lora
 from fst_optimizer.policy.policy import Policy
@@ -88,7 +88,7 @@ def test_an_update_has_the_loss_and_the_gradient_of_trls_sft_trainer(policy, tmp
         gradients.append({name: p.grad.clone() for name, p in lora.trained_parameters(policy.model).items()})
 
     monkeypatch.setattr(torch.optim.AdamW, "step", keep)
-    (report,) = updates(policy, rows, finetune_settings({"epochs": 1, "max_grad_norm": None}))
+    (report,) = updates(policy, rows, FinetuneSettings.read({"epochs": 1, "max_grad_norm": None}))
     lora.restore(policy.model, start)
     theirs = SFTTrainer(
         policy.model,

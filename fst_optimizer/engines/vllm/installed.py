@@ -28,11 +28,7 @@ def installed_version() -> tuple[str, str] | None:
 
 
 def check_version() -> None:
-    """Make sure that vLLM is there, and of a version that works.
-
-    Raises:
-        UserError: it is not; the text says how to install it.
-    """
+    """Raises UserError where vLLM is missing or too old; warns where it is newer than what was tested."""
     found = installed_version()
     if found is None:
         raise UserError(f"engine is 'vllm', and vLLM is not installed: {INSTALL}; or take engine='torch'")
@@ -61,12 +57,8 @@ def on_cpu() -> bool:
 
 
 def served_rank(rank: int) -> int:
-    """The smallest --max-lora-rank that vLLM takes and that holds `rank`.
-
-    Raises:
-        UserError: there is none.
-    """
-    fitting = [known for known in RANKS if known >= rank]
-    if not fitting:
-        raise UserError(f"lora.rank is {rank}: vLLM serves adapters up to rank {RANKS[-1]}")
-    return fitting[0]
+    """The smallest --max-lora-rank that vLLM takes and that holds `rank`; raises UserError where there is none."""
+    for known in RANKS:
+        if known >= rank:
+            return known
+    raise UserError(f"lora.rank is {rank}: vLLM serves adapters up to rank {RANKS[-1]}")
