@@ -97,7 +97,7 @@ def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
 
 
 def check_roles(names: Iterable[str], config: FSTConfig) -> None:
-    """Raises UserError where `config.predictors` names one that is not there, or leaves the method nothing to change."""
+    """Raises UserError where `config.predictors` names an unknown one, or leaves the method nothing to change."""
     names = list(names)
     for name in config.predictors:
         if name not in names:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import TrainConfig
-from fst_optimizer.engines.base import Generation, GenerationRequest
+from fst_optimizer.engines.base import Generation, GenerationRequest, sampled_call
 from fst_optimizer.errors import EngineError, RetiredVersion
 from fst_optimizer.testing.tiny import move_adapter
-from fst_optimizer.types import Call, TrainRow
+from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:
     from fst_optimizer.policy.policy import Policy
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
 
 def as_row(request: GenerationRequest, generation: Generation) -> TrainRow:
     """What a trainer would be given of one completion."""
-    call = Call(
-        predictor="answer",
-        prompt_ids=request.prompt_ids,
-        completion_ids=generation.completion_ids,
-        logprobs=generation.logprobs,
-        temperature=request.temperature,
-        policy_version=request.version,
-        finish_reason=generation.finish_reason,
-    )
-    return TrainRow(call, advantage=1.0, rollout=0)
+    return TrainRow(sampled_call(request, generation, "answer"), advantage=1.0, rollout=0)
 
 
 class EngineContract:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 PATIENT = "FST_VLLM_PATIENT"
 """Set for the servers that we start on CPU; in all other vLLM processes this plugin does nothing."""
@@ -25,8 +26,4 @@ def register() -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
     if hasattr(shm_broadcast, "sched_yield"):
-        shm_broadcast.sched_yield = _nap
-
-
-def _nap() -> None:
-    time.sleep(NAP_S)
+        shm_broadcast.sched_yield = partial(time.sleep, NAP_S)
