@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, say, this_command, user_errors
-from fst_optimizer.cli.options import TASK_HELP, Auto, TestSize, TrainSize, ValSize
+from fst_optimizer.cli.options import Auto, Task, TestSize, TrainSize, ValSize
 from fst_optimizer.cli.tables import show
 from fst_optimizer.task_run import RunRequest, Sizes
 
@@ -19,60 +19,77 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from fst_optimizer.tuning.request import TuneRequest
     from fst_optimizer.tuning.workers import ShowRows
 
 
+Study = Annotated[str | None, typer.Option(help="The study's name. [default: from TASK and seed]")]
+Folder = Annotated[
+    Path | None, typer.Option("--dir", help="The folder of trials and results. [default: runs/tune-STUDY]")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        help="The study's database: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, or another that Optuna "
+        "knows. [default: SQLite in the study's folder]"
+    ),
+]
+Trials = Annotated[
+    int, typer.Option(help="N, the finished trials that the study shall have in total.", show_default=False)
+]
+Workers = Annotated[int, typer.Option(help="Processes here that run trials. Above 1, each gets one thread.")]
+SpaceFile = Annotated[Path | None, typer.Option(help="A JSON file with the search space. [default: the one in docs]")]
+Sampler = Annotated[str, typer.Option(help="tpe, random, qmc, gp, cmaes, nsgaii, nsgaiii or brute_force.")]
+Pruner = Annotated[str, typer.Option(help="hyperband, median, wilcoxon or none.")]
+Objectives = Annotated[
+    str,
+    typer.Option(help="score, or score and some of rollouts, dollars, seconds, kl_to_base: then nothing is pruned."),
+]
+BudgetRollouts = Annotated[
+    int | None, typer.Option(help="Most training rollouts of the whole study. [default: no limit]")
+]
+Repeats = Annotated[
+    int,
+    typer.Option(
+        help="More seeds for the leading configurations, and for the winner beside the preset on the test set."
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's own]")]
+Engine = Annotated[str | None, typer.Option(help="As for fst compile. [default: torch]")]
+Url = Annotated[str | None, typer.Option(help="As for fst compile.")]
+Method = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's, or fst]")]
+Seed = Annotated[int, typer.Option(min=0, help="Of all trials, and of the sampler.")]
+Preset = Annotated[Auto | None, typer.Option(help="A preset under all other settings. [default: light]")]
+ConfigFile = Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all trials.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all trials.")]
+Heartbeat = Annotated[int, typer.Option(min=1, hidden=True)]
+
+
 def tune_command(
-    task: Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)],
-    trials: Annotated[
-        int, typer.Option(help="N, the finished trials that the study shall have in total.", show_default=False)
-    ],
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="The study's database: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, or another that Optuna "
-            "knows. [default: SQLite in the study's folder]"
-        ),
-    ] = None,
-    study: Annotated[str | None, typer.Option(help="The study's name. [default: from TASK and seed]")] = None,
-    workers: Annotated[int, typer.Option(help="Processes here that run trials. Above 1, each gets one thread.")] = 1,
-    folder: Annotated[
-        Path | None, typer.Option("--dir", help="The folder of trials and results. [default: runs/tune-STUDY]")
-    ] = None,
-    sampler: Annotated[str, typer.Option(help="tpe, random, qmc, gp, cmaes, nsgaii, nsgaiii or brute_force.")] = "tpe",
-    pruner: Annotated[str, typer.Option(help="hyperband, median, wilcoxon or none.")] = "hyperband",
-    objectives: Annotated[
-        str,
-        typer.Option(
-            help="score, or score and some of rollouts, dollars, seconds, kl_to_base: then nothing is pruned."
-        ),
-    ] = "score",
-    budget_rollouts: Annotated[
-        int | None, typer.Option(help="Most training rollouts of the whole study. [default: no limit]")
-    ] = None,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            help="More seeds for the leading configurations, and for the winner beside the preset on the test set."
-        ),
-    ] = 0,
-    space: Annotated[
-        Path | None, typer.Option(help="A JSON file with the search space. [default: the one in docs]")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's own]")] = None,
-    engine: Annotated[str | None, typer.Option(help="As for fst compile. [default: torch]")] = None,
-    url: Annotated[str | None, typer.Option(help="As for fst compile.")] = None,
-    method: Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's, or fst]")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all trials, and of the sampler.")] = 0,
-    auto: Annotated[Auto | None, typer.Option(help="A preset under all other settings. [default: light]")] = None,
-    config: Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all trials.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all trials.")
-    ] = None,
+    task: Task,
+    trials: Trials,
+    storage: Storage = None,
+    study: Study = None,
+    workers: Workers = 1,
+    folder: Folder = None,
+    sampler: Sampler = "tpe",
+    pruner: Pruner = "hyperband",
+    objectives: Objectives = "score",
+    budget_rollouts: BudgetRollouts = None,
+    repeats: Repeats = 0,
+    space: SpaceFile = None,
+    model: Model = None,
+    engine: Engine = None,
+    url: Url = None,
+    method: Method = None,
+    seed: Seed = 0,
+    auto: Preset = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
     train_size: TrainSize = None,
     val_size: ValSize = None,
     test_size: TestSize = None,
-    heartbeat_s: Annotated[int, typer.Option(min=1, hidden=True)] = 20,
+    heartbeat_s: Heartbeat = 20,
 ) -> None:
     """Search for a task's settings with Optuna.
 
@@ -90,56 +107,44 @@ def tune_command(
         fst compile programs/letters --config runs/tune-letters-0/best.json --run-dir runs/best
     """
     with user_errors("the same command goes on where this stopped"):
-        from fst_optimizer.store.files import read_json, write_json
-        from fst_optimizer.tuning.confirm import confirm_winner, repeats_of_task
-        from fst_optimizer.tuning.request import join_study, make_request, plan_task_study
-        from fst_optimizer.tuning.space import default_space
-        from fst_optimizer.tuning.summary import finish_study
-        from fst_optimizer.tuning.worker import write_command
-        from fst_optimizer.tuning.workers import run_workers
+        from fst_optimizer.store.files import read_json
+        from fst_optimizer.tuning.request import make_request
 
-        request = make_request(
-            task,
-            seed,
-            study=study,
-            folder=folder,
-            trials=trials,
-            space=read_json(space) if space else default_space(),
-            storage=storage,
-            workers=workers,
-            sampler=sampler,
-            pruner=pruner,
-            objectives=objectives,
-            budget_rollouts=budget_rollouts,
-            repeats=repeats,
-            heartbeat_s=heartbeat_s,
+        own_space = read_json(space) if space else None
+        search = {"sampler": sampler, "pruner": pruner, "objectives": objectives}
+        amount = {"trials": trials, "budget_rollouts": budget_rollouts, "repeats": repeats}
+        where = {"storage": storage, "heartbeat_s": heartbeat_s, "workers": workers}
+        request = make_request(task, seed, study, folder, own_space, {**search, **amount, **where})
+        flags = {"method": method, "seed": seed}
+        sizes = Sizes(train_size, val_size, test_size)
+        _search(
+            request,
+            RunRequest(task, request.folder, model, engine, url, auto, config, flags, tuple(sets or ()), sizes),
         )
-        choices = RunRequest(
-            task=task,
-            run_dir=request.folder,
-            model=model,
-            engine=engine,
-            url=url,
-            auto=auto,
-            config_file=config,
-            flags={"method": method, "seed": seed},
-            sets=tuple(sets or ()),
-            sizes=Sizes(train_size, val_size, test_size),
-        )
-        out, progress = consoles()
-        plan = plan_task_study(request, choices)
-        found = join_study(request, plan)
-        write_json(request.folder / "space.json", dict(request.space))
-        write_command(request, choices)
-        with shown_trials(progress, trials, plan.cap) as show_rows:
-            run_workers(request, plan, found, show_rows)
-        confirm = None
-        if repeats:
-            run_repeats = repeats_of_task(request, choices, plan, partial(say, progress))
-            confirm = partial(confirm_winner, plan=plan, folder=request.folder, count=repeats, run_repeats=run_repeats)
-        with quiet_libraries(progress):
-            summary = finish_study(found, plan, request.folder, confirm, command=this_command())
-        show(out, closing(summary, request.folder, trials))
+
+
+def _search(request: TuneRequest, choices: RunRequest) -> None:
+    from fst_optimizer.store.files import write_json
+    from fst_optimizer.tuning.confirm import confirm_winner, repeats_of_task
+    from fst_optimizer.tuning.request import join_study, plan_task_study
+    from fst_optimizer.tuning.summary import finish_study
+    from fst_optimizer.tuning.worker import write_command
+    from fst_optimizer.tuning.workers import run_workers
+
+    out, progress = consoles()
+    plan = plan_task_study(request, choices)
+    study = join_study(request, plan)
+    write_json(request.folder / "space.json", dict(request.space))
+    write_command(request, choices)
+    with shown_trials(progress, request.trials, plan.cap) as show_rows:
+        run_workers(request, plan, study, show_rows)
+    confirm = None
+    if request.repeats:
+        run_repeats = repeats_of_task(request, choices, plan, partial(say, progress))
+        confirm = partial(confirm_winner, plan=plan, request=request, run_repeats=run_repeats)
+    with quiet_libraries(progress):
+        summary = finish_study(study, plan, request.folder, confirm, command=this_command())
+    show(out, closing(summary, request.folder, request.trials))
 
 
 @contextmanager
@@ -147,12 +152,8 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
     """Takes the rows of a study again and again, and prints a line for each trial that starts or ends.
 
     On a terminal the lines scroll above a bar with the finished trials, their rollouts and the time left. Trials that
-    had ended before the first call are not printed.
-
-    Args:
-        console: Where to.
-        trials: How many finished trials are wanted.
-        cap: Training rollouts of one trial: a running one counts by its share of them.
+    had ended before the first call are not printed. On the bar, a running trial counts by its share of the `cap` of
+    training rollouts.
     """
     from rich import progress
 
@@ -167,13 +168,10 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
         done = 0.0
         for row in rows:
             state = row["state"]
-            done += (
-                1.0
-                if state in ("complete", "pruned")
-                else min(1.0, row["rollouts"] / cap)
-                if state == "running"
-                else 0.0
-            )
+            if state in ("complete", "pruned"):
+                done += 1
+            elif state == "running":
+                done += min(1.0, row["rollouts"] / cap)
             is_news = state == "running" if states is None else states.get(row["trial"]) != state != "waiting"
             if is_news:
                 say(console, trial_line(row))

@@ -53,15 +53,17 @@ def admission(
 ) -> Literal["start", "wait", "done", "budget"]:
     """What a worker may do: start a trial, wait for those that run, or end: the study is done, or the budget is spent.
 
-    Args:
-        trials: All of the study.
-        limits: When it has enough.
-        before: The number of the trial that the worker has: only trials before it compete. None: it has none, and all
-            running trials do.
+    `before` is the number of the trial that the worker has: only trials before it compete. None: it has none, and all
+    running trials do.
     """
     if finished(trials) >= limits.trials:
         return "done"
-    competing = {trial.number for trial in trials if _competes(trial, before)}
+    competing = {
+        trial.number
+        for trial in trials
+        if (trial.state == TrialState.RUNNING if before is None else trial.number < before)
+        and not trial.state.is_finished()
+    }
     if finished(trials) + len(competing) >= limits.trials:
         return "wait"
     if limits.budget is not None:
@@ -71,19 +73,11 @@ def admission(
     return "start"
 
 
-def _competes(trial: FrozenTrial, before: int | None) -> bool:
-    if before is None:
-        return trial.state == TrialState.RUNNING
-    return not trial.state.is_finished() and trial.number < before
-
-
 def repeated_failure(trials: Sequence[FrozenTrial], known: Collection[int] = ()) -> str | None:
     """The cause of which the last three trials to end have failed. None: there is no such cause.
 
-    Args:
-        trials: All of the study.
-        known: Numbers of trials that ended before this worker started. They do not count: whoever starts again after a
-            failure has removed its cause.
+    `known` are numbers of trials that ended before this worker started. They do not count: whoever starts again after a
+    failure has removed its cause.
     """
     ended = [
         trial

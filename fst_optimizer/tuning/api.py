@@ -18,7 +18,7 @@ from fst_optimizer.program.student import checked_student
 from fst_optimizer.tuning.confirm import confirm_winner, repeats_here
 from fst_optimizer.tuning.request import join_study, make_request, plan_study, presets_of
 from fst_optimizer.tuning.runner import TrialRunner
-from fst_optimizer.tuning.space import Space, default_space, largest_rank
+from fst_optimizer.tuning.space import Space
 from fst_optimizer.tuning.storage import HEARTBEAT_S
 from fst_optimizer.tuning.summary import finish_study
 from fst_optimizer.tuning.worker import run_trials
@@ -26,6 +26,9 @@ from fst_optimizer.tuning.worker import run_trials
 if TYPE_CHECKING:
     import dspy
     from optuna import Study
+
+    from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.tuning.request import TuneRequest
 
 
 @dataclass(frozen=True)
@@ -87,94 +90,72 @@ def tune(
     changed. The same call with more `trials` goes on with the study. Several processes may make the same call at once,
     with one `storage`: they share the trials.
 
-    Args:
-        program: Its predictors use one policy's `lm`.
-        metric: As for `FST`.
-        trainset: Examples to learn from.
-        valset: Examples that a trial is scored on. None: a seeded fifth of `trainset` is held out.
-        trials: Finished trials, complete or pruned, that the study shall have in total.
-        space: Where settings come from, see `fst_optimizer.tuning.space`. None: the default one.
-        auto: The preset under all trials; ignored when `config` is given.
-        config: What all trials share. Its `budget.max_rollouts`, or what it would spend without, caps each of them.
-        testset: What the winner is confirmed on. Needed for `repeats`.
-        reflection_lm: As for `FST`.
-        study: Its name. None: from the program's class and the seed.
-        storage: A database's URL. None: SQLite in the folder.
-        folder: Where everything goes. None: `runs/tune-STUDY`.
-        sampler: `tpe`, `random`, `qmc`, `gp`, `cmaes`, `nsgaii`, `nsgaiii` or `brute_force`.
-        pruner: `hyperband`, `median`, `wilcoxon` or `none`.
-        objectives: `score`, or score and some of `rollouts`, `dollars`, `seconds`, `kl_to_base`: then nothing is
-            pruned.
-        budget_rollouts: Most training rollouts of all trials together. None: no cap.
-        repeats: More seeds for the leading configurations, and for the winner beside the preset on `testset`.
-        heartbeat_s: Seconds between two signs of life in the storage.
+    - `program`, `metric`, `reflection_lm`: as for `FST`; the predictors use one policy's `lm`.
+    - `trainset`, `valset`: what trials learn from, and what they are scored on. None: a seeded fifth is held out.
+    - `auto`: the preset under all trials; ignored when `config` is given.
+    - `config`: what all trials share. Its `budget.max_rollouts`, or what it would spend without, caps each of them.
+    - `testset`: what the winner is confirmed on. Needed for `repeats`.
+    - The others are fields of `TuneRequest`. None for `study` and `folder`: from the program's class and the seed.
 
     Raises:
         UserError: something is wrong with what was passed in, or the study is another one; no trial was begun.
         StudyStopped: three trials in a row failed of one cause.
     """
+    policy, name = _base_policy(program), type(program).__name__
+    own = FSTConfig.from_dict(config) if isinstance(config, Mapping) else config
+    search = {"sampler": sampler, "pruner": pruner, "objectives": objectives}
+    amount = {"trials": trials, "budget_rollouts": budget_rollouts, "repeats": repeats}
+    where = {"storage": storage, "heartbeat_s": heartbeat_s}
+    request = make_request(name, own.seed if own else 0, study, folder, space, {**search, **amount, **where})
+    build = partial(attach_policy, program, policy)
+    runner = TrialRunner(name, build, metric, trainset, valset, lambda _: policy, reflection_lm, owns_policy=False)
+    return _search(request, runner, policy, own, auto, testset)
+
+
+def _base_policy(program: dspy.Module) -> Policy:
     policy, version = checked_student(program)
     if version:
         raise UserError(
             f"the program's LM is at policy version {version}: trials start from the base; use a new Policy"
         )
-    own = FSTConfig.from_dict(config) if isinstance(config, Mapping) else config
+    return policy
 
+
+def _search(
+    request: TuneRequest,
+    runner: TrialRunner,
+    policy: Policy,
+    own: FSTConfig | None,
+    auto: str,
+    testset: Sequence[dspy.Example] | None,
+) -> TuneResult:
     def settings_of(auto: str | None) -> Settings:
         return Settings(base_config(own, auto), policy.lora, PolicyConfig(max_tokens=policy.max_tokens))
 
-    label = type(program).__name__
+    if request.repeats and not testset:
+        raise UserError(
+            f"repeats is {request.repeats} and testset is empty: the winner is confirmed on examples of its own"
+        )
     presets = presets_of(own is not None, auto if own is None else None, settings_of)
-    base, *_ = presets.values()
-    request = make_request(
-        label,
-        base.config.seed,
-        study=study,
-        folder=folder,
-        trials=trials,
-        space=default_space() if space is None else space,
-        storage=storage,
-        sampler=sampler,
-        pruner=pruner,
-        objectives=objectives,
-        budget_rollouts=budget_rollouts,
-        repeats=repeats,
-        heartbeat_s=heartbeat_s,
-    )
-    if repeats and not testset:
-        raise UserError(f"repeats is {repeats} and testset is empty: the winner is confirmed on examples of its own")
-    plan = plan_study(request, label, presets, trainset, valset, policy.name)
-    found = join_study(request, plan)
-    runner = TrialRunner(
-        name=label,
-        build_program=lambda: attach_policy(program, policy),
-        metric=metric,
-        trainset=trainset,
-        valset=valset,
-        make_policy=lambda _: policy,
-        max_rank=largest_rank(plan.space, plan.settings),
-        owns_policy=False,
-        reflection_lm=reflection_lm,
-    )
+    plan = plan_study(request, runner.name, presets, runner.trainset, runner.valset, policy.name)
+    study = join_study(request, plan)
     confirm = None
-    if testset and repeats:
-        run_repeats = repeats_here(runner, testset)
-        confirm = partial(confirm_winner, plan=plan, folder=request.folder, count=repeats, run_repeats=run_repeats)
+    if testset and request.repeats:
+        confirm = partial(confirm_winner, plan=plan, request=request, run_repeats=repeats_here(runner, testset))
     try:
-        ended = run_trials(found, plan, request, runner)
-        summary = finish_study(found, plan, request.folder, confirm)
+        ended = run_trials(study, plan, request, runner)
+        summary = finish_study(study, plan, request.folder, confirm)
     finally:
         with suppress(EngineError):  # where the engine is dead, that has been said
             policy.start_over(plan.settings.lora, seed=plan.settings.config.seed)
-    best = summary["best"]
-    params = next((row["params"] for row in summary["trials"] if row["trial"] == best), None)
-    settings = None if params is None else plan.settings_of(params)
+    row = next((row for row in summary["trials"] if row["trial"] == summary["best"]), None)
+    settings = plan.settings_of(row["params"]) if row else None
     return TuneResult(
         folder=request.folder,
         summary=summary,
-        best_trial=best,
+        best_trial=summary["best"],
         best_config=settings.config if settings else None,
         best_lora=settings.lora if settings else None,
         ended=ended,
-        study=found,
+        study=study,
     )

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fst_optimizer.errors import StopRun
-from fst_optimizer.tuning.grid import passed
-from fst_optimizer.tuning.pruning import SCORES
+from fst_optimizer.tuning.pruning import SCORES, passed
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -28,7 +27,7 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class PruningCallback:
-    """A callback for `FST(callbacks=...)`."""
+    """A callback for `FST(callbacks=...)`; raises StopRun where the trial is pruned."""
 
     trial: Trial
     points: Sequence[int]
@@ -47,11 +46,7 @@ class PruningCallback:
     _reported: dict[str, Scores] = field(default_factory=dict)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """Takes one event.
-
-        Raises:
-            StopRun: the trial is pruned.
-        """
+        """Takes one event."""
         if event["kind"] == "progress" and event["phase"] == "eval":
             self._collecting[event["example"]] = event["score"]
         if event["kind"] not in ("fast", "step", "eval"):

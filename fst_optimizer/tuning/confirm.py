@@ -55,19 +55,19 @@ RunRepeats = Callable[[Sequence[Repeat]], None]
 
 
 def confirm_winner(
-    summary: Mapping[str, Any], plan: StudyPlan, folder: Path, count: int, run_repeats: RunRepeats
+    summary: Mapping[str, Any], plan: StudyPlan, request: TuneRequest, run_repeats: RunRepeats
 ) -> dict[str, Any]:
-    """The leading configurations with `count` more seeds, the one that wins, and that one beside the preset."""
-    seed = plan.settings.config.seed
+    """The leading configurations with more seeds, the one that wins, and that one beside the preset."""
 
     def repeats(label: str, settings: Settings, kind: str, first: int) -> list[Repeat]:
+        start = plan.settings.config.seed + first
         return [
             Repeat(
                 label,
-                replace(settings, config=settings.config.with_values({"seed": number})),
-                folder / kind / f"{label}-seed{number}",
+                replace(settings, config=settings.config.with_values({"seed": seed})),
+                request.folder / kind / f"{label}-seed{seed}",
             )
-            for number in range(seed + first, seed + first + count)
+            for seed in range(start, start + request.repeats)
         ]
 
     settings = {row["trial"]: plan.settings_of(row["params"]) for row in leading(summary["trials"])}

@@ -20,11 +20,7 @@ rollouts and time until that pair was seen, since what came after bought nothing
 
 
 def parse_objectives(names: str | Sequence[str]) -> tuple[str, ...]:
-    """`score,rollouts` as names.
-
-    Raises:
-        UserError: an unknown one, one twice, or no score.
-    """
+    """`score,rollouts` as names; refuses an unknown one, one twice, and a study without score."""
     parts = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
     for name in parts:
         if name not in DIRECTIONS:
@@ -37,12 +33,7 @@ def parse_objectives(names: str | Sequence[str]) -> tuple[str, ...]:
 def objective_values(
     names: Sequence[str], result: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
 ) -> list[float]:
-    """The objectives of a finished run.
-
-    Args:
-        names: Which.
-        result: Its `result.json`.
-        lines: Its `metrics.jsonl`.
+    """The objectives of a finished run, from its `result.json` and the lines of its `metrics.jsonl`.
 
     Raises:
         FSTError: dollars are asked for, and a price is unknown.

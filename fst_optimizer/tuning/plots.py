@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ def draw_plots(study: Study, objectives: Sequence[str], folder: Path, *, importa
     try:
         with quiet_optuna(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layouts that are too tight
-            for name, draw in _plots(study, objectives, importance).items():
+            for name, plot, options in _plots(objectives, importance):
                 try:
-                    page, axes = draw(pages), draw(pictures)
+                    page, axes = (getattr(module, f"plot_{plot}")(study, **options) for module in (pages, pictures))
                 except (ValueError, RuntimeError) as error:
                     logger.warning("no plot of %s: %s", name, error)
                     continue
@@ -51,21 +51,17 @@ def draw_plots(study: Study, objectives: Sequence[str], folder: Path, *, importa
         matplotlib.use(backend)
 
 
-def _plots(study: Study, objectives: Sequence[str], importance: bool) -> dict[str, Callable[[Any], Any]]:
-    """Name -> what draws it, given one of Optuna's two modules."""
-    place = list(objectives).index("score")
+def _plots(objectives: Sequence[str], importance: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, what Optuna calls it after `plot_`, and its options."""
     score: dict[str, Any] = {"target_name": "score"}
     if len(objectives) > 1:
+        place = list(objectives).index("score")
         score["target"] = lambda trial: trial.values[place]
-    evaluator = FanovaImportanceEvaluator(seed=0)
-    found: dict[str, Callable[[Any], Any]] = {
-        "history": lambda module: module.plot_optimization_history(study, **score),
-        "slice": lambda module: module.plot_slice(study, **score),
-    }
+    yield "history", "optimization_history", score
+    yield "slice", "slice", score
     if importance:
-        found["importance"] = lambda module: module.plot_param_importances(study, evaluator=evaluator, **score)
+        yield "importance", "param_importances", {**score, "evaluator": FanovaImportanceEvaluator(seed=0)}
     if len(objectives) == 1:
-        found["curves"] = lambda module: module.plot_intermediate_values(study)
+        yield "curves", "intermediate_values", {}
     if len(objectives) in (2, 3):
-        found["pareto"] = lambda module: module.plot_pareto_front(study, target_names=list(objectives))
-    return found
+        yield "pareto", "pareto_front", {"target_names": list(objectives)}

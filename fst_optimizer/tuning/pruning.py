@@ -1,6 +1,8 @@
-"""When a trial is pruned: Optuna's pruners on the grid of rollouts, by name.
+"""When a trial is pruned: Optuna's pruners, by name, on a grid of total rollouts.
 
-A trial's value at a step of Optuna is its validation score at that point of the grid, and the steps are 1, 2, ...
+Trials with different T and G are evaluated after different numbers of rollouts. At a point of the grid, a trial counts
+with its last validation score at or before it, so that all are compared at the same cost. For Optuna, the points are
+the steps 1, 2, ... of a trial.
 """
 
 from __future__ import annotations
@@ -14,12 +16,25 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fst_optimizer.errors import UserError, did_you_mean
 
+POINTS = 9
+"""Points of a grid: Hyperband's rungs are at a ninth of the cap and at a third."""
 SCORES = "scores"
 """The user attribute with a trial's validation scores by example, at each point of the grid that it passed."""
 P_VALUE = 0.05
-"""One-sided: how unlikely scores as low as these are, were the trial as good as the best one."""
+"""One-sided: how unlikely scores as low as these are, were the trial as good as the best one. Up to nine points are
+compared, so it is a small one."""
 MEDIAN_WAITS_FOR = 4
 """Trials that must have ended before the median prunes."""
+
+
+def grid_points(cap: int, count: int = POINTS) -> tuple[int, ...]:
+    """`count` evenly spaced numbers of rollouts that end at the cap: 900 in 3 points gives 300, 600, 900."""
+    return tuple(cap * number // count for number in range(1, count + 1))
+
+
+def passed(points: Sequence[int], rollouts: int) -> int:
+    """How many points lie below this many rollouts: those for which no later evaluation can count any more."""
+    return sum(point < rollouts for point in points)
 
 
 class SmallHyperband(BasePruner):
@@ -29,9 +44,6 @@ class SmallHyperband(BasePruner):
     other at a third alone. Left out is Hyperband's last bracket, in which nothing is ever pruned: one trial in six.
     And where Optuna sees `HyperbandPruner` itself, it shows a sampler only the trials of the same bracket, so that no
     bracket of a small study would leave the sampler's random start.
-
-    Args:
-        points: Points of the grid.
     """
 
     def __init__(self, points: int) -> None:
@@ -47,13 +59,7 @@ class WilcoxonOnGrid(BasePruner):
 
     Wilcoxon's signed-rank test over the validation examples, paired. Optuna's own `WilcoxonPruner` takes one value an
     example over a trial's whole life; here every example is scored again as the trial learns.
-
-    Args:
-        p_value: Below which a difference counts. There are up to as many looks as points, so it is a small one.
     """
-
-    def __init__(self, p_value: float = P_VALUE) -> None:
-        self.p_value = p_value
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
         """See `optuna.pruners.BasePruner.prune`."""
@@ -63,7 +69,7 @@ class WilcoxonOnGrid(BasePruner):
         best = max(done, key=lambda other: other.value if other.value is not None else -math.inf)
         point = str(trial.last_step)
         ours, theirs = trial.user_attrs.get(SCORES, {}).get(point), best.user_attrs.get(SCORES, {}).get(point)
-        return bool(ours and theirs and clearly_below(ours, theirs, self.p_value))
+        return bool(ours and theirs and clearly_below(ours, theirs))
 
 
 def clearly_below(ours: Mapping[str, float], theirs: Mapping[str, float], p_value: float = P_VALUE) -> bool:
@@ -92,10 +98,6 @@ def make_pruner(name: str, points: int, objectives: Sequence[str]) -> BasePruner
 
 
 def check_pruner(name: str) -> None:
-    """The name is a pruner's.
-
-    Raises:
-        UserError: it is not; the nearest name is given.
-    """
+    """Refuse an unknown name, with the nearest one."""
     if name not in PRUNERS:
         raise UserError(f"pruner is {name!r}: {did_you_mean(name, PRUNERS)}")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from fst_optimizer.config.overrides import Settings
+from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.config.section import Remedy, Section
 from fst_optimizer.errors import UserError
 from fst_optimizer.task_run import RunRequest, plan_run
 from fst_optimizer.tuning.admission import Limits
-from fst_optimizer.tuning.grid import planned_rollouts
 from fst_optimizer.tuning.objectives import parse_objectives
 from fst_optimizer.tuning.pruning import check_pruner
 from fst_optimizer.tuning.samplers import check_sampler
-from fst_optimizer.tuning.space import default_space
+from fst_optimizer.tuning.space import Space, default_space
 from fst_optimizer.tuning.space_check import check_space
-from fst_optimizer.tuning.storage import HEARTBEAT_S, has_heartbeat, open_storage
+from fst_optimizer.tuning.storage import HEARTBEAT_S, open_storage
 from fst_optimizer.tuning.study import StudyPlan, open_study, study_name
 
 if TYPE_CHECKING:
@@ -29,60 +32,64 @@ MANY_CYCLES = 100_000
 """The cap of rollouts ends a trial, not a number of cycles."""
 
 
-@dataclass(frozen=True)
-class TuneRequest:
-    """What `fst tune` or `fst_optimizer.tune` was asked for, but for the program and its settings.
+class TuneRequest(Section):
+    """What `fst tune` or `fst_optimizer.tune` was asked for, but for the program and its settings."""
 
-    Raises:
-        UserError: something in it is wrong; names it, its value and the remedy.
-    """
-
-    trials: int
-    """Finished trials that the study shall have."""
+    trials: int = Field(ge=1)
+    """Finished trials, complete or pruned, that the study shall have in total."""
     study: str
-    folder: Path
+    """Its name."""
+    folder: Annotated[Path, Field(strict=False)]
+    """Where everything goes."""
     storage: str | None = None
-    """None: SQLite in the folder."""
-    workers: int = 1
+    """A database's URL. None: SQLite in the folder."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that `fst tune` starts here."""
     sampler: str = "tpe"
+    """`tpe`, `random`, `qmc`, `gp`, `cmaes`, `nsgaii`, `nsgaiii` or `brute_force`."""
     pruner: str = "hyperband"
-    objectives: tuple[str, ...] = ("score",)
-    budget_rollouts: int | None = None
-    repeats: int = 0
-    space: Mapping[str, Any] = field(default_factory=default_space)
-    heartbeat_s: int = HEARTBEAT_S
+    """`hyperband`, `median`, `wilcoxon` or `none`."""
+    objectives: Annotated[tuple[str, ...], BeforeValidator(parse_objectives)] = ("score",)
+    """`score`, or score and some of `rollouts`, `dollars`, `seconds`, `kl_to_base`: then nothing is pruned."""
+    budget_rollouts: Annotated[int | None, Remedy("give a whole number of at least 1, or leave it out")] = Field(
+        default=None, ge=1
+    )
+    """Most training rollouts of all trials together. None: no cap."""
+    repeats: int = Field(default=0, ge=0)
+    """More seeds for the leading configurations, and for the winner beside the preset on the test set."""
+    space: Annotated[Mapping[str, Any], Remedy("give an object of settings")] = Field(default_factory=default_space)
+    """Where settings come from, see `fst_optimizer.tuning.space`."""
+    heartbeat_s: int = Field(default=HEARTBEAT_S, ge=1)
+    """Seconds between two signs of life in the storage."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "objectives", parse_objectives(self.objectives))
-        for name, least in (("trials", 1), ("workers", 1), ("repeats", 0), ("budget_rollouts", 1)):
-            value = getattr(self, name)
-            if name == "budget_rollouts" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                remedy = ", or leave it out" if name == "budget_rollouts" else ""
-                raise UserError(f"{name} is {value!r}: give a whole number of at least {least}{remedy}")
+    @model_validator(mode="after")
+    def _has_known_algorithms(self) -> Self:
         check_sampler(self.sampler, len(self.objectives))
         check_pruner(self.pruner)
+        return self
 
     @property
     def url(self) -> str:
         """The storage's."""
         return self.storage or f"sqlite:///{self.folder / 'study.db'}"
 
-    @property
-    def has_heartbeat(self) -> bool:
-        """Whether the storage notices that a worker was killed."""
-        return has_heartbeat(self.url)
-
     def limits(self, plan: StudyPlan) -> Limits:
         """When the study has enough."""
         return Limits(self.trials, plan.cap, self.budget_rollouts)
 
 
-def make_request(task: str, seed: int, *, study: str | None, folder: str | Path | None, **rest: Any) -> TuneRequest:
-    """A request. By default the study is named after task and seed, and its folder after the study."""
+def make_request(
+    task: str,
+    seed: int,
+    study: str | None,
+    folder: str | Path | None,
+    space: Space | None,
+    options: Mapping[str, Any],
+) -> TuneRequest:
+    """By default the study is named after task and seed, its folder after the study; `options` are more fields."""
     name = study or study_name(task, seed)
-    return TuneRequest(study=name, folder=Path(folder or Path("runs") / f"tune-{name}"), **rest)
+    space = default_space() if space is None else space
+    return TuneRequest(study=name, folder=Path(folder or f"runs/tune-{name}"), space=space, **options)
 
 
 def plan_study(
@@ -95,13 +102,7 @@ def plan_study(
 ) -> StudyPlan:
     """Settle what all trials share, and check all that can be checked before the first one.
 
-    Args:
-        request: What was asked for.
-        task: TASK, or the program's class.
-        presets: What to try first. The first is what all trials share, and what the winner is compared with.
-        trainset: Examples to learn from.
-        valset: Examples that a trial is scored on. None: a seeded fifth of `trainset`.
-        model: The base model's name.
+    The first of `presets` is what all trials share, and what the winner is compared with.
 
     Raises:
         UserError: the search space is wrong, or the budget is too small for one trial.
@@ -109,9 +110,9 @@ def plan_study(
     from fst_optimizer.data import split_data
     from fst_optimizer.run.record import digest
 
-    first, *_ = presets.values()
-    cap = planned_rollouts(first.config)
-    base = with_cap(first, cap)
+    cap = planned_rollouts(next(iter(presets.values())).config)
+    capped = {name: with_cap(settings, cap) for name, settings in presets.items()}
+    base = next(iter(capped.values()))
     check_space(request.space, base)
     if request.budget_rollouts is not None and request.budget_rollouts < cap:
         raise UserError(
@@ -119,16 +120,17 @@ def plan_study(
             "lower by budget.max_rollouts"
         )
     train, val = split_data(trainset, valset, base.config.seed)
-    return StudyPlan(
-        task,
-        base,
-        request.space,
-        request.objectives,
-        cap,
-        {"train": digest(train), "val": digest(val)},
-        model,
-        {name: with_cap(settings, cap) for name, settings in presets.items()},
-    )
+    data = {"train": digest(train), "val": digest(val)}
+    return StudyPlan(task, base, request.space, request.objectives, cap, data, model, capped)
+
+
+def planned_rollouts(config: FSTConfig) -> int:
+    """Most training rollouts, fast and slow, that a run with these settings spends: what `budget.max_rollouts` caps."""
+    if config.budget.max_rollouts is not None:
+        return config.budget.max_rollouts
+    fast = config.fast.max_rollouts if config.method != "rl" else 0
+    slow = config.train.steps_per_cycle * config.rollout.batch_size * config.rollout.group_size
+    return config.budget.max_cycles * (fast + (slow if config.method != "gepa" else 0))
 
 
 def plan_task_study(request: TuneRequest, choices: RunRequest) -> StudyPlan:
@@ -148,10 +150,8 @@ def plan_task_study(request: TuneRequest, choices: RunRequest) -> StudyPlan:
 def presets_of(own: bool, auto: str | None, settings_of: Callable[[str | None], Settings]) -> dict[str, Settings]:
     """What to try first: what would run without a search, then the presets.
 
-    Args:
-        own: Whether the task, or the caller, has settings of its own.
-        auto: The preset that was asked for.
-        settings_of: From a preset's name, or None, the settings that a run would have.
+    `own` says whether the task, or the caller, has settings of its own; `auto` is the preset that was asked for, and
+    `settings_of` gives the settings that a run would have with a preset, or with None.
     """
     first = "own settings" if own and auto is None else f"preset {auto or 'light'}"
     return {first: settings_of(auto), **{f"preset {name}": settings_of(name) for name in PRESETS}}

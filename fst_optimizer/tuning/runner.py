@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,11 +43,9 @@ class TrialRunner:
     trainset: Sequence[dspy.Example]
     valset: Sequence[dspy.Example] | None
     make_policy: Callable[[LoraConfig], Policy]
-    max_rank: int
-    """The largest LoRA rank of any trial: what an engine is started for."""
+    reflection_lm: dspy.LM | None = None
     owns_policy: bool = True
     """Whether the policy is closed after a failure, and made anew; one that was handed in is not."""
-    reflection_lm: dspy.LM | None = None
     policy: Policy | None = field(default=None, init=False)
 
     def run(
@@ -61,11 +59,30 @@ class TrialRunner:
 
         After a failure the policy is let go: its engine may be the reason.
         """
+        from fst_optimizer.optimizer import FST
+        from fst_optimizer.program.lms import give_lm
+
         try:
-            return self._run(self._base_policy(settings), settings, folder, callbacks, testset)
+            if self.policy is None:
+                self.policy = self.make_policy(settings.lora)
+            self.policy.start_over(settings.lora, seed=settings.config.seed)
+            fst = FST(
+                self.metric,
+                config=settings.config,
+                reflection_lm=self.reflection_lm,
+                run_dir=folder,
+                callbacks=callbacks,
+                task=self.name,
+                testset=testset,
+            )
+            program = give_lm(self.build_program(), self.policy.lm)
+            compiled = fst.compile(program, trainset=self.trainset, valset=self.valset)
+            self.policy.start_over()  # versions that are not sampled from any more take memory in the engine
         except BaseException:
             self.close()
             raise
+        outcome: CompileResult = compiled.detailed_results
+        return outcome
 
     def close(self) -> None:
         """Let the policy go, and the memory that it holds."""
@@ -73,52 +90,17 @@ class TrialRunner:
         if policy is not None and self.owns_policy:
             policy.close()
 
-    def _base_policy(self, settings: Settings) -> Policy:
-        if self.policy is None:
-            self.policy = self.make_policy(settings.lora.changed(rank=max(self.max_rank, settings.lora.rank)))
-        self.policy.start_over(settings.lora, seed=settings.config.seed)
-        return self.policy
-
-    def _run(
-        self,
-        policy: Policy,
-        settings: Settings,
-        folder: Path,
-        callbacks: Sequence[Callback],
-        testset: Sequence[dspy.Example] | None,
-    ) -> CompileResult:
-        from fst_optimizer.optimizer import FST
-        from fst_optimizer.program.lms import give_lm
-
-        fst = FST(
-            self.metric,
-            config=settings.config,
-            reflection_lm=self.reflection_lm,
-            run_dir=folder,
-            callbacks=callbacks,
-            task=self.name,
-            testset=testset,
-        )
-        program = give_lm(self.build_program(), policy.lm)
-        compiled = fst.compile(program, trainset=self.trainset, valset=self.valset)
-        outcome: CompileResult = compiled.detailed_results
-        policy.start_over()  # versions that are not sampled from any more take memory in the engine
-        return outcome
-
 
 def failure_cause(error: BaseException) -> str:
     """A short name for why a trial failed, the same for the same reason.
 
     An out-of-memory error counts as such wherever in the chain of causes it is.
     """
-    if any(isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError" for one in _chain(error)):
-        return "out of memory"
-    return next((cause for kind, cause in CAUSES if isinstance(error, kind)), type(error).__name__)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
     seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        yield error
-        error = error.__cause__ or error.__context__
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        if isinstance(link, MemoryError) or type(link).__name__ == "OutOfMemoryError":
+            return "out of memory"
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    return next((cause for kind, cause in CAUSES if isinstance(error, kind)), type(error).__name__)

@@ -25,13 +25,10 @@ SAMPLERS: dict[str, Callable[[int], samplers.BaseSampler]] = {
 
 
 def make_sampler(name: str, seed: int, *parts: object) -> samplers.BaseSampler:
-    """A sampler by name.
+    """A sampler by name, from the study's seed.
 
-    Args:
-        name: One of `SAMPLERS`.
-        seed: The study's.
-        parts: What else the random numbers follow from: the worker, and how many trials there are. A study that goes on
-            would else begin with the very draws of its first trials.
+    `parts` are what else the random numbers follow from: the worker, and how many trials there are. A study that goes
+    on would else begin with the very draws of its first trials.
 
     Raises:
         UserError: an unknown name, or a package that it needs is missing.
@@ -45,11 +42,7 @@ def make_sampler(name: str, seed: int, *parts: object) -> samplers.BaseSampler:
 
 
 def check_sampler(name: str, objectives: int) -> None:
-    """The name is a sampler's, and it can do what is asked.
-
-    Raises:
-        UserError: it is not, or it takes one objective only.
-    """
+    """Refuse an unknown name (with the nearest one), and a sampler that takes one objective only."""
     if name not in SAMPLERS:
         raise UserError(f"sampler is {name!r}: {did_you_mean(name, SAMPLERS)}")
     if objectives > 1 and name == "cmaes":

@@ -39,7 +39,15 @@ def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> storages.BaseStora
     """
     try:
         with quiet_optuna():
-            return _opened(url, heartbeat_s)
+            if has_heartbeat(url):
+                return _database(url, heartbeat_s)
+            scheme, _, place = url.partition(":")
+            if scheme == "journal":
+                return storages.JournalStorage(journal.JournalFileBackend(place))
+            if scheme == "grpc":
+                host, _, port = place.removeprefix("//").rpartition(":")
+                return storages.GrpcStorageProxy(host=host, port=int(port))
+            return storages.JournalStorage(journal.JournalRedisBackend(url))
     except Exception as error:  # SQLAlchemy, each driver and each backend have errors of their own
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         if password := _password(url):
@@ -50,14 +58,7 @@ def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> storages.BaseStora
         ) from error
 
 
-def _opened(url: str, heartbeat_s: int) -> storages.BaseStorage:
-    if url.startswith("journal:"):
-        return storages.JournalStorage(journal.JournalFileBackend(url.removeprefix("journal:")))
-    if url.startswith("grpc://"):
-        host, _, port = url.removeprefix("grpc://").rpartition(":")
-        return storages.GrpcStorageProxy(host=host, port=int(port))
-    if not has_heartbeat(url):
-        return storages.JournalStorage(journal.JournalRedisBackend(url))
+def _database(url: str, heartbeat_s: int) -> storages.RDBStorage:
     settings: dict[str, Any] = {}
     if url.startswith("sqlite"):
         settings = {"connect_args": {"timeout": BUSY_S}}

@@ -14,8 +14,8 @@ from fst_optimizer.store.metrics import read_metrics
 from fst_optimizer.text import plain
 from fst_optimizer.tuning.admission import INTERRUPTED
 from fst_optimizer.tuning.callback import PruningCallback
-from fst_optimizer.tuning.grid import grid_points
 from fst_optimizer.tuning.objectives import objective_values
+from fst_optimizer.tuning.pruning import grid_points
 from fst_optimizer.tuning.runner import TrialRunner, failure_cause
 from fst_optimizer.tuning.space import suggest, with_values
 
@@ -28,14 +28,7 @@ ERROR_LENGTH = 500
 
 
 def run_trial(trial: optuna.Trial, runner: TrialRunner, plan: StudyPlan, folder: Path, pruner: str) -> list[float]:
-    """Run one trial and return its objectives.
-
-    Args:
-        trial: Optuna's.
-        runner: The worker's.
-        plan: What the study is for.
-        folder: The trial's run directory.
-        pruner: Its name.
+    """Run one trial in its run directory and return its objectives.
 
     Raises:
         optuna.TrialPruned: it was pruned; its directory has a result all the same.

@@ -18,13 +18,12 @@ from fst_optimizer import task_run
 from fst_optimizer.errors import FSTError
 from fst_optimizer.store.files import read_json, write_json
 from fst_optimizer.tuning.admission import IN_A_ROW, SURPLUS, Limits, admission, cause_of, repeated_failure
-from fst_optimizer.tuning.grid import POINTS
-from fst_optimizer.tuning.pruning import make_pruner
+from fst_optimizer.tuning.pruning import POINTS, make_pruner
 from fst_optimizer.tuning.request import TuneRequest
 from fst_optimizer.tuning.runner import TrialRunner
 from fst_optimizer.tuning.samplers import make_sampler
 from fst_optimizer.tuning.space import largest_rank
-from fst_optimizer.tuning.storage import open_storage, quiet_optuna, try_again
+from fst_optimizer.tuning.storage import has_heartbeat, open_storage, quiet_optuna, try_again
 from fst_optimizer.tuning.study import StudyPlan, plan_of, trial_folder
 from fst_optimizer.tuning.trial import run_trial
 
@@ -56,13 +55,7 @@ def run_trials(
 ) -> str:
     """Run trials until the study has enough; why it has: `done`, `budget`, or `elsewhere`, where others run the rest.
 
-    Args:
-        study: Loaded from its storage.
-        plan: What it is for.
-        request: Says when it is enough, and the sampler, pruner and folder.
-        runner: Runs FST with a trial's settings.
-        number: Of this worker; its random numbers follow from it.
-        on_trial: Called after each trial.
+    `number` is the worker's: its random numbers follow from it. `on_trial` is called after each trial.
 
     Raises:
         StudyStopped: three trials in a row failed of one cause.
@@ -90,7 +83,7 @@ def run_trials(
                         _run_one(study, objective)
                         if on_trial:
                             on_trial()
-                    case "wait" if request.has_heartbeat:
+                    case "wait" if has_heartbeat(request.url):
                         time.sleep(POLL_S)
                     case "wait":
                         return "elsewhere"  # it would never be noticed that those that run are dead
@@ -134,7 +127,7 @@ def _wait_for_place(study: optuna.Study, trial: optuna.Trial, limits: Limits, re
         SurplusTrial: the study has enough without it.
     """
     while (found := admission(study.get_trials(deepcopy=False), limits, before=trial.number)) != "start":
-        if found != "wait" or not request.has_heartbeat:
+        if found != "wait" or not has_heartbeat(request.url):
             trial.set_user_attr("cause", SURPLUS)
             raise SurplusTrial
         time.sleep(POLL_S)
@@ -159,14 +152,14 @@ def _stop_text(trials: list[FrozenTrial], cause: str) -> str:
 
 def write_command(request: TuneRequest, choices: task_run.RunRequest) -> None:
     """What the workers read. The storage's URL is left out: it may have a password in it."""
-    command = {"request": asdict(replace(request, storage=None)), "choices": asdict(choices)}
+    command = {"request": request.changed(storage=None).to_dict(), "choices": asdict(choices)}
     write_json(request.folder / COMMAND, TypeAdapter(dict).dump_python(command, mode="json"))
 
 
 def run_worker(folder: Path, number: int) -> None:
     """What a worker process does, as `fst tune` wrote it into the study's folder."""
     data = read_json(folder / COMMAND)
-    request = TypeAdapter(TuneRequest).validate_python({**data["request"], "storage": os.environ[STORAGE_VARIABLE]})
+    request = TuneRequest(**{**data["request"], "storage": os.environ[STORAGE_VARIABLE]})
     choices = TypeAdapter(task_run.RunRequest).validate_python(data["choices"])
     with quiet_optuna():
         study = optuna.load_study(study_name=request.study, storage=open_storage(request.url, request.heartbeat_s))
@@ -181,13 +174,14 @@ def run_worker(folder: Path, number: int) -> None:
 
 
 def task_runner(choices: task_run.RunRequest, plan: StudyPlan, folder: Path) -> TrialRunner:
-    """Runs a task; the folder is for the log of a server, if one is started."""
+    """Runs a task; the folder is for the log of a server, which is started for the largest rank of the space."""
     run_plan = task_run.plan_run(choices)
     task = run_plan.task
 
     def make_policy(lora: LoraConfig) -> Policy:
         if choices.engine == "vllm":
             folder.mkdir(parents=True, exist_ok=True)
+        lora = lora.changed(rank=max(lora.rank, largest_rank(plan.space, plan.settings)))
         settings = replace(run_plan.settings, lora=lora)
         return task_run.make_policy(replace(choices, run_dir=folder), replace(run_plan, settings=settings))
 
@@ -198,5 +192,4 @@ def task_runner(choices: task_run.RunRequest, plan: StudyPlan, folder: Path) -> 
         task.load("train", choices.sizes.train),
         task.load("val", choices.sizes.val),
         make_policy,
-        largest_rank(plan.space, plan.settings),
     )

@@ -4,8 +4,8 @@ from hypothesis import given, strategies
 from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.errors import StopRun
 from fst_optimizer.tuning.callback import PruningCallback
-from fst_optimizer.tuning.grid import grid_points, passed, planned_rollouts
-from fst_optimizer.tuning.pruning import SCORES
+from fst_optimizer.tuning.pruning import SCORES, grid_points, passed
+from fst_optimizer.tuning.request import planned_rollouts
 
 
 def test_the_grid_is_even_and_ends_at_the_cap():
