@@ -91,10 +91,15 @@ def plan_run(request: RunRequest) -> RunPlan:
     path = RunFiles(request.run_dir).config
     if not request.resume or not path.exists():
         return RunPlan(task, settled(base_config(task.config(), request.auto), *given), request.sizes, None)
-    before = read_settings(path)
-    settings = settled(FSTConfig(), before, *given)
-    _check_same_policy(settled(FSTConfig(), before), settings)
-    recorded = read_config(path)
+    recorded, before = read_config(path), read_settings(path)
+    was, settings = settled(FSTConfig(), before), settled(FSTConfig(), before, *given)
+    for section in ("lora", "policy"):  # the optimizer compares the rest; how vLLM is run may change
+        old, new = getattr(was, section), getattr(settings, section)
+        if old != new:
+            raise UserError(
+                f"the run to resume was started with {old}, not {new}: leave the {section} settings out, "
+                "or start another run"
+            )
     return RunPlan(task, settings, request.sizes.over(recorded), recorded)
 
 
@@ -153,13 +158,3 @@ def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = Non
         max_tokens=settings.policy.max_tokens,
         **vllm,
     )
-
-
-def _check_same_policy(before: Settings, now: Settings) -> None:
-    """The optimizer compares the rest; what the policy was made of cannot change under a run either."""
-    for section in ("lora", "policy"):  # how vLLM is run may change
-        if getattr(before, section) != getattr(now, section):
-            raise UserError(
-                f"the run to resume was started with {getattr(before, section)}, not {getattr(now, section)}: leave "
-                f"the {section} settings out, or start another run"
-            )

@@ -86,10 +86,8 @@ def read_run(folder: Path) -> ComparedRun:
 def save_comparison(runs: Sequence[ComparedRun], folder: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Write `compare.json` into a task's folder and return what is in it.
 
-    Args:
-        runs: All runs of the task, below the folder.
-        folder: Where it is written; paths in it are relative to it.
-        extra: What else to write down: command, cap, learning rates.
+    The runs are all of the task's, below the folder; paths are relative to it. `extra` is written down as well:
+    command, cap, learning rates.
     """
     first, examples = runs[0], runs[0].val_examples
     by_method = {method: [run for run in runs if run.method == method] for method in (run.method for run in runs)}

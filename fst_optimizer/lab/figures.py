@@ -22,6 +22,7 @@ COLORS = {
 }
 OTHERS = ("#d98880", "#7fb3d5", "#7dcea0", "#c39bd3", "#f0b27a", "#909497")
 """Of methods with a label or on another engine, by their place in the comparison."""
+LEGEND: dict[str, Any] = {"frameon": False, "title_fontsize": "x-small"}
 SCORES, DRIFT = "score_by_rollouts.png", "kl_by_score.png"
 
 
@@ -66,7 +67,7 @@ def score_figure(data: Mapping[str, Any]) -> Figure:
         axes.plot(places, means, label=label, color=color, marker=".", markersize=4)
         axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
     axes.set_ylim(0, 1)
-    _legend(axes, "lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
+    axes.legend(**LEGEND, title="lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
     return figure
 
 
@@ -85,7 +86,7 @@ def drift_figure(data: Mapping[str, Any]) -> Figure:
                 linewidth=0.8,
                 alpha=0.8,
             )
-    _legend(axes, "one line a seed, one point an evaluation")
+    axes.legend(**LEGEND, title="one line a seed, one point an evaluation")
     return figure
 
 
@@ -98,7 +99,3 @@ def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Any]:
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.25)
     return figure, axes
-
-
-def _legend(axes: Any, note: str) -> None:
-    axes.legend(frameon=False, title=note, title_fontsize="x-small")
