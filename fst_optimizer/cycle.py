@@ -1,13 +1,18 @@
 """One cycle of Fast-Slow Training, reading straight down.
 
     population = evolve(population, policy, anchor)      # fast: rescored at this policy version, top K of the frontier
+    validate(population, policy)                         # keep the best pair of candidate and policy version
     for batch in next T batches:
-        groups = collect(population, policy, batch)      # G rollouts a problem, G/K under each prompt, one group
-        policy = update(policy, credit(groups))          # slow: CISPO on LoRA; publishes the next version
-    state  = evaluate, keep the best pair, checkpoint
+        groups = collect(population, policy, batch)      # G rollouts per example, G/K under each candidate, one group
+        policy = update(policy, credit(groups))          # slow: one step on the LoRA adapter; the next version
+    validate(population, policy)
 
-Source: arXiv 2605.12484. `schedule` says which of these parts a method has and what the budget leaves; `phases` makes
-each of them a transaction.
+Source: arXiv 2605.12484. Each line is a phase, and a checkpoint follows each (`phases`): a run that was killed does its
+unfinished phase again, with the rollouts that it has paid for already. `schedule` says which phases a method has (`rl`
+no fast round, `gepa` no steps, `sequential` first the ones, then the others) and what the budget leaves.
+
+What ends a run: `schedule.next_cycle` and the caps set `ended`, and the phases left are skipped. A monitor's alarm is
+logged; where the settings say `pause`, the run stops after the checkpoint (`Paused`) and can be resumed.
 """
 
 from __future__ import annotations
@@ -31,13 +36,14 @@ from fst_optimizer.store.metrics import eval_fields, fast_fields, step_fields
 from fst_optimizer.types import Item
 
 FIRST_STEP = 3
-"""The number of a cycle's first slow step among its phases; its rollouts are the sample that is written down."""
+"""Phase 1 is the fast round, 2 a validation, 3 the first slow step: its rollouts are the sample kept to read."""
 
 
 def run_cycle(run: Run, state: State) -> State:
-    """One fast round, T slow steps, an evaluation after each. Goes on behind the phases that `state` has done.
+    """One fast round, a validation, T slow steps, a validation. Skips the phases that `state` records as done.
 
-    Sets `ended` when the run is over.
+    Batches and anchor follow from the seed and the state, so a resumed cycle has the same. Sets `ended` when the run is
+    over.
 
     Raises:
         Paused: A monitor asks for it; the checkpoint is written.
@@ -52,7 +58,7 @@ def run_cycle(run: Run, state: State) -> State:
 
 
 def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
-    """Evolve the population under the newest policy version; old scores are thrown away, everyone is scored again."""
+    """Evolve the population under the newest policy version. Old anchor scores are not used: all are measured anew."""
     config = run.config
     if not schedule.has_fast_round(config, state):
         return state
@@ -84,7 +90,10 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
 
 
 def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
-    """Collect one batch of groups under the newest version, update the weights, publish the next version."""
+    """Collect one batch of groups under the newest version, update the weights, publish the next version.
+
+    `sequential` trains under its best candidate alone, which is then the population.
+    """
     config = run.config
     population = schedule.trained_population(config, state)
     requests = group_requests(population, batch, config, run.teachers)
@@ -114,7 +123,8 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
 def validate(run: Run, state: State, again: bool = False) -> State:
     """Score the leading candidates at the newest version on the validation set; keep the best pair.
 
-    A pair that was scored before keeps its score: greedy decoding would give it again. `again` logs it once more.
+    A pair that is scored already is not scored again: evaluation is greedy. With `again` it still gets its line in the
+    log, so that each cycle ends with one.
     """
     version, config = state.policy_version, run.config.eval
     for candidate in state.population.leading(config.candidates):
@@ -137,7 +147,7 @@ def end_of_cycle(run: Run, state: State) -> State:
     if schedule.leaves_evaluation(state):
         state = stopped_if_asked(run, within_caps(run, state, "eval", validate, True))
     (leader,) = state.population.leading(1)
-    if found := state.validation(leader):  # else a cap was in the way
+    if found := state.validation(leader):  # otherwise a cap stopped the validation
         best, before = state.best.score, state.val_score_before
         watch, alarms = after_eval(run.config.monitors, state.watch, found, best=best, best_before=before)
         state = replace(state, watch=watch, alarms=alarms)

@@ -6,24 +6,28 @@ A *program* is a `dspy.Module`; a *predictor* is one `dspy.Predict` in it. Two t
 - the weights of the *policy*, the local model that its predictors call: one LoRA adapter on a frozen base. Each update
   is published as the next *policy version*, which never changes afterwards; version 0 is the base without adapter.
 
-A *cycle* is a fast round and then T slow steps:
+A *cycle* is a fast round and then T slow steps (`train.steps_per_cycle`). Each is a *phase*, a checkpoint after it:
 
-1. *evolve*, the fast round: all candidates are scored at the present policy version, on a few training examples (the
-   *anchor*). A reflection LM reads `Rollout`s with the metric's feedback and proposes new candidates. Of those that are
-   best on some example, at most K stay.
-2. *collect*, in each slow step: G rollouts of every `Item` of a batch, shared out evenly over the candidates. Those of
-   one item are a `Group`.
-3. *credit*: a rollout's reward is the metric's score, or what its `Outcome` earns. Its advantage is the reward minus
-   the group's mean, over the group's standard deviation. Each `Call` in it becomes a `TrainRow` with that advantage. A
-   group of equal rewards carries no signal and gives no rows.
+1. *evolve*, the fast round: all candidates are scored at the present policy version, on a few examples of the coming
+   steps (the *anchor*). A reflector reads rollouts with the metric's feedback and proposes new candidates. Old and new
+   together, those that are best on some anchor example are the frontier; its best K stay.
+2. *collect*, in each slow step: G rollouts of every example (`Item`) of a batch, as evenly over the candidates as they
+   divide. Those of one example are a `Group`.
+3. *credit*: a rollout's reward is the metric's score if its outcome is `ok`, otherwise the number configured for that
+   outcome. Its advantage is the reward minus the group's mean, over the group's standard deviation. Each `Call` in it
+   becomes a `TrainRow` with that advantage (by default; `train.credit="predictor"` gives each predictor a mean of its
+   own). A group of equal rewards carries no signal and gives no rows.
 4. *update*: one optimizer step on the rows, then the next policy version is published.
 
-What is trained on: the tokens that the policy sampled in slow steps. Prompts are context alone; rollouts of the fast
-round and of evaluations, and what other LMs say, are not trained on.
+What is trained on: the tokens that the policy sampled in slow steps, under the candidates and under *teachers* (other
+programs on the same policy, whose rollouts join the groups). The tokens of prompts are context alone; rollouts of the
+fast round and of validations, and what other LMs say, are not trained on.
 
-A score holds at one policy version. After an update it is thrown away: the next fast round scores every candidate anew.
+An anchor score holds at one policy version: the next fast round measures every candidate anew, and until then the old
+ones only say who leads. The best *pair* of candidate and policy version on the validation set keeps its score for the
+whole run, and is what the compiled program carries.
 
-All values are frozen: a part makes new ones, and edits none that another made.
+All values are frozen: code makes new ones, and never changes one that it was given.
 """
 
 from __future__ import annotations
@@ -100,7 +104,7 @@ class Candidate(Stored):
     parents: tuple[str, ...] = ()
     """Ids of the candidates that it was made from."""
     origin: str = "seed"
-    """`seed` (the program as given), `reflection`, `given` or `teacher`."""
+    """`seed` (the program as given), `reflection` or `teacher`."""
     cycle: int = 0
     """The cycle whose fast round proposed it."""
     id: str = ""
@@ -274,7 +278,7 @@ class TrainRow:
 
 @dataclass(frozen=True)
 class RolloutCounts(Stored):
-    """Program runs really executed, by purpose; `reused` counts those of a fast round whose score was used twice."""
+    """Program runs really executed, by purpose; `reused`: those that a fast round used again without running them."""
 
     fast: int = 0
     slow: int = 0
