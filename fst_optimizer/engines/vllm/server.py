@@ -85,6 +85,8 @@ class VLLMServer:
 
     def __post_init__(self) -> None:
         check_version()
+        # None means the default, as in the other public constructors.
+        self.config, self.adapters, self.port = self.config or VLLMConfig(), self.adapters or {}, self.port or 0
         self.api_key = self.api_key or secrets.token_urlsafe(32)
         if self.max_lora_rank is not None:
             self.max_lora_rank = served_rank(self.max_lora_rank)
