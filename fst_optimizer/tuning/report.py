@@ -58,11 +58,8 @@ def _confirmation(summary: Mapping[str, Any]) -> str:
     found = summary.get("confirmation")
     if not found:
         return ""
-    sides = (("best", found["best"]["scores"]), ("preset", found["preset"]["scores"]))
-    rows = [
-        [name, format_ci(found[name]), _by_seed(values)]
-        for name, values in (*sides, ("difference", found["difference"]["values"]))
-    ]
+    values = {"best": "scores", "preset": "scores", "difference": "values"}
+    rows = [[side, format_ci(found[side]), _by_seed(found[side][name])] for side, name in values.items()]
     return (
         f"## The winner beside the preset\n\nTrial {summary['best']} against `{found['name']}` on the test set, which "
         f"no trial saw; means with 95% intervals over seeds {', '.join(map(str, found['seeds']))}.\n\n"
@@ -90,7 +87,6 @@ def _importance(summary: Mapping[str, Any]) -> str:
 
 
 def _pareto(summary: Mapping[str, Any]) -> str:
-    """The trials that none is better than in everything."""
     rows = [
         [str(row["trial"]), *(f"{value:.4g}" for value in row["values"]), short_params(row["params"])]
         for row in summary["trials"]

@@ -28,12 +28,7 @@ UNTOUCHED = ("rollout.num_threads", "rollout.timeout_s", "train.microbatch_token
 
 
 def check_space(space: Space, base: Settings) -> None:
-    """A space that no run would refuse.
-
-    Raises:
-        UserError: an unknown setting or field (with the nearest name), an empty or reversed range, or a value that FST
-            refuses.
-    """
+    """Refuse an unknown setting or field (with the nearest name), a wrong range, or a value that FST refuses."""
     if not space:
         raise UserError("the search space is empty: give at least one setting")
     settings: list[str] = []
@@ -66,18 +61,19 @@ def _check_entry(name: str, spec: object, space: Space, above: Sequence[str]) ->
     lacking = sorted(needed - set(spec))
     if lacking:
         raise UserError(f"space {name}: a {spec['type']} needs {', '.join(lacking)}")
-    for other in spec.get("also", ()):
+    needed_settings = [*([spec["of"]] if "of" in spec else []), *spec.get("if", {})]
+    for other in [*spec.get("also", ()), *needed_settings]:
         _check_setting(other)
-    for other in [*([spec["of"]] if "of" in spec else []), *spec.get("if", {})]:
-        _check_setting(other)
+    for other in needed_settings:
         if other in space and other not in above:
             raise UserError(f"space {name}: it depends on {other}, which comes after it: move {other} up")
     if "choices" in spec or "times" in spec:
         _check_choices(name, spec)
     else:
         _check_range(name, spec)
-    if name == "lora.rank":
-        _check_ranks(spec)
+    if name == "lora.rank" and (spec["type"] != "choice" or not set(spec["choices"]) <= set(RANKS)):
+        served = ", ".join(map(str, RANKS))
+        raise UserError(f"space lora.rank: give a choice among the ranks that vLLM serves: {served}")
 
 
 def _check_setting(name: str) -> None:
@@ -115,12 +111,6 @@ def _check_range(name: str, spec: Mapping[str, Any]) -> None:
         raise UserError(f"space {name}: step is {step!r}: give one above 0, and none on a log scale")
 
 
-def _check_ranks(spec: Mapping[str, Any]) -> None:
-    if spec["type"] != "choice" or not set(spec["choices"]) <= set(RANKS):
-        served = ", ".join(map(str, RANKS))
-        raise UserError(f"space lora.rank: give a choice among the ranks that vLLM serves: {served}")
-
-
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -130,12 +120,7 @@ def _finite(value: object) -> bool:
 
 
 class Corner(FixedTrial):
-    """Takes an end of every range, and the first or the last of the choices; one parameter may be given.
-
-    Args:
-        place: 0 for the first of the values, -1 for the last.
-        given: Parameter -> its value.
-    """
+    """Takes the first of the values (place 0) or the last (-1) of every range and choice, but for those `given`."""
 
     def __init__(self, place: int, given: Mapping[str, Any]) -> None:
         super().__init__({})

@@ -124,33 +124,26 @@ def distinct_presets(plan: StudyPlan) -> dict[str, dict[str, Any]]:
 
 
 def check_same(study: optuna.Study, plan: StudyPlan) -> None:
-    """The study is for the same.
-
-    Raises:
-        UserError: it is not; names what differs.
-    """
+    """Refuse a study that is for something else; the error names what differs."""
     name, directions = study.study_name, [direction.name.lower() for direction in study.directions]
     wanted = [DIRECTIONS[objective] for objective in plan.objectives]
     remedy = "give another --study, or ask for what it was made with"
     if directions != wanted:
         raise UserError(f"study {name!r} exists with the directions {directions}, not {wanted}: {remedy}")
-    old, new = dict(_about(study)), plan.to_json()
-    before, now = old.pop("space"), new.pop("space")
-    if before != now:
-        odd = sorted(key for key in {**before, **now} if before.get(key) != now.get(key))
-        raise UserError(f"study {name!r} exists with another search space ({', '.join(odd)}): {remedy}")
+    old, new = _about(study), plan.to_json()
+    if odd := _differing(old.pop("space"), new.pop("space")):
+        raise UserError(f"study {name!r} exists with another search space ({', '.join(sorted(odd))}): {remedy}")
     old, new = flat(old), flat(new)
-    odd = [f"{key} {old.get(key)!r}, not {new.get(key)!r}" for key in {**old, **new} if old.get(key) != new.get(key)]
-    if odd:
+    if odd := [f"{key} {old.get(key)!r}, not {new.get(key)!r}" for key in _differing(old, new)]:
         raise UserError(f"study {name!r} exists with other settings ({'; '.join(odd)}): {remedy}")
 
 
-def plan_of(study: optuna.Study) -> StudyPlan:
-    """What a study is for, read back.
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**old, **new} if old.get(key) != new.get(key)]
 
-    Raises:
-        UserError: it was not made by `fst tune`.
-    """
+
+def plan_of(study: optuna.Study) -> StudyPlan:
+    """What a study is for, read back."""
     return StudyPlan.from_json(_about(study))
 
 

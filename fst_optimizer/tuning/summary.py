@@ -20,7 +20,6 @@ from fst_optimizer.tuning.study import StudyPlan, settings_json
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 LEAST_COMPLETE = 4
@@ -36,12 +35,7 @@ def finish_study(
 ) -> dict[str, Any]:
     """Sum the study up, have the winner confirmed, and write all files; the summary.
 
-    Args:
-        study: With its trials.
-        plan: What it is for.
-        folder: Where the files go.
-        confirm: Gives more of the summary, from what is in it: see `confirm.confirm_winner`. None: no repeats.
-        more: More of the summary.
+    `confirm` gives more of the summary, from what is in it: see `confirm.confirm_winner`. None: no repeats.
     """
     summary = {**summarize(study, plan), **more}
     if confirm and summary["best"] is not None:
@@ -78,26 +72,20 @@ def summarize(study: Study, plan: StudyPlan) -> dict[str, Any]:
 
 def rows_of(study: Study) -> list[dict[str, Any]]:
     """The trials as they are kept in `tune.json`."""
-    return [_row(trial) for trial in study.get_trials(deepcopy=False)]
-
-
-def _row(trial: FrozenTrial) -> dict[str, Any]:
-    attrs = trial.user_attrs
-    return {
-        "trial": trial.number,
-        "state": trial.state.name.lower(),
-        "origin": attrs.get("origin"),
-        "params": dict(trial.params),
-        "values": list(trial.values) if trial.state == TrialState.COMPLETE else None,
-        "score": attrs.get("best", attrs.get("score")),
-        "rollouts": rollouts_of(trial),
-        "seconds": attrs.get("seconds"),
-        "pruned": attrs.get("pruned"),
-        "cause": cause_of(trial),
-        "error": attrs.get("error"),
-        "run": attrs.get("run"),
-        "retry_of": trial.system_attrs.get("failed_trial"),
-    }
+    return [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "params": dict(trial.params),
+            "values": list(trial.values) if trial.state == TrialState.COMPLETE else None,
+            "score": trial.user_attrs.get("best", trial.user_attrs.get("score")),
+            "rollouts": rollouts_of(trial),
+            "cause": cause_of(trial),
+            **{name: trial.user_attrs.get(name) for name in ("origin", "seconds", "pruned", "error", "run")},
+            "retry_of": trial.system_attrs.get("failed_trial"),
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
 
 
 def best_trial(rows: Sequence[Mapping[str, Any]]) -> int | None:
@@ -111,9 +99,6 @@ def unpruned_rollouts(rows: Sequence[Mapping[str, Any]]) -> dict[str, float] | N
 
     A pruned trial is taken to have spent otherwise what the complete ones spent on average: all have one cap. None
     while no trial is complete.
-
-    Args:
-        rows: Each with `state` and `rollouts`; only complete and pruned ones are looked at.
     """
     complete = [row["rollouts"] for row in rows if row["state"] == "complete"]
     pruned = [row["rollouts"] for row in rows if row["state"] == "pruned"]

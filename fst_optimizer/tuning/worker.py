@@ -77,7 +77,12 @@ def run_trials(
                 optuna.storages.fail_stale_trials(study)
                 trials = study.get_trials(deepcopy=False)
                 if cause := repeated_failure(trials, ended_before):
-                    raise StudyStopped(_stop_text(trials, cause))
+                    last = [trial.user_attrs for trial in trials if cause_of(trial) == cause][-1]
+                    raise StudyStopped(
+                        f"{IN_A_ROW} trials in a row failed of the same cause, {cause}: "
+                        f"{last.get('error', 'no error was recorded')}. See {last.get('run', 'the trials')}; mend it, "
+                        "and the same command goes on"
+                    )
                 match admission(trials, limits):
                     case "start":
                         _run_one(study, objective)
@@ -137,14 +142,6 @@ def _requeue(study: optuna.Study, trial: FrozenTrial) -> None:
     """Leave a trial that was not allowed to end to whoever goes on; one without parameters has nothing to keep."""
     if trial.params or "fixed_params" in trial.system_attrs:
         try_again(study, trial)
-
-
-def _stop_text(trials: list[FrozenTrial], cause: str) -> str:
-    last = [trial.user_attrs for trial in trials if cause_of(trial) == cause][-1]
-    return (
-        f"{IN_A_ROW} trials in a row failed of the same cause, {cause}: {last.get('error', 'no error was recorded')}. "
-        f"See {last.get('run', 'the trials')}; mend it, and the same command goes on"
-    )
 
 
 # -- in a process of its own ------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def run_workers(request: TuneRequest, plan: StudyPlan, study: Study, show_rows: 
             for worker in workers:
                 worker.check(study)
         show_rows(rows_of(study))
-    failed = [worker for worker in workers if worker.failed]
+    failed = [worker for worker in workers if worker.process.returncode]
     if failed and not is_done():
         raise StudyStopped(failed[0].log_tail())
 
@@ -62,11 +62,6 @@ class _Worker:
         self.finished_at_death = -1
         self.over = False
         self.process = self._start()
-
-    @property
-    def failed(self) -> bool:
-        """Whether it ended otherwise than by itself."""
-        return self.over and self.process.returncode != 0
 
     def check(self, study: Study) -> None:
         """See whether it ended, and start it again where it was killed."""
