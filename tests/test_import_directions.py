@@ -23,13 +23,6 @@ OTHERS_PRIVATE = {
     ("optimizer.py", "_compiled"): "dspy's mark of a compiled program, read by dspy.BetterTogether",
 }
 """Private attributes of libraries that have no public way, and what they are."""
-STILL_PRIVATE = {
-    ("tuning/storage.py", "_heartbeat"),
-    ("tuning/storage.py", "_storage"),
-    ("tuning/worker.py", "_storage"),
-    ("tuning/worker.py", "_trial_id"),
-}
-"""Still to be mended: empty at a release."""
 
 
 def modules_of(package):
@@ -153,7 +146,7 @@ def test_no_modules_import_each_other():
 
 
 def test_nobody_reads_what_is_private_to_others():
-    allowed = {f"{where} reads {name}" for where, name in {*OTHERS_PRIVATE, *STILL_PRIVATE}}
+    allowed = {f"{where} reads {name}" for where, name in OTHERS_PRIVATE}
     assert [one for one in private_reads(PACKAGE) if re.sub(r":\d+", "", one) not in allowed] == []
 
 
