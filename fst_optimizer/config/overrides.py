@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config.formats import read_config
+from fst_optimizer.config.formats import RENAMED, read_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.run import OPEN, FSTConfig, nested, preset
 from fst_optimizer.errors import UserError, did_you_mean
@@ -109,5 +109,7 @@ def check_names(names: Iterable[str]) -> None:
         if within:
             raise UserError(f"setting {name!r} is a section: set one of {', '.join(within)}")
         leaf = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
-        remedy = f"did you mean {leaf[0]!r}?" if leaf else did_you_mean(name, known)
+        section, dot, rest = name.partition(".")
+        renamed = RENAMED.get(section, section) + dot + rest
+        remedy = f"did you mean {leaf[0]!r}?" if leaf else did_you_mean(renamed, known)
         raise UserError(f"unknown setting {name!r}; {remedy}")

@@ -35,6 +35,7 @@ def test_values_are_json_where_they_parse_and_strings_elsewhere():
         ("lr=1", "unknown setting 'lr'; did you mean 'train.lr'?"),
         ("train=1", "setting 'train' is a section: set one of train.steps_per_cycle"),
         ("guards.kl=pause", "unknown setting 'guards.kl'; did you mean 'monitors.kl'?"),
+        ("guards.formats=off", "unknown setting 'guards.formats'; did you mean 'monitors.format'?"),
         ("lora.rank=0", "lora.rank is 0"),
         ("policy.max_tokens=none", "policy.max_tokens is 'none'"),
     ],

@@ -78,6 +78,7 @@ def test_sequential_needs_a_cap_to_halve():
     ("data", "named"),
     [
         ({"trian": {}}, r"unknown key 'trian'; did you mean 'train'\?"),
+        ({"guards": {"kl": "pause"}}, r"unknown key 'guards'; did you mean 'monitors'\?"),
         ({"train": {"learning_rate": 1}}, r"unknown key 'train.learning_rate'"),
         ({"train": {"warmup_step": 1}}, r"did you mean 'warmup_steps'\?"),
         ({"train": 3}, "train is 3: give an object of settings"),
