@@ -6,13 +6,14 @@ A *program* is a `dspy.Module`; a *predictor* is one `dspy.Predict` in it. Two t
 - the weights of the *policy*, the local model that its predictors call: one LoRA adapter on a frozen base. Each update
   is published as the next *policy version*, which never changes afterwards; version 0 is the base without adapter.
 
-A *cycle* is a fast round and then T slow steps (`train.steps_per_cycle`). Each is a *phase*, a checkpoint after it:
+A *cycle* is a fast round, a validation, T slow steps (`train.steps_per_cycle`) and another validation. Each of them is
+a *phase*, with a checkpoint after it. The fast round is *evolve*; a slow step is *collect*, *credit* and *update*:
 
-1. *evolve*, the fast round: all candidates are scored at the present policy version, on a few examples of the coming
-   steps (the *anchor*). A reflector reads rollouts with the metric's feedback and proposes new candidates. Old and new
-   together, those that are best on some anchor example are the frontier; its best K stay.
-2. *collect*, in each slow step: G rollouts of every example (`Item`) of a batch, as evenly over the candidates as they
-   divide. Those of one example are a `Group`.
+1. *evolve*: all candidates are scored at the newest policy version, on a few examples of the coming steps (the
+   *anchor*). A reflector reads rollouts with the metric's feedback and proposes new candidates. Old and new together,
+   those that are best on some anchor example are the frontier; its best K (`fast.population`) stay.
+2. *collect*: G rollouts (`rollout.group_size`) of every example (`Item`) of a batch, as evenly over the candidates as
+   they divide. Those of one example are a `Group`.
 3. *credit*: a rollout's reward is the metric's score if its outcome is `ok`, otherwise the number configured for that
    outcome. Its advantage is the reward minus the group's mean, over the group's standard deviation. Each `Call` in it
    becomes a `TrainRow` with that advantage (by default; `train.credit="predictor"` gives each predictor a mean of its

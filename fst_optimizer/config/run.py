@@ -1,7 +1,7 @@
-"""Every setting of a run, validated once. A setting arrives with its first user.
+"""Every setting of a run, validated once.
 
-The names are DESIGN's words: `fast` is the prompt side, `slow` (here `train`) the weights, `rollout` what feeds
-both. `FSTConfig.from_dict` takes the JSON of `config.json`, `with_values` the command line's `--set train.lr=1e-3`.
+The section `fast` is for the prompts, `train` for the weights (the slow side), `rollout` for what feeds both.
+`FSTConfig.from_dict` takes the JSON of `config.json`, `with_values` the command line's `--set train.lr=1e-3`.
 """
 
 from __future__ import annotations
@@ -167,13 +167,13 @@ class MonitorsConfig(Section, section="monitors"):
     kl: MonitorAction = "warn"
     """The policy is far from its base."""
     kl_max: float = Field(default=1.0, ge=0)
-    """Nats a token beyond which it is."""
+    """KL to the base, in nats a token, beyond which that is so."""
     entropy: MonitorAction = "warn"
-    """The policy says one thing only, and is not right in it."""
+    """The policy gives nearly the same answer every time, and its reward is low."""
     entropy_min: float = Field(default=0.01, ge=0)
-    """Nats a token below which it does."""
+    """Entropy, in nats a token, below which that is so."""
     entropy_unless_reward: float = Field(default=0.9, ge=0)
-    """Mean reward from which on little entropy is no fault."""
+    """Mean reward from which on low entropy is fine."""
     format: MonitorAction = "warn"
     """Many rollouts cannot be parsed, or are cut."""
     format_max: float = Field(default=0.5, ge=0)

@@ -1,7 +1,7 @@
 """Compares answers with math-verify. Runs in the helper process of `fst_optimizer.sandbox`.
 
 The time limits of math-verify need the main thread and cannot stop a single long computation, so they are off here:
-the guard ends the whole process instead.
+the sandbox ends the whole process instead.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Figures of the CUDA path, as one JSON object: `python tests/gpu/figures.py [--out FILE]`. See docs/gpu.md.
+"""Figures of the CUDA path, as one JSON object: `python tests/gpu/figures.py [--out FILE]`.
 
 Needs a GPU and no download: the model has Qwen3-0.6B's shape (596M parameters, 151,936 words) and random weights, which
 cost the same time and memory as trained ones.

@@ -1,4 +1,4 @@
-"""The math task: answers worked by hand, math-verify's verdicts, grades, splits, real data, and the guard."""
+"""The math task: answers worked by hand, math-verify's verdicts, grades, splits, real data, and the sandbox."""
 
 import copy
 import importlib.util
