@@ -126,6 +126,7 @@ NOT_OURS = {
     "pip": "installs",
     "vllm": "starts a server, with vLLM's own options",
     "export": "sets an environment variable",
+    "optuna-dashboard": "a package of its own",
 }
 """Commands that are not parsed here, and why."""
 
