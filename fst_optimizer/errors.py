@@ -1,9 +1,9 @@
 """What raises, and what is only recorded.
 
-Three kinds of things go wrong, and each has one fate:
+Three kinds of things go wrong, and each is handled in one way:
 
 - **A user's mistake** (a wrong setting, an unusable program, a taken directory) raises `UserError` before
-  the first token is bought. Its text names the field, the value and the remedy.
+  anything is spent. Its text names the field, the value and the remedy.
 - **A bad rollout** (an unparsable answer, a cut completion, a failing tool, a timeout) is data: the collector
   records it as the rollout's `Outcome`, and it earns its configured reward. It never raises.
 - **A broken part** (the metric, the engine, the trainer, the disk) raises `MetricError`, `EngineError`,

@@ -1,4 +1,4 @@
-"""Where GEPA's interface is spoken: rollouts as its trajectories, and its proposer over a population scored already.
+"""GEPA's interface over this package: rollouts as its trajectories, its proposer over a population that is scored.
 
 DSPy's own GEPA adapter runs programs itself; this one leaves that to the collector and only translates.
 """

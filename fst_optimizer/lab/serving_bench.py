@@ -45,7 +45,7 @@ def serving_bench(
     """
     engine = policy.engine
     if not isinstance(engine, VLLMEngine) or engine.server is None:
-        raise UserError("engine is not an own vLLM server: this bench asks the server behind the engine's back")
+        raise UserError("engine is not an own vLLM server: this bench sends its requests to the server directly")
     policy.publish()
     collect = collecting(task, policy, config, examples, policy.max_tokens)
     rollouts = collect()

@@ -76,7 +76,8 @@ def after_step(
         "rollout.temperature or rollout.group_size, or give examples that are neither too easy nor too hard",
         "entropy": watch.entropy >= config.steps
         and f"entropy was below {config.entropy_min:g} nats a token for {watch.entropy} steps, at a reward of "
-        f"{credited.reward_mean:.3f}: the policy says one thing only; lower train.lr, or resume from an earlier run",
+        f"{credited.reward_mean:.3f}: the policy gives nearly the same answer every time; lower train.lr, or "
+        "resume from an earlier run",
         "format": watch.format >= config.steps
         and f"more than {config.format_max:.0%} of the rollouts could not be parsed, or were cut, in {watch.format} "
         "steps in a row: raise policy.max_tokens, or give rollout.parse_error_reward a negative number",

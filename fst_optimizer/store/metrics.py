@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and the callbacks: the same numbers, once for programs and once for eyes."""
+"""`metrics.jsonl` and the callbacks: the same lines, written to the file and passed to each callback."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MetricsLog:
     def line(
         self, kind: str, *, cycle: int, step: int, policy_version: int, rollouts: RolloutCounts, **fields: Any
     ) -> None:
-        """Append one line and tell the callbacks. A number that is not finite, which JSON has no word for, is null."""
+        """Append one line and tell the callbacks. Numbers that are not finite become null, as JSON has none."""
         data = {
             "kind": kind,
             "cycle": cycle,

@@ -1,8 +1,8 @@
-"""For tests of programs, engines and FST itself: a tiny model, an engine that says what it is told, a contract.
+"""For tests of programs, engines and FST itself: a tiny model, an engine with scripted completions, a contract.
 
     policy = Policy(make_tiny_model(folder), engine=lambda policy: ScriptedEngine(policy, answer))
 
-runs all of FST without a model worth the name: `answer` writes the completions, everything else is the real thing.
+runs all of FST without a trained model: `answer` writes the completions, everything else is what a real run uses.
 """
 
 from fst_optimizer.testing.contracts import EngineContract, as_row

@@ -1,4 +1,4 @@
-"""An engine that says what it is told, and completions that dspy parses."""
+"""An engine whose completions a function writes, and completions that dspy parses."""
 
 from __future__ import annotations
 
