@@ -9,7 +9,7 @@
 
 Source: arXiv 2605.12484. Each line is a phase, and a checkpoint follows each (`phases`): a run that was killed does its
 unfinished phase again, with the rollouts that it has paid for already. `schedule` says which phases a method has (`rl`
-no fast round, `gepa` no steps, `sequential` first the ones, then the others) and what the budget leaves.
+no fast round, `gepa` no slow steps, `sequential` first fast rounds, then slow steps) and what the budget leaves.
 
 What ends a run: `schedule.next_cycle` and the caps set `ended`, and the phases left are skipped. A monitor's alarm is
 logged; where the settings say `pause`, the run stops after the checkpoint (`Paused`) and can be resumed.

@@ -1,7 +1,7 @@
 """A phase of a cycle as a transaction: done once over all resumes, within the caps, a checkpoint after it.
 
 A run that died does its unfinished phase again, from the state before it and with the answers that it has paid for
-already (`store.journal`), and comes to the same.
+already (`store.journal`), and comes to the same result.
 """
 
 from __future__ import annotations
