@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.policy import LoraConfig, VLLMConfig
 from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, RolloutConfig, TrainConfig
 from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
+from fst_optimizer.logs import show_warnings
 from fst_optimizer.policy.provider import use_provider
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ __all__ = [
     "tune",
 ]
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())
+show_warnings()
 
 
 def _training_provider() -> PolicyProvider:

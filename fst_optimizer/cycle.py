@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 
 from fst_optimizer import schedule
+from fst_optimizer.errors import ReflectionError
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
@@ -62,6 +63,11 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     config = run.config
     if not schedule.has_fast_round(config, state):
         return state
+    if run.reflector.failure and config.fast.on_reflection_failure == "stop":
+        raise ReflectionError(
+            f"{run.reflector.failure}; so did all {run.reflector.calls} calls. Correct its key, name or address and "
+            "resume, or let the run go on without new instructions: fast.on_reflection_failure='continue'"
+        )
     left = schedule.fast_rollouts_left(config, state)
     score = partial(
         run.collector.run_candidate,

@@ -46,6 +46,10 @@ class RetiredVersion(EngineError):
     """A request named a policy version that the engine no longer serves."""
 
 
+class ReflectionError(FSTError):
+    """The reflection LM failed at every call, for a reason that will not pass; the last checkpoint stands."""
+
+
 class TrainingError(FSTError):
     """The slow step broke, or was skipped too many times in a row."""
 

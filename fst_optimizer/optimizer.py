@@ -25,6 +25,7 @@ from fst_optimizer.cycle import run_cycle, validate
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.logs import kept_warnings
 from fst_optimizer.phases import commit, within_caps
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import Teacher, check_roles, checked_student, checked_teachers
@@ -152,6 +153,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         Raises:
             UserError: something about the student, the data or the run directory is wrong; nothing was spent.
             MetricError, EngineError, TrainingError, StorageError: a part broke; the last checkpoint stands.
+            ReflectionError: the reflection LM failed at every call; see `fast.on_reflection_failure`.
             Paused: a monitor with `pause` saw what it watches for.
         """
         given = self.check(student, trainset, teacher, valset)
@@ -190,14 +192,22 @@ class FST(Teleprompter):  # type: ignore[misc]
         if not resuming:
             policy.restore(start, policy.tensors(start) if start else None)
         program = attach_policy(given.student, policy)
-        run = self.prepare(program, given, files)
+        with kept_warnings() as warnings:
+            run = replace(self.prepare(program, given, files), warnings=warnings)
+            compiled = self._cycles(run, program, given, resuming, changed=bool(changes))
+        if alarms := compiled.detailed_results.result["alarms"]:
+            logger.warning("in this run: %s", "; ".join(alarms))
+        return compiled
+
+    def _cycles(self, run: Run, program: dspy.Module, given: Given, resuming: bool, *, changed: bool) -> dspy.Module:
         try:
-            state = self._start(run, program, resuming, changed=bool(changes))
+            state = self._start(run, program, resuming, changed=changed)
             while not state.over:
                 state = run_cycle(run, state)
             return self._finish(given, run, state)
         except KeyboardInterrupt:
-            logger.info("interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)", str(files.root))
+            again = "interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)"
+            logger.info(again, str(run.files.root))
             raise
         finally:
             run.saver.close()

@@ -72,6 +72,7 @@ def commit(run: Run, state: State) -> State:
         Paused: After the checkpoint is written.
         StorageError: It could not be written; the one before stands.
     """
+    state = replace(state, warnings=tuple(dict.fromkeys((*state.warnings, *run.warnings.texts))))
     run.saver.commit(state)
     for alarm in state.alarms:
         logger.warning("monitor %s: %s", alarm.monitor, alarm.text)

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from fst_optimizer.config.run import BudgetConfig, FSTConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import Paused
+from fst_optimizer.logs import KeptWarnings
 from fst_optimizer.phases import Phases, commit, within_caps
 from fst_optimizer.run.monitors import Alarm
 from fst_optimizer.run.state import Best, State
@@ -29,7 +30,8 @@ class Saver:
 def run():
     metrics, files = SimpleNamespace(stop_asked=False), SimpleNamespace(root="runs/one")
     config = FSTConfig().with_values({"monitors.kl": "pause"})
-    return SimpleNamespace(config=config, meter=Meter(BudgetConfig()), metrics=metrics, files=files, saver=Saver())
+    parts = {"metrics": metrics, "files": files, "saver": Saver(), "warnings": KeptWarnings()}
+    return SimpleNamespace(config=config, meter=Meter(config.budget), **parts)
 
 
 def roll(run, state, count=1, step=0):
@@ -109,3 +111,9 @@ def test_alarms_are_logged_once_and_pause_where_the_settings_say_so(run, caplog)
     with pytest.raises(Paused, match=r"monitor kl: far away\. Resume to go on all the same .*'runs/one'"):
         commit(run, replace(START, alarms=(Alarm("kl", "far away"),)))
     assert len(run.saver.committed) == 2  # the checkpoint is written first
+
+
+def test_what_was_warned_of_is_in_the_state_each_once(run):
+    run.warnings.texts["the disk is slow"] = None
+    first = commit(run, replace(START, warnings=("a key is missing",)))
+    assert first.warnings == ("a key is missing", "the disk is slow") == commit(run, first).warnings

@@ -51,6 +51,9 @@ class FastConfig(Section, section="fast"):
     """Sampling temperature of the fast round's rollouts. 0 is greedy: less noise on the frontier."""
     reflection_calls: int | None = Field(default=None, ge=0)
     """Most reflection-LM calls in the whole run. None: no limit."""
+    on_reflection_failure: Literal["stop", "continue"] = "stop"
+    """What a run does whose reflection LM has failed at every call of a fast round, by a wrong key, a wrong name or a
+    refused connection: `stop` before the next fast round, or `continue` without new instructions."""
 
 
 class RolloutConfig(Section, section="rollout"):

@@ -36,6 +36,8 @@ class Reflector(Protocol):
     """Dollars spent so far. None: some price is unknown."""
     note: str = ""
     """Why the last reflection proposed nothing; empty when it did propose."""
+    failure: str = ""
+    """Why every reflection so far failed, where the reason will not pass by itself; empty once one was answered."""
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         """A new text for a predictor whose instruction is `current`, or None when there is nothing to propose.
@@ -57,7 +59,7 @@ class LMReflector(Reflector):
         self.lm = lm
         self.journal = Journal()
         """Where answers are written down, and found again by a run that is resumed."""
-        self._warned = False
+        self._answered = self._warned = False
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         """The instruction between the answer's backticks, or None."""
@@ -75,7 +77,10 @@ class LMReflector(Reflector):
             self.note = without_secrets(f"the reflection LM failed: {type(error).__name__}: {error}")
             logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
             self._warned = True
+            if not self._answered and not will_pass(error):
+                self.failure = self.note
             return None
+        self._answered, self.failure = True, ""
         text = InstructionProposalSignature.output_extractor(answer)["new_instruction"].strip()
         self.note = "" if text else "the reflection LM answered nothing"
         if text and text == current.strip():
@@ -105,6 +110,14 @@ class LMReflector(Reflector):
 
     def _add_cost(self, cost_usd: float | None) -> None:
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+
+_WILL_PASS = re.compile(r"rate.?limit|time.?d?.?out|overloaded|unavailable|\b(408|429|50[0234])\b", re.IGNORECASE)
+
+
+def will_pass(error: Exception) -> bool:
+    """Whether a later call may be answered: rate limits, time-outs and overload pass, a wrong key does not."""
+    return bool(_WILL_PASS.search(f"{type(error).__name__} {getattr(error, 'status_code', '')} {error}"))
 
 
 class ExtractiveReflector(Reflector):

@@ -38,7 +38,7 @@ LIBRARIES = (
 
 MAY_MOVE = (
     *("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype"),
-    *("config.run", "config.monitors", "config.rollout.num_threads"),
+    *("config.run", "config.monitors", "config.fast.on_reflection_failure", "config.rollout.num_threads"),
 )
 """What a resumed run may have otherwise: the model's folder may have moved, engines are interchangeable, and some
 settings do not change what is learned."""
@@ -131,7 +131,7 @@ def result_of(
         "ended": state.ended,
         "cap": state.cap or None,
         "tokens": state.tokens,
-        "alarms": list(state.watch.alarms),
+        "alarms": [*state.watch.alarms, *state.warnings],
     }
 
 

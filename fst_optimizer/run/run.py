@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.logs import KeptWarnings
 
 if TYPE_CHECKING:
     from fst_optimizer.config.run import FSTConfig
@@ -41,6 +43,8 @@ class Run:
     files: RunFiles
     metrics: MetricsLog
     saver: Saver
+    warnings: KeptWarnings = field(default_factory=KeptWarnings)
+    """What was warned of in this process."""
 
     def log(self, kind: str, state: State, **fields: Any) -> None:
         """Append a line to `metrics.jsonl`, with the counts of this moment."""

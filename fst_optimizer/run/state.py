@@ -84,6 +84,8 @@ class State(Stored):
     """With `budget`: the setting in `budget` that was reached."""
     watch: Watch = field(default_factory=Watch)
     """What the monitors have seen."""
+    warnings: tuple[str, ...] = ()
+    """What was warned of besides the monitors' alarms, each once."""
     alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 

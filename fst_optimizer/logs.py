@@ -1,0 +1,58 @@
+"""Where this package's warnings go: to stderr unless the program says otherwise, and into the run's result."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fst_optimizer.text import plain, without_secrets
+
+PACKAGE = logging.getLogger("fst_optimizer")
+
+
+class KeptWarnings(logging.Handler):
+    """The texts of all warnings while a run goes on, each once.
+
+    Alarms of monitors are left out: a run's state has them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one, without the keys that an error's text may hold."""
+        if not record.getMessage().startswith("monitor "):
+            self.texts.setdefault(without_secrets(record.getMessage()))
+
+
+class StderrByDefault(logging.Handler):
+    """Warnings as lines on stderr, until the program gives the root logger or this package's a handler of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one, unless another handler will."""
+        others = [*logging.getLogger().handlers, *PACKAGE.handlers]
+        if all(isinstance(one, StderrByDefault | KeptWarnings | logging.NullHandler) for one in others):
+            sys.stderr.write(f"fst_optimizer: {record.levelname.lower()}: {plain(record.getMessage())}\n")
+
+
+def show_warnings() -> None:
+    """Let warnings reach stderr. Done once, when the package is imported."""
+    if not any(isinstance(one, StderrByDefault) for one in PACKAGE.handlers):
+        PACKAGE.addHandler(StderrByDefault())
+
+
+@contextmanager
+def kept_warnings() -> Iterator[KeptWarnings]:
+    """What is warned of inside."""
+    kept = KeptWarnings()
+    PACKAGE.addHandler(kept)
+    try:
+        yield kept
+    finally:
+        PACKAGE.removeHandler(kept)
