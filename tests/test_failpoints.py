@@ -121,7 +121,8 @@ def test_a_fault_of_the_reflection_lm_costs_that_proposal(scripted, tmp_path, ca
     fast = [line for line in untimed_metrics(tmp_path / "run") if line["kind"] == "fast"]
     assert [line["proposals"] for line in fast] == [2, 2]
     warned = [record for record in caplog.records if "reflection LM failed" in record.getMessage()]
-    assert len([record for record in warned if record.levelname == "WARNING"]) == (fault.endswith("rate-limited"))
+    # Where it happens and once more at the end, whatever the number of failures.
+    assert len([record for record in warned if record.levelname == "WARNING"]) == 2 * fault.endswith("rate-limited")
     assert not any(RULE in text for candidate in first["candidates"] for text in candidate["texts"].values())
     second = read_json(tmp_path / "run" / "population" / "cycle-000001.json")
     assert second["notes"] == ["ended: max_proposals"]  # as if nothing had been
