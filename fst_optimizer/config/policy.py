@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from fst_optimizer.config.section import Remedy, Section
 from fst_optimizer.errors import UserError
 
 ENGINES = ("torch", "vllm")
 """What can generate: the model in this process, or a vLLM server."""
+PathText = Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, no tuples
 
 
@@ -50,10 +52,10 @@ class VLLMConfig(Section, section="vllm"):
     """How long a start may take, in seconds; large models are read from disk in it."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """After how many seconds without an answer a request counts as lost to overload."""
-    adapter_dir: str | None = None
+    adapter_dir: PathText = None
     """Where adapters are written for the server to read. None: a temporary folder; a server on another machine needs a
     folder that both see under one path."""
-    log_file: str | None = None
+    log_file: PathText = None
     """Where a server that is started here writes its log. None: a temporary folder."""
     flags: Annotated[Strings, Remedy('give a list of strings, e.g. ["--enforce-eager"]')] = ()
     """More flags for `vllm serve`, e.g. ("--enforce-eager", "--tensor-parallel-size=2"). They win over the others."""

@@ -2,6 +2,7 @@ import copy
 import json
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -141,6 +142,7 @@ def test_settings_are_values():
 
 def test_lists_from_json_become_tuples():
     assert LoraConfig(target_modules=["q_proj"]).target_modules == ("q_proj",)
+    assert VLLMConfig(log_file=Path("logs") / "vllm.log").log_file == "logs/vllm.log"
     assert VLLMConfig(flags=["--enforce-eager"]).flags == ("--enforce-eager",)
     assert BudgetConfig(prices={"openai/gpt-5.2": [1, 2]}).prices == {"openai/gpt-5.2": (1.0, 2.0)}
 

@@ -25,6 +25,8 @@ from fst_optimizer.testing import as_row
 from helpers.fst import LETTERS, SMALL, fst
 from helpers.servers import group, hear_interrupts, need_vllm
 
+pytestmark = pytest.mark.slow  # the letters model really learns
+
 ALONE = "import json, sys; sys.modules['fst_optimizer'] = None\n"
 """Makes `import fst_optimizer` fail."""
 PROMPT = tuple(range(10, 30))
@@ -119,7 +121,6 @@ import os
 from importlib import import_module
 import dspy
 
-pytestmark = pytest.mark.slow  # the letters model really learns
 task = import_module("programs.letters.task")
 program = task.build_program("sort-rotate")
 program.load(sys.argv[1])
