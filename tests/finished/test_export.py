@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
@@ -119,8 +120,13 @@ def test_plain_peft_and_transformers_compute_what_the_policy_computes(run, expor
 PROGRAM = """
 import os
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 import dspy
 
+# The task's code is the user's own; it uses the file of helpers for writing tasks, which stands alone.
+spec = spec_from_file_location("fst_optimizer.task_kit", TASK_KIT)
+sys.modules[spec.name] = kit = module_from_spec(spec)
+spec.loader.exec_module(kit)
 task = import_module("programs.letters.task")
 program = task.build_program("sort-rotate")
 program.load(sys.argv[1])
@@ -135,7 +141,7 @@ with dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
 lm = program.predictors()[0].lm
 instructions = [p.signature.instructions for p in program.predictors()]
 print(json.dumps({"answers": answers, "model": lm.model, "instructions": instructions}))
-"""
+""".replace("TASK_KIT", repr(str(Path(fst_optimizer.__file__).with_name("task_kit.py"))))
 
 
 @pytest.fixture(scope="module")
