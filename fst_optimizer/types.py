@@ -275,6 +275,8 @@ class TrainRow:
     """Above 0 makes the sampled tokens more likely, below 0 less likely."""
     rollout: int
     """Which rollout of the batch the call belongs to (for per-rollout means)."""
+    group: int
+    """Which group of the batch that rollout belongs to (for per-group means)."""
 
 
 @dataclass(frozen=True)

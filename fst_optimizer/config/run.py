@@ -108,8 +108,9 @@ class TrainConfig(Section, section="train"):
     """grpo and dr_grpo: the ratio is clipped above 1 + clip_high."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL-to-base penalty. 0 skips its forward pass."""
-    average: Literal["token", "rollout"] = "token"
-    """`token`: every token of the batch counts the same; `rollout`: every rollout does."""
+    average: Literal["token", "rollout", "prompt"] = "token"
+    """`token`: every token of the batch counts the same; `rollout`: every rollout does; `prompt`: every group does, and
+    in it every token, as in the paper. Not used by dr_grpo, whose divisor is a constant."""
     credit: Literal["rollout", "predictor"] = "rollout"
     """`rollout`: every call of a rollout gets the rollout's advantage. `predictor`: each predictor's calls get one of
     their own, from a blend of the predictor's score, which the metric gives when it is called with `pred_name`, and

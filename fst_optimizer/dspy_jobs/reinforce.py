@@ -135,7 +135,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
                     temperature = generations.temperature
                     call = text_call(self.policy, prompt_ids, one.text, end_id, temperature=temperature, where=where)
                     tokenized.append(len(rows))
-                rows.append(TrainRow(call, share, len(rows)))
+                rows.append(TrainRow(call, share, len(rows), place))
         self._count(len(rows) - len(tokenized), len(tokenized))
         # No sampler gave these log-probs: with the trainer's own their ratio is 1.
         for place, logprobs in zip(tokenized, trainer.logprobs([rows[place] for place in tokenized]), strict=True):

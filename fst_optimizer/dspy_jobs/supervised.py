@@ -31,7 +31,7 @@ def supervised_rows(policy: Policy, train_data: object) -> list[TrainRow]:
     for place, (prompt, answer) in enumerate(conversations(train_data)):
         prompt_ids = policy.encode_chat(prompt)
         call = text_call(policy, prompt_ids, answer, end_id, temperature=1.0, where=f"train_data[{place}]")
-        rows.append(TrainRow(call, 1.0, place))
+        rows.append(TrainRow(call, 1.0, rollout=place, group=place))
     return rows
 
 

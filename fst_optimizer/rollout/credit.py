@@ -52,13 +52,13 @@ def credit(groups: Sequence[Group], config: FSTConfig) -> Credit:
     rows: list[TrainRow] = []
     seen: list[float] = []
     flat = number = 0
-    for group in groups:
+    for group_number, group in enumerate(groups):
         members = [rollout for rollout in group.rollouts if rollout.outcome is not Outcome.ENGINE_ERROR]
         rewards = [reward(rollout, config.rollout) for rollout in members]
         seen.extend(rewards)
         shares = _shares(members, rewards, config.train)
         own = [
-            TrainRow(call, shares[call.predictor][place], number + place)
+            TrainRow(call, shares[call.predictor][place], number + place, group_number)
             for place, rollout in enumerate(members)
             for call in rollout.calls
             if call.completion_ids and config.trains(call.predictor) and any(shares[call.predictor].values())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def as_row(request: GenerationRequest, generation: Generation) -> TrainRow:
     """What a trainer would be given of one completion."""
-    return TrainRow(sampled_call(request, generation, "answer"), advantage=1.0, rollout=0)
+    return TrainRow(sampled_call(request, generation, "answer"), advantage=1.0, rollout=0, group=0)
 
 
 class EngineContract:

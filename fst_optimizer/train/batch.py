@@ -70,22 +70,31 @@ def token_weights(
 
     - `token`: 1 / tokens of the batch;
     - `rollout`: 1 / (tokens of the row's rollout over all its calls * rollouts);
+    - `prompt`: 1 / (tokens of the row's group over all its rollouts * groups), as arXiv 2605.12484 averages;
     - `constant` (dr_grpo): 1 / (rollouts * max_completion_tokens), so that a long answer is not diluted;
       None takes the longest completion of the batch.
 
-    The first two sum to 1 over the tokens.
+    The first three sum to 1 over the tokens. What has no row in the batch, such as a flat group, is not counted.
     """
     tokens = [len(row.call.completion_ids) for row in rows]
-    per_rollout: Counter[int] = Counter()
-    for row, count in zip(rows, tokens, strict=True):
-        per_rollout[row.rollout] += count
     if average == "token":
         return [1 / sum(tokens)] * len(rows)
     if average == "rollout":
-        return [1 / (per_rollout[row.rollout] * len(per_rollout)) for row in rows]
+        return _by_unit([row.rollout for row in rows], tokens)
+    if average == "prompt":
+        return _by_unit([row.group for row in rows], tokens)
     if average == "constant":
-        return [1 / (len(per_rollout) * (max_completion_tokens or max(tokens)))] * len(rows)
-    raise ValueError(f"average is {average!r}: token, rollout or constant")
+        rollouts = len({row.rollout for row in rows})
+        return [1 / (rollouts * (max_completion_tokens or max(tokens)))] * len(rows)
+    raise ValueError(f"average is {average!r}: token, rollout, prompt or constant")
+
+
+def _by_unit(units: Sequence[int], tokens: Sequence[int]) -> list[float]:
+    """Weights with which every unit counts the same, and in it every token; one unit and one count for each row."""
+    totals: Counter[int] = Counter()
+    for unit, count in zip(units, tokens, strict=True):
+        totals[unit] += count
+    return [1 / (totals[unit] * len(totals)) for unit in units]
 
 
 def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] | None = None) -> Batch:

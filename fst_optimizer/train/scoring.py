@@ -81,7 +81,7 @@ def _microbatches(
     model: PeftModel, pad_id: int, calls: Sequence[Call], max_padded_tokens: int
 ) -> Iterator[tuple[list[int], Batch]]:
     """The calls that have tokens, on the model's device: their places, and a batch of them."""
-    rows = [TrainRow(call, 0.0, 0) for call in calls]
+    rows = [TrainRow(call, 0.0, rollout=0, group=0) for call in calls]
     scored = [place for place, call in enumerate(calls) if call.completion_ids]
     for micro in plan_microbatches([length_of(rows[place]) for place in scored], max_padded_tokens):
         places = [scored[i] for i in micro]

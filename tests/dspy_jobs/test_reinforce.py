@@ -146,6 +146,7 @@ def test_groups_that_dspy_hands_in_again_are_trained_on_once(policy, trained):
     job.step([{"batch_id": number, "group": one} for number, one in enumerate((second, third, third))])
     job.step([third])
     assert [len(rows) for rows in trained] == [4, 2, 2]
+    assert [row.group for row in trained[0]] == [0, 0, 1, 1]
     assert [row.call.text for row in trained[1]] == ["e", "f"]
 
 

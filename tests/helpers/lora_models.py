@@ -48,7 +48,7 @@ def _moved(model: PeftModel, size: float = 0.1) -> PeftModel:
 
 
 def _ragged_rows(count: int = 7, seed: int = 0, **call: object) -> list[TrainRow]:
-    """Rows of mixed lengths, temperatures and advantages; two calls to a rollout."""
+    """Rows of mixed lengths, temperatures and advantages; two calls to a rollout, two rollouts to a group."""
     rng = random.Random(seed)
     rows = []
     for index in range(count):
@@ -62,7 +62,7 @@ def _ragged_rows(count: int = 7, seed: int = 0, **call: object) -> list[TrainRow
             "policy_version": 0,
             "finish_reason": "stop",
         }
-        rows.append(TrainRow(Call(**{**settings, **call}), rng.uniform(-1.5, 1.5), index // 2))  # type: ignore[arg-type]
+        rows.append(TrainRow(Call(**{**settings, **call}), rng.uniform(-1.5, 1.5), index // 2, index // 4))  # type: ignore[arg-type]
     return rows
 
 

@@ -72,6 +72,18 @@ def test_advantages_have_mean_square_one_unless_flat(rewards):
     assert square == pytest.approx(1.0 if len(set(rewards)) > 1 else 0.0, abs=1e-6)
 
 
+def test_rows_name_their_group_and_flat_groups_leave_a_gap():
+    one, flat, two = (
+        group(rollout(1.0, calls=[call(5), call(6)]), rollout(0.0)),
+        group(rollout(1.0), rollout(1.0), example="train-1"),
+        group(rollout(0.0), rollout(1.0), rollout(0.5, outcome=Outcome.ENGINE_ERROR), example="train-2"),
+    )
+    assert [(row.group, row.rollout) for row in credit([one, flat, two], CONFIG).rows] == [
+        *[(0, 0), (0, 0), (0, 1)],
+        *[(2, 2), (2, 3)],
+    ]
+
+
 def test_every_call_of_a_rollout_gets_the_rollouts_advantage():
     found = credit([group(rollout(1.0, calls=[call(5), call(6, 7)]), rollout(0.0, calls=[call(8)]))], NO_EPS)
     assert [(row.advantage, row.rollout, row.call.completion_ids) for row in found.rows] == [

@@ -12,7 +12,7 @@ from fst_optimizer.train.batch import make_batch, plan_microbatches, token_weigh
 from fst_optimizer.types import Call, TrainRow
 
 
-def row(prompt: int = 1, completion: int = 1, rollout: int = 0, **call: object) -> TrainRow:
+def row(prompt: int = 1, completion: int = 1, rollout: int = 0, group: int = 0, **call: object) -> TrainRow:
     call_settings = {
         "predictor": "answer",
         "prompt_ids": tuple(range(1, 1 + prompt)),
@@ -22,7 +22,7 @@ def row(prompt: int = 1, completion: int = 1, rollout: int = 0, **call: object) 
         "policy_version": 0,
         "finish_reason": "stop",
     }
-    return TrainRow(Call(**{**call_settings, **call}), 1.5, rollout)  # type: ignore[arg-type]
+    return TrainRow(Call(**{**call_settings, **call}), 1.5, rollout, group)  # type: ignore[arg-type]
 
 
 def test_rows_are_padded_on_the_right() -> None:
@@ -68,6 +68,27 @@ def test_rollout_average_counts_every_rollout_the_same() -> None:
     assert token_weights(THREE_CALLS, "rollout") == [1 / 12, 1 / 12, 1 / 4]
 
 
+def test_prompt_average_counts_every_group_the_same_and_in_it_every_token() -> None:
+    # Group 0: rollout 0 with calls of 2 and 4 tokens, rollout 1 with one of 2, so 8 tokens. Group 7: one call of 4.
+    rows = [row(1, 2, 0, 0), row(1, 4, 0, 0), row(1, 2, 1, 0), row(1, 4, 2, 7)]
+    # 1 / (8 * 2) and 1 / (4 * 2): each group has half of the weight.
+    assert token_weights(rows, "prompt") == [1 / 16, 1 / 16, 1 / 16, 1 / 8]
+    # By rollout it would be 1 / (6 * 3), 1 / (2 * 3) and 1 / (4 * 3); by token 1 / 12.
+    assert token_weights(rows, "rollout") == [1 / 18, 1 / 18, 1 / 6, 1 / 12]
+    assert token_weights(rows, "token") == [1 / 12] * 4
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(1, 4))
+def test_groups_of_as_many_tokens_are_averaged_by_prompt_as_by_token(groups: list[list[int]], rollouts: int) -> None:
+    most = max(map(sum, groups))
+    whole = [[*lengths, *([most - sum(lengths)] if sum(lengths) < most else [])] for lengths in groups]
+    rows = [
+        row(1, length, i % rollouts, group) for group, lengths in enumerate(whole) for i, length in enumerate(lengths)
+    ]
+    assert token_weights(rows, "prompt") == pytest.approx(token_weights(rows, "token"))
+
+
 def test_constant_average_does_not_depend_on_the_answer() -> None:
     assert token_weights(THREE_CALLS, "constant", max_completion_tokens=16) == [1 / 32] * 3
     # Without a constant, the longest completion: 1 / (2 * 4).
@@ -101,10 +122,12 @@ def test_rows_are_planned_longest_first(lengths: list[int], budget: int) -> None
 
 @settings(deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(0, 4)), min_size=1, max_size=20),
-    st.sampled_from(["token", "rollout"]),
+    st.lists(
+        st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(0, 4), st.integers(0, 2)), min_size=1, max_size=20
+    ),
+    st.sampled_from(["token", "rollout", "prompt"]),
 )
-def test_weights_sum_to_one(shapes: list[tuple[int, int, int]], average: str) -> None:
+def test_weights_sum_to_one(shapes: list[tuple[int, int, int, int]], average: str) -> None:
     rows = [row(*shape) for shape in shapes]
     weights_BT = make_batch(rows, 0, token_weights(rows, average)).weights_BT
     assert weights_BT.sum().item() == pytest.approx(1, abs=1e-5)

@@ -93,7 +93,7 @@ def test_cispos_step_gradient_equals_a_hand_built_one(
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("average", ["token", "rollout"])
+@pytest.mark.parametrize("average", ["token", "rollout", "prompt"])
 def test_ragged_microbatches_sum_to_the_big_batch(
     make_model: MakeModel,
     moved: Moved,
@@ -121,6 +121,46 @@ def test_the_rollout_average_reaches_the_loss(model: PeftModel, make_rows: MakeR
     weights = token_weights(rows, "rollout")
     by_hand = sum(-row.advantage * sum(row.call.logprobs) * weight for row, weight in zip(rows, weights, strict=True))
     assert trainer.step(rows).loss == pytest.approx(by_hand, abs=1e-5)
+
+
+@pytest.mark.parametrize("budget", [8192, 30])
+def test_the_prompt_averages_gradient_is_a_mean_of_group_means(
+    model: PeftModel,
+    moved: Moved,
+    make_rows: MakeRows,
+    slow_logprobs: SlowLogprobs,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: int,
+) -> None:
+    rows = make_rows(9)  # groups of 4, 4 and 1 calls
+    config = TrainConfig(
+        average="prompt", kl_coef=0.1, ratio_cap=1.5, max_grad_norm=None, microbatch_tokens=budget, lr=1e-3
+    )
+    trainer = Trainer(moved(model), 0, config)
+    group_means = []
+    for group in sorted({row.group for row in rows}):
+        losses = []
+        for row in (row for row in rows if row.group == group):
+            with torch.no_grad(), lora.active_adapter(model, None):
+                base_T = slow_logprobs(model, row)
+            logprobs_T = slow_logprobs(model, row)
+            ratio_T = (logprobs_T.detach() - torch.tensor(row.call.logprobs)).exp().clamp(max=1.5)
+            kl_T = (base_T - logprobs_T).exp() - 1 - (base_T - logprobs_T)
+            losses.append(-ratio_T * row.advantage * logprobs_T + 0.1 * kl_T)
+        group_means.append(torch.cat(losses).mean())
+    assert len(group_means) == 3
+    expected_loss = torch.stack(group_means).mean()
+    parameters = lora.trained_parameters(model)
+    expected = dict(zip(parameters, torch.autograd.grad(expected_loss, list(parameters.values())), strict=True))
+    gradients, report = gradients_of_step(monkeypatch, trainer, model, rows)
+    assert report.loss == pytest.approx(expected_loss.item(), abs=1e-5)
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-5) for name in expected)
+    # What is reported stays a mean over tokens: only the loss is averaged by group.
+    by_token = Trainer(model, 0, config.changed(average="token"))
+    token_report = gradients_of_step(monkeypatch, by_token, model, rows)[1]
+    for field in ("entropy", "kl", "ratio_mean", "clipped_share", "advantage_delta", "tokens"):
+        assert getattr(report, field) == pytest.approx(getattr(token_report, field), rel=1e-5)
+    assert report.loss != pytest.approx(token_report.loss, rel=1e-3)
 
 
 def test_dr_grpos_divisor_is_the_constant_given(make_model: MakeModel, make_rows: MakeRows) -> None:
@@ -344,10 +384,11 @@ def test_two_trainers_in_one_process_do_not_disturb_each_other(make_model: MakeM
     assert equal(lora.snapshot(alone), lora.snapshot(beside))
 
 
+@pytest.mark.parametrize("average", ["token", "prompt"])
 def test_the_shares_of_two_processes_sum_to_the_whole(
-    make_model: MakeModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, average: str
 ) -> None:
-    rows, config = make_rows(9), TrainConfig(microbatch_tokens=40, max_grad_norm=None)
+    rows, config = make_rows(9), TrainConfig(microbatch_tokens=40, max_grad_norm=None, average=average, kl_coef=0.1)
     model = moved(make_model())
     whole, whole_report = gradients_of_step(monkeypatch, Trainer(model, 0, config), model, rows)
     # Instead of summing over processes, keep each one's share and sum here.
