@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.policy import LoraConfig, VLLMConfig
 from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, RolloutConfig, TrainConfig
-from fst_optimizer.errors import EngineError, FSTError, MetricError, TrainingError, UserError
+from fst_optimizer.errors import EngineError, FSTError, MetricError, ProgramError, TrainingError, UserError
 from fst_optimizer.logs import show_warnings
 from fst_optimizer.policy.provider import use_provider
 
@@ -34,6 +34,7 @@ __all__ = [
     "LoraConfig",
     "MetricError",
     "Policy",
+    "ProgramError",
     "RolloutConfig",
     "TrainConfig",
     "TrainingError",

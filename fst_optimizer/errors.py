@@ -3,7 +3,8 @@
 Three kinds of things go wrong, and each is handled in one way:
 
 - **A user's mistake** (a wrong setting, an unusable program, a taken directory) raises `UserError` before
-  anything is spent. Its text names the field, the value and the remedy.
+  anything is spent. Its text names the field, the value and the remedy. `ProgramError` is one that only running
+  the program shows: it fails in every rollout of the first batch, or of the first cycle.
 - **A bad rollout** (an unparsable answer, a cut completion, a failing tool, a timeout) is data: the collector
   records it as the rollout's `Outcome`, and it earns its configured reward. It never raises.
 - **A broken part** (the metric, the engine, the trainer, the disk) raises `MetricError`, `EngineError`,
@@ -24,6 +25,10 @@ class FSTError(Exception):
 
 class UserError(FSTError, ValueError):
     """A mistake in what was passed in; the text says which field, which value, and what to do."""
+
+
+class ProgramError(UserError):
+    """The program fails in every rollout: nothing can be learned. Correct it, and resume the run."""
 
 
 class MetricError(FSTError):

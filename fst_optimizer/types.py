@@ -198,6 +198,18 @@ def total_usage(*parts: Mapping[str, Usage]) -> dict[str, Usage]:
 
 
 @dataclass(frozen=True)
+class Raised:
+    """What a program raised, and where: two rollouts with the same `error` and `place` failed alike."""
+
+    error: str
+    """The exception's type."""
+    place: str
+    """`FILE:LINE in FUNCTION`: the innermost frame in the program's own code, or else the innermost of all."""
+    lines: tuple[str, ...] = ()
+    """The last lines of the traceback, without secrets."""
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One run of the program on one example, with one candidate's instructions and one policy version."""
 
@@ -221,6 +233,8 @@ class Rollout:
     """Wall-clock time that it took."""
     usage: Mapping[str, Usage] = field(default_factory=dict)
     """Model -> what the program and the metric asked of LMs that are not trained. Answers from a cache do not count."""
+    raised: Raised | None = None
+    """With `program_error`: what the program raised."""
 
     @property
     def tokens(self) -> int:
@@ -243,6 +257,7 @@ class Rollout:
             "calls": [vars(call) for call in self.calls],
             "trace": trace,
             "usage": {model: vars(used) for model, used in self.usage.items()},
+            "raised": self.raised and vars(self.raised),
         }
 
     @classmethod
@@ -254,6 +269,7 @@ class Rollout:
             "calls": tuple(Call(**{**call, **{name: tuple(call[name]) for name in lists}}) for call in data["calls"]),
             "trace": tuple(TraceStep(**step) for step in data["trace"]),
             "usage": {model: Usage(**used) for model, used in data["usage"].items()},
+            "raised": Raised(**{**raised, "lines": tuple(raised["lines"])}) if (raised := data.get("raised")) else None,
         }
         return cls(**{**data, **parts})
 

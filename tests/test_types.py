@@ -5,7 +5,18 @@ import math
 import dspy
 import pytest
 
-from fst_optimizer.types import Call, Candidate, Outcome, Population, Rollout, RolloutCounts, TraceStep, Usage, items_of
+from fst_optimizer.types import (
+    Call,
+    Candidate,
+    Outcome,
+    Population,
+    Raised,
+    Rollout,
+    RolloutCounts,
+    TraceStep,
+    Usage,
+    items_of,
+)
 
 A = Candidate({"first": "one", "second": "two"})
 B = Candidate({"first": "uno", "second": "two"}, parents=(A.id,), origin="reflection", cycle=3)
@@ -52,6 +63,15 @@ def test_a_broken_models_numbers_and_half_characters_survive_json():
     scored = Population.from_json(json.loads(json.dumps(population.to_json())))
     assert scored.candidates == population.candidates
     assert math.isnan(scored.scores["x"]["train-0"])
+
+
+def test_a_rollout_keeps_what_was_raised_and_older_files_know_nothing_of_it():
+    raised = Raised("KeyError", "program.py:3 in forward", ("KeyError: 'gold'",))
+    rollout = Rollout("c", "e", 0, 2, Outcome.PROGRAM_ERROR, 0.0, raised=raised)
+    written = json.loads(json.dumps(rollout.to_json()))
+    assert Rollout.from_json(written) == rollout
+    del written["raised"]
+    assert Rollout.from_json(written).raised is None
 
 
 def test_the_mean_score_is_over_the_anchor_and_the_earliest_wins_a_tie():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import site
+import sysconfig
+import traceback
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
 from fst_optimizer.engines.recorder import Recorder
-from fst_optimizer.text import unicode_only, without_secrets
-from fst_optimizer.types import Call, Outcome
+from fst_optimizer.text import plain, unicode_only, without_secrets
+from fst_optimizer.types import Call, Outcome, Raised, Rollout
 
 
 def outcome_of(error: Exception | None, recorder: Recorder) -> Outcome:
@@ -43,3 +48,45 @@ def describe_failure(outcome: Outcome, error: Exception | None) -> str:
         cut = " It was cut at max_tokens." if outcome is Outcome.TRUNCATED else ""
         return f"The answer could not be parsed.{cut} It must give the fields {fields} in the format asked for."
     return unicode_only(without_secrets(f"{type(error).__name__}: {error}")) if error else str(outcome)
+
+
+def raised_by(error: Exception) -> Raised:
+    """What a program raised, where in its own code, and the lines that people need to find it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _of_a_library(frame.filename)] or frames[-1:]
+    # How deep the last call of an endless recursion was is chance: where it was entered is not.
+    place = (own[0] if isinstance(error, RecursionError) else own[-1]) if own else None
+    shown = [*own[:1], *own[1:][-1:], *([frames[-1]] if frames and frames[-1] not in own else [])]
+    lines = [line for part in traceback.format_list(shown) for line in part.splitlines()]
+    lines += "".join(traceback.format_exception_only(error)).splitlines()[:MOST_LINES]
+    return Raised(
+        type(error).__name__,
+        f"{place.filename}:{place.lineno} in {place.name}" if place else "",
+        tuple(plain(without_secrets(line))[:MOST_CHARACTERS] for line in lines),
+    )
+
+
+def raised_alike(rollouts: Sequence[Rollout]) -> Raised | None:
+    """What the program raised, where all of these rollouts ended with the same error in the same place; else None."""
+    found = {(one.raised.error, one.raised.place) if one.raised else None for one in rollouts}
+    return rollouts[0].raised if len(found) == 1 else None
+
+
+MOST_LINES, MOST_CHARACTERS = 4, 300
+"""Of an exception's text, and of each line, that are kept: some carry a whole prompt."""
+
+
+def _of_a_library(filename: str) -> bool:
+    """Whether code is Python's own, of an installed package or of this one, rather than the program's."""
+    path = Path(filename)
+    return (
+        filename.startswith("<frozen ")
+        or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        or any(path.is_relative_to(folder) for folder in _library_folders())
+    )
+
+
+@cache
+def _library_folders() -> tuple[Path, ...]:
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return (Path(__file__).parents[1], *map(Path, {*paths, *site.getsitepackages()}))

@@ -17,7 +17,7 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
-from fst_optimizer.rollout.outcome import describe_failure, outcome_of, unparsed_call
+from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raised_by, unparsed_call
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Usage
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ class RolloutJob:
         judged: dict[str, Any] = {"feedback": {"": error}} if self.capture else {}
         if outcome is Outcome.OK:
             judged = self._judge(prediction)
-        return self._settle(outcome, error=error, seconds=time.monotonic() - started, **judged)
+        raised = raised_by(self.error) if self.error and outcome is Outcome.PROGRAM_ERROR else None
+        return self._settle(outcome, error=error, raised=raised, seconds=time.monotonic() - started, **judged)
 
     def stop(self) -> None:
         """Refuse further LM calls; what has not been recorded by now is dropped."""

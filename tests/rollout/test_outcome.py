@@ -1,13 +1,14 @@
 """Every way that a program ends, and the outcome and description that it gets."""
 
+import json
 from types import SimpleNamespace
 
 import dspy
 import pytest
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMRateLimitError
 
-from fst_optimizer.rollout.outcome import describe_failure, outcome_of, unparsed_call
-from fst_optimizer.types import Call, Outcome
+from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raised_alike, raised_by, unparsed_call
+from fst_optimizer.types import Call, Outcome, Raised, Rollout
 
 SIGNATURE = dspy.Signature("question -> answer, mood")
 
@@ -96,3 +97,83 @@ def test_text_that_is_no_unicode_is_escaped():
 
 def test_without_an_error_the_outcome_is_the_description():
     assert describe_failure(Outcome.TIMEOUT, None) == "timeout"
+
+
+# -- where a program raised -----------------------------------------------------------------------------------------
+
+
+def raised(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        return raised_by(error)
+    raise AssertionError("nothing was raised")
+
+
+def line_of(function, offset):
+    return f"{__file__}:{function.__code__.co_firstlineno + offset} in {function.__name__}"
+
+
+def mistyped(question):
+    return question.strpi()
+
+
+def through_a_library(text):
+    return json.loads(text)
+
+
+def endless(depth):
+    if depth % 2:
+        return endless(depth + 1)
+    return endless(depth + 1)
+
+
+def rollout(raised=None, outcome=Outcome.PROGRAM_ERROR):
+    return Rollout("c", "train-0", 0, 0, outcome, 0.0, raised=raised)
+
+
+def test_the_place_is_the_innermost_line_of_the_programs_own_code():
+    found = raised(mistyped, "q")
+    assert (found.error, found.place) == ("AttributeError", line_of(mistyped, 1))
+    assert found.lines[-1] == "AttributeError: 'str' object has no attribute 'strpi'"
+    assert any("return question.strpi()" in line for line in found.lines)
+    library = raised(through_a_library, "{")
+    assert (library.error, library.place) == ("JSONDecodeError", line_of(through_a_library, 1))
+    assert any("json/decoder.py" in line for line in library.lines)  # where it came from is shown all the same
+
+
+def test_what_a_library_raised_alone_has_its_innermost_line_as_place():
+    found = raised(json.loads, "{")  # the frame of `raised` itself is of the test
+    assert found.place.startswith(__file__)
+    error = json.JSONDecodeError("odd", "{", 0)
+    try:
+        raise error
+    except ValueError:
+        error.__traceback__ = None
+    assert raised_by(error).place == ""
+
+
+def test_an_endless_recursion_has_the_place_where_it_was_entered():
+    assert raised(endless, 0).place == raised(endless, 1).place
+    assert len(raised(endless, 0).lines) < 16
+
+
+def test_what_is_kept_of_a_traceback_is_short_plain_and_without_secrets():
+    def leak():
+        raise ValueError("\x1b[31m" + "Authorization: Bearer sk-abcdefghijklmnop1234\n" + "x" * 10_000 + "\n" * 1000)
+
+    lines = raised(leak).lines
+    text = "\n".join(lines)
+    assert "sk-abcdefghijklmnop1234" not in text and "\x1b" not in text
+    assert len(lines) < 16 and len(text) < 3000
+
+
+def test_rollouts_failed_alike_when_error_and_place_are_the_same():
+    one, other = Raised("KeyError", "a.py:3 in forward"), Raised("KeyError", "a.py:4 in forward")
+    assert raised_alike([rollout(one), rollout(Raised("KeyError", "a.py:3 in forward", ("said otherwise",)))]) == one
+    assert raised_alike([rollout(one)]) == one
+    for others in (rollout(other), rollout(Raised("TypeError", one.place)), rollout(outcome=Outcome.OK)):
+        assert raised_alike([rollout(one), others]) is None
+        assert raised_alike([others, rollout(one)]) is None
+    assert raised_alike([]) is None
+    assert raised_alike([rollout(outcome=Outcome.PARSE_ERROR)] * 2) is None
