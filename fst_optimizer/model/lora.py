@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, sync
+from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, sync, writing
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
@@ -190,12 +190,14 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
     """Writes `adapter_config.json` and `adapter_model.safetensors` into `folder`, all or nothing.
 
     The files are what `PeftModel.from_pretrained` and vLLM load. An existing folder is replaced.
+
+    Raises:
+        StorageError: they could not be written.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     config = copy.copy(model.peft_config[TRAINED])
     config.inference_mode = True
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+    with writing(folder), _beside(folder) as temporary:
         written = Path(temporary, "new")
         config.save_pretrained(str(written))
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -207,6 +209,14 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
             os.replace(folder, Path(temporary, "old"))
         os.replace(written, folder)
         sync(folder.parent)
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[str]:
+    """A temporary folder on the same disk, so that what is written there can be renamed into place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
+        yield temporary
 
 
 def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:

@@ -106,8 +106,7 @@ def commit(
     versions = sorted({version for version in (state.policy_version, state.best.policy_version) if version})
     for version in versions:
         if not files.policy(version).exists():
-            with writing(files.policy(version)):
-                policy.save_version(version, files.policy(version))
+            policy.save_version(version, files.policy(version))
     folder = files.checkpoint(number)
     _write_trainer(folder, trainer)
     known = {name: value for name, value in (checksums or {}).items() if name.startswith("policy/")}

@@ -173,8 +173,8 @@ def save_program(program: dspy.Module, path: Path) -> None:
     with writing(path):
         try:
             without_unsaveable_lms(program).save(str(temporary))
-        except RuntimeError as error:  # dspy's own, around whatever it was
-            raise error.__cause__ if isinstance(error.__cause__, OSError) else error from None
+        except RuntimeError as error:  # dspy's own, raised without `from` while it handled whatever it was
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)

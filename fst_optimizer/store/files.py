@@ -188,11 +188,24 @@ def writing(path: Path) -> Iterator[None]:
     try:
         failpoint("files.write", path)
         yield
-    except OSError as error:
+    except Exception as error:
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
         raise StorageError(
-            f"{path} could not be written ({error.strerror or error}): make room or give access, then resume; "
+            f"{path} could not be written ({reason}): make room or give access, then resume; "
             "the run's last checkpoint stands"
         ) from error
+
+
+def _disk_reason(error: Exception) -> str | None:
+    """Why the disk refused; None where the error is about something else."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # safetensors has an error of its own: "Error while serializing: I/O error: No space left on device (os error 28)".
+    if type(error).__name__ == "SafetensorError" and "I/O error: " in str(error):
+        return str(error).partition("I/O error: ")[2].partition(" (os error")[0]
+    return None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

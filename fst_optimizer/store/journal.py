@@ -122,7 +122,7 @@ class Journal:
         if broken:
             logger.warning("%s: %d lines are damaged; what they held is run again", path, broken)
         if whole < len(data):
-            with path.open("r+b") as handle:
+            with writing(path), path.open("r+b") as handle:
                 handle.truncate(whole)
 
 

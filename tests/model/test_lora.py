@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.errors import UserError
+from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.model import lora
 
 IDS_BT = torch.tensor([[1, 2, 3, 4, 5, 6]])
@@ -111,7 +111,7 @@ def test_a_failed_save_leaves_the_older_adapter(
         raise OSError("no space left")
 
     monkeypatch.setattr(lora, "save_file", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(StorageError, match=r"policy could not be written \(no space left"):
         lora.save_adapter(model, lora.snapshot(moved(model)), tmp_path / "policy")
     loaded = lora.load_adapter_tensors(tmp_path / "policy")
     assert all(torch.equal(loaded[name], old[name]) for name in old)
