@@ -95,7 +95,7 @@ class Recorder:
                 future.add_done_callback(self._pending.discard)
                 return
         future.cancel()
-        raise RolloutCancelled("the rollout was cancelled")
+        raise RolloutCancelled("the rollout was cancelled or has ended")
 
     def cancel(self) -> None:
         """Refuse every further call of this rollout, and drop those still queued."""

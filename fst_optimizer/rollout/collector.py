@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -18,9 +19,12 @@ from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.rollout.rollout import Request, RolloutJob
+from fst_optimizer.rollout.threads import stray_calls, watched
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import BudgetSpent, Meter
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout
+
+logger = logging.getLogger(__name__)
 
 OnRollout = Callable[[Rollout], None]
 
@@ -51,6 +55,8 @@ class Collector:
         self.meter = meter or Meter(BudgetConfig())
         self.journal = Journal()
         """Where rollouts are written down as they end, and found again by a run that is resumed."""
+        self.strays = 0
+        """Calls of the policy that came while rollouts ran, and from none of them."""
         _make_bars_forgiving()
 
     def run(
@@ -97,7 +103,7 @@ class Collector:
             halted=lambda: bool(self.meter.reached()),
             grace_s=self.config.run.grace_s if self.journal.path else 0.0,  # else what ends is written down nowhere
         )
-        with closing(results):
+        with self._counting_strays(), closing(results):
             try:
                 for place, rollout in results:
                     rollouts[missing[place]] = rollout
@@ -116,6 +122,16 @@ class Collector:
     def run_candidate(self, candidate: Candidate, items: Sequence[Item], **settings: Any) -> list[Rollout]:
         """Run one candidate once on every item; settings as of `run`."""
         return self.run([Request(candidate, item) for item in items], **settings)
+
+    @contextmanager
+    def _counting_strays(self) -> Iterator[None]:
+        with watched(self.policy) as count:
+            try:
+                yield
+            finally:
+                if count() and not self.strays:
+                    logger.warning("%s", stray_calls(count()))
+                self.strays += count()
 
     def _clock(self) -> float:
         """Seconds that stand still while the engine restarts: an outage does not count against a rollout's deadline."""

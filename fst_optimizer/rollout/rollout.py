@@ -18,6 +18,7 @@ from dspy.utils.usage_tracker import UsageTracker
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raised_by, unparsed_call
+from fst_optimizer.rollout.threads import inherited_by_threads
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Usage
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class RolloutJob:
         self._journal_key = (*key, temperature, capture)
         self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=(collector.config.seed, *key))
         self._trace: list[Any] = []
-        self._tracker = UsageTracker()
+        self._tracker = _SharedTracker()
         self._lock = threading.Lock()
         self._settled: Rollout | None = None
         self._dropped = False
@@ -88,8 +89,13 @@ class RolloutJob:
             MetricError: The metric raised.
             UserError: It did not return a finite number.
         """
+        with inherited_by_threads():
+            return self._run()
+
+    def _run(self) -> Rollout:
         started = time.monotonic()
         prediction = self._run_program()
+        self._recorder.cancel()  # a thread that goes on may not sample for a rollout that has ended
         if self._recorder.died:
             raise self._recorder.died
         outcome = outcome_of(self.error, self._recorder)
@@ -155,6 +161,9 @@ class RolloutJob:
             "trace": self._trace,
             "usage_tracker": self._tracker,
             "disable_history": True,
+            # dspy.asyncify has one anyio limiter for all event loops, which cannot wake who waits in another loop (dspy
+            # 3.4.1): programs would hang as soon as one had to wait.
+            "async_max_workers": 1 << 20,
             "adapter": strict_prompt_format(),
         }
         inputs = self.request.item.example.inputs()
@@ -206,6 +215,13 @@ class RolloutJob:
             return TraceStep(call.predictor, {"prompt": self._recorder.prompts[place]}, None, call.text)
         fitting = [name for name, one in self.program.named_predictors() if one.signature.equals(error.signature)]
         return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, str(error.lm_response))
+
+
+class _SharedTracker(UsageTracker):  # type: ignore[misc]
+    """Stays one under `dspy.Parallel`, which gives each of its threads a deep copy and never looks at it again."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _SharedTracker:
+        return self
 
 
 def strict_prompt_format() -> Any:
