@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.policy import LoraConfig, VLLMConfig
 from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, RolloutConfig, TrainConfig
-from fst_optimizer.errors import EngineError, FSTError, MetricError, ProgramError, TrainingError, UserError
+from fst_optimizer.errors import (
+    EngineError,
+    FSTError,
+    MetricError,
+    Paused,
+    ProgramError,
+    ReflectionError,
+    StopRun,
+    StorageError,
+    TrainingError,
+    UserError,
+)
 from fst_optimizer.logs import show_warnings
 from fst_optimizer.policy.provider import use_provider
 
@@ -33,9 +44,13 @@ __all__ = [
     "FastConfig",
     "LoraConfig",
     "MetricError",
+    "Paused",
     "Policy",
     "ProgramError",
+    "ReflectionError",
     "RolloutConfig",
+    "StopRun",
+    "StorageError",
     "TrainConfig",
     "TrainingError",
     "TuneResult",

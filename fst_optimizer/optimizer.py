@@ -10,7 +10,6 @@ The cycles themselves are in `cycle`.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from fst_optimizer.cycle import run_cycle, validate
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.evolve.reflection_lm import name_of
 from fst_optimizer.logs import kept_warnings
 from fst_optimizer.phases import commit, within_caps
 from fst_optimizer.program.lms import attach_policy
@@ -37,7 +37,7 @@ from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
-from fst_optimizer.store.files import RunFiles, locked, open_run, write_json
+from fst_optimizer.store.files import RunFiles, check_run_dir, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.types import Candidate, Item, Population, items_of
@@ -157,7 +157,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             Paused: a monitor with `pause` saw what it watches for.
         """
         given = self.check(student, trainset, teacher, valset)
-        run_dir = self.run_dir or Path("runs") / f"{type(student).__name__}-{time.strftime('%Y%m%d-%H%M%S')}"
+        run_dir = self.run_dir or new_run_dir(type(student).__name__)
+        check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
         with locked(run_dir):
             return self._run(run_dir, given)
 
@@ -219,7 +220,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         )
         description["program"] = {
             "instructions": seed_texts(given.student),
-            "reflection_lm": None if self.reflection_lm is None else str(self.reflection_lm.model),
+            "reflection_lm": name_of(self.reflection_lm, given.policy),
         }
         if not resuming:
             write_json(files.config, description)
@@ -235,7 +236,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
         policy, teachers = given.policy, given.teachers
         config = self.config
-        reflector = LMReflector(self.reflection_lm) if self.reflection_lm else ExtractiveReflector(config.seed)
+        reflector = LMReflector(self.reflection_lm, config.budget.prices) if self.reflection_lm else ExtractiveReflector(config.seed)
         meter = Meter(config.budget, reflector)
         taught = {one.candidate.id: one.program for one in teachers}
         collector = Collector(

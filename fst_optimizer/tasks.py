@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ def load_task(name: str) -> Task:
     if missing:
         raise UserError(f"task {name!r}: its task.py lacks {', '.join(missing)}; see docs, 'Writing a task'")
     return Task(name, module, variant or None)
+
+
+def run_name(task: str) -> str:
+    """A run's name by its task: `programs/letters:sort-rotate` is `letters-sort-rotate`, `my.tasks.sums` is `sums`."""
+    place, _, variant = task.partition(":")
+    name = "-".join(part for part in (re.split(r"[/.]", place.rstrip("/"))[-1], variant) if part)
+    return re.sub(r"[^\w-]+", "-", name).strip("-") or "task"
 
 
 def _folder(place: str) -> Path | None:

@@ -18,6 +18,30 @@ CONFIG_FORMAT = 2
 RENAMED = {"guards": "monitors"}
 """Section in format 1 -> its name now."""
 
+ELSEWHERE = {
+    "learning_rate": "train.lr",
+    "adam_beta1": "train.betas",
+    "adam_beta2": "train.betas",
+    "warmup_ratio": "train.warmup_steps",
+    "beta": "train.kl_coef",
+    "loss_type": "train.loss",
+    "epsilon": "train.clip_low",
+    "epsilon_high": "train.clip_high",
+    "mask_truncated_completions": "train.train_truncated",
+    "gradient_accumulation_steps": "train.microbatch_tokens",
+    "per_device_train_batch_size": "rollout.batch_size",
+    "num_generations": "rollout.group_size",
+    "max_completion_length": "policy.max_tokens",
+    "max_new_tokens": "policy.max_tokens",
+    "num_train_epochs": "budget.max_cycles",
+    "max_metric_calls": "fast.max_rollouts",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+}
+"""Name in TRL, transformers, peft or dspy -> ours, for the remedy of an error."""
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """A file of settings in the present format, whatever format it was written in.

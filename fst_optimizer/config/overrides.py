@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config.formats import RENAMED, read_config
+from fst_optimizer.config.formats import ELSEWHERE, RENAMED, read_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.run import OPEN, FSTConfig, nested, preset
 from fst_optimizer.errors import UserError, did_you_mean
@@ -111,5 +111,6 @@ def check_names(names: Iterable[str]) -> None:
         leaf = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
         section, dot, rest = name.partition(".")
         renamed = RENAMED.get(section, section) + dot + rest
-        remedy = f"did you mean {leaf[0]!r}?" if leaf else did_you_mean(renamed, known)
+        same = leaf or [ELSEWHERE[last] for last in [name.rpartition(".")[2]] if last in ELSEWHERE]
+        remedy = f"did you mean {same[0]!r}?" if same else did_you_mean(renamed, known)
         raise UserError(f"unknown setting {name!r}; {remedy}")

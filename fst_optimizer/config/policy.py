@@ -13,6 +13,8 @@ from fst_optimizer.errors import UserError
 ENGINES = ("torch", "vllm")
 """What can generate: the model in this process, or a vLLM server."""
 PathText = Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+NumberText = BeforeValidator(lambda value: str(value) if type(value) is int else value)
+"""For text that may look like a number: on a command line, 1 is given without quotes."""
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, no tuples
 
 
@@ -36,7 +38,7 @@ class VLLMConfig(Section, section="vllm"):
         default=None, gt=0, le=1
     )
     """Share of each GPU's memory that vLLM takes. None: 0.45 beside the trainer, 0.9 on GPUs of its own."""
-    devices: str | None = None
+    devices: Annotated[str | None, NumberText] = None
     """CUDA_VISIBLE_DEVICES of the server, e.g. "1" or "1,2". None: the same GPUs as the trainer."""
     max_live_versions: int = Field(default=4, ge=3)
     """Policy versions besides the base that are served at once; each takes an adapter's memory in vLLM."""
@@ -46,7 +48,7 @@ class VLLMConfig(Section, section="vllm"):
     """Most tokens of prompt and completion together. None: the model's own."""
     cpu_kv_cache_gib: int = Field(default=1, ge=1)
     """Memory for the KV cache where vLLM runs on CPU, in GiB."""
-    cpu_threads: str = "auto"
+    cpu_threads: Annotated[str, NumberText] = "auto"
     """VLLM_CPU_OMP_THREADS_BIND: "auto" leaves a core to the server's front and to the programs; "0-3" names cores."""
     start_timeout_s: float = Field(default=900.0, gt=0)
     """How long a start may take, in seconds; large models are read from disk in it."""

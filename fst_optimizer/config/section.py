@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from fst_optimizer.config.formats import RENAMED
+from fst_optimizer.config.formats import ELSEWHERE, RENAMED
 from fst_optimizer.errors import UserError, did_you_mean
 
 
@@ -74,8 +74,9 @@ def _refusal(model: type[Section], values: Mapping[str, Any], error: ValidationE
     path = [part for part in first["loc"] if isinstance(part, str) and part != "[key]"]  # without places in lists
     name = ".".join([model.section, *path] if model.section else path)
     if first["type"] == "extra_forbidden":
-        nearest = did_you_mean(RENAMED.get(path[0], path[0]), model.model_fields)
-        return UserError(f"config: unknown key {name!r}; {nearest}")
+        ours = ELSEWHERE.get(path[0])
+        remedy = f"did you mean {ours!r}?" if ours else did_you_mean(RENAMED.get(path[0], path[0]), model.model_fields)
+        return UserError(f"config: unknown key {name!r}; {remedy}")
     value: Any = values
     for part in path:
         value = value[part]

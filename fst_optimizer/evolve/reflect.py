@@ -10,13 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
+import dspy
+from dspy.utils.usage_tracker import UsageTracker
+
 from fst_optimizer.errors import StorageError
 from fst_optimizer.failpoints import failpoint
+from fst_optimizer.rollout.rollout import usage_of
 from fst_optimizer.store.journal import Journal
+from fst_optimizer.store.meter import model_cost_usd
 from fst_optimizer.text import without_secrets
 
 if TYPE_CHECKING:
-    import dspy
+    from fst_optimizer.store.meter import Prices
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +39,8 @@ class Reflector(Protocol):
     """How often it has reflected. With a reflection LM each is one LM call."""
     cost_usd: float | None = 0.0
     """Dollars spent so far. None: some price is unknown."""
+    model: str = ""
+    """The reflection LM's, as prices have it."""
     note: str = ""
     """Why the last reflection proposed nothing; empty when it did propose."""
     failure: str = ""
@@ -54,9 +61,11 @@ class LMReflector(Reflector):
     as a program's call. A call that raises, or answers nothing new, gives None and a note.
     """
 
-    def __init__(self, lm: dspy.LM) -> None:
-        """Uses the LM's own temperature and token limit."""
+    def __init__(self, lm: dspy.LM, prices: Prices | None = None) -> None:
+        """Uses the LM's own temperature and token limit. `prices` go over litellm's."""
         self.lm = lm
+        self.model = str(getattr(lm, "model", ""))
+        self.prices = prices or {}
         self.journal = Journal()
         """Where answers are written down, and found again by a run that is resumed."""
         self._answered = self._warned = False
@@ -94,12 +103,11 @@ class LMReflector(Reflector):
         if found is not None:
             self._add_cost(found["cost_usd"])
             return str(found["text"])
-        last = next(reversed(self.lm.history), None)
-        outputs = self.lm(prompt)
+        last, asked = next(reversed(self.lm.history), None), _Asked(dspy.settings.usage_tracker)
+        with dspy.context(usage_tracker=asked):
+            outputs = self.lm(prompt)
         entry = next(reversed(self.lm.history), None)
-        cost: float | None = None  # unknown: history is off, or the entry has no price
-        if entry is not None and entry is not last:
-            cost = 0.0 if getattr(entry.get("response"), "cache_hit", False) else entry.get("cost")
+        cost = self._cost_usd(asked.entries, None if entry is last else entry)
         self._add_cost(cost)
         first = outputs[0] if outputs else ""
         text = first.get("text") if isinstance(first, Mapping) else first
@@ -108,8 +116,33 @@ class LMReflector(Reflector):
         self.journal.add_reflection(prompt, text, cost)
         return text
 
+    def _cost_usd(self, asked: Sequence[Mapping[str, Any]], entry: Mapping[str, Any] | None) -> float | None:
+        """What a call cost: by its tokens as for LMs in rollouts, else as dspy's history has it; None if unknown."""
+        found = entry or {}
+        # dspy tells of every call but those that its cache answers, and these have no usage in its history.
+        if getattr(found.get("response"), "cache_hit", False) or (not asked and found.get("usage") == {}):
+            return 0.0
+        told = asked or ([found["usage"]] if found.get("usage") else [])
+        cost = model_cost_usd(self.model, usage_of(told), self.prices)
+        return found.get("cost") if cost is None else cost
+
     def _add_cost(self, cost_usd: float | None) -> None:
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+
+class _Asked(UsageTracker):  # type: ignore[misc]
+    """What dspy tells of the tokens of calls, each in turn; also told to `outer`, the program's own tracker."""
+
+    def __init__(self, outer: UsageTracker | None) -> None:
+        super().__init__()
+        self.outer = outer
+        self.entries: list[Mapping[str, Any]] = []
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """One call was answered, and not from a cache."""
+        self.entries.append(usage_entry)
+        if self.outer is not None:
+            self.outer.add_usage(lm, usage_entry)
 
 
 _WILL_PASS = re.compile(r"rate.?limit|time.?d?.?out|overloaded|unavailable|\b(408|429|50[0234])\b", re.IGNORECASE)

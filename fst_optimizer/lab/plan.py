@@ -92,8 +92,8 @@ class Job:
         given = [text for name, value in options if value is not None for text in (name, str(value))]
         if self.plain_method in DSPY_METHODS:
             return ["fst_optimizer.lab.dspy_methods", self.task, *given]
-        # With --resume, a run that was never begun starts, and one that was interrupted goes on.
-        return ["fst_optimizer.cli.main", "compile", self.task, *given, "--resume"]
+        begun = RunFiles(self.folder).config.exists()
+        return ["fst_optimizer.cli.main", "compile", self.task, *given, *(["--resume"] if begun else [])]
 
 
 def variant_name(task: str) -> str:

@@ -18,6 +18,7 @@ from fst_optimizer.config.formats import CONFIG_FORMAT
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
+from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.program.lms import without_unsaveable_lms
 from fst_optimizer.store.files import sync, writing
 from fst_optimizer.store.meter import cost_usd
@@ -83,12 +84,20 @@ def describe_run(
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a resumed run has otherwise than it had, in words. Both are contents of `config.json`."""
+    before, now = _named(before), _named(now)
     return [
         f"{name}: {old!r} -> {new!r}"
         for part in ("task", "config", "policy", "data", "teachers", "program", "versions")
         for name, old, new in _differences(part, before.get(part), now.get(part))
         if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
     ]
+
+
+def _named(description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A content of `config.json` that names the reflection LM as it is named now."""
+    if not description.get("program"):
+        return description
+    return {**description, "program": {**description["program"], "reflection_lm": recorded_name(description)}}
 
 
 def check_same_run(changes: Sequence[str], *, allowed: bool) -> None:

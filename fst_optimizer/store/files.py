@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ try:
     import fcntl
 except ImportError:  # not a POSIX system: there, two processes that write one run directory are not noticed
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 """The files of a LoRA adapter, as peft and vLLM name them."""
@@ -124,11 +129,11 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
-    """The run's files, and whether there is a state to resume.
+def check_run_dir(root: Path, *, resume: bool) -> bool:
+    """Whether there is a state to resume in a run's directory; nothing is written.
 
     Raises:
-        UserError: the directory holds a finished run, or an unfinished one and `resume` is off.
+        UserError: the directory holds a finished run, an unfinished one and `resume` is off, or none and it is on.
     """
     files = RunFiles(root)
     for path in root.rglob("*"):
@@ -139,16 +144,55 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     if files.result.exists():
         raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
     # The first checkpoint is written before the first rollout: one alone, without state.json, has nothing to resume.
-    if files.state.exists() or any(int(path.parent.name) > 1 for path in files.manifests()):
-        if not resume:
-            raise UserError(
-                f"run_dir {str(root)!r} holds an unfinished run: resume it (--resume, or resume=True), "
-                "or give another directory"
-            )
+    committed = files.state.exists() or any(int(path.parent.name) > 1 for path in files.manifests())
+    if committed and not resume:
+        raise UserError(
+            f"run_dir {str(root)!r} holds an unfinished run: resume it (--resume, or resume=True), "
+            "or give another directory"
+        )
+    if resume and not committed and not _is_runs(files.config):
+        raise UserError(
+            f"run_dir {str(root)!r} holds no run to resume{_others(root)}: leave --resume (resume=True) out to start "
+            "a new run there"
+        )
+    return committed
+
+
+def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
+    """The run's files, and whether there is a state to resume.
+
+    A run that died before its first checkpoint is begun again, with a warning where it was to be resumed.
+
+    Raises:
+        UserError: as `check_run_dir` does.
+    """
+    files = RunFiles(root)
+    if check_run_dir(root, resume=resume):
         return files, True
+    if resume:
+        logger.warning("the run in %s ended before its first checkpoint: it starts from the beginning", root)
     root.mkdir(parents=True, exist_ok=True)
     _clear(files)
     return files, False
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The run directories in a folder, the newest first."""
+    found = [path for path in folder.glob("*/config.json") if _is_runs(path)]
+    return [path.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def new_run_dir(name: str) -> Path:
+    """`runs/NAME-YYYYMMDD-HHMMSS`, for a run whose directory was not said."""
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _others(root: Path) -> str:
+    """Which runs may have been meant: those in the folder, or those beside it with a name like it."""
+    inside, beside = runs_in(root), {path.name: path for path in runs_in(root.parent)}
+    near = inside or [beside[name] for name in get_close_matches(root.name, beside)]
+    names = [f"{path}{' (finished)' if RunFiles(path).result.exists() else ''}" for path in near[:5]]
+    return f" (there is {', '.join(names)})" if names else ""
 
 
 def _clear(files: RunFiles) -> None:

@@ -25,7 +25,7 @@ OWN_SERVERS = ("hosted_vllm", "vllm", "ollama", "ollama_chat", "lm_studio", "lla
 """Providers, as dspy and litellm name them, that run on the user's own machines: no dollars a token."""
 
 Prices = Mapping[str, tuple[float, float]]
-"""Model -> dollars for a million prompt tokens, and for a million completion tokens."""
+"""Model -> dollars for a million prompt tokens, and for a million completion tokens; see `price_of` for names."""
 
 
 def cost_usd(usage: Mapping[str, Usage], prices: Prices) -> float | None:
@@ -36,13 +36,13 @@ def cost_usd(usage: Mapping[str, Usage], prices: Prices) -> float | None:
 
 def model_cost_usd(model: str, used: Usage, prices: Prices) -> float | None:
     """What one model's tokens cost: by the price given, else 0 for an own server, else by litellm's table."""
-    if model in prices:
-        prompt, completion = prices[model]
-        return (used.prompt_tokens * prompt + used.completion_tokens * completion) / 1e6
-    if model.partition("/")[0] in OWN_SERVERS:
+    price = price_of(model, prices)
+    if price is None and model.partition("/")[0] in OWN_SERVERS:
         return 0.0
-    if not used.prompt_tokens and not used.completion_tokens:
+    if not used.prompt_tokens and not used.completion_tokens and price != (0, 0):
         return None  # the provider told no tokens
+    if price is not None:
+        return (used.prompt_tokens * price[0] + used.completion_tokens * price[1]) / 1e6
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else importing it asks the network for prices
     import litellm
 
@@ -57,6 +57,17 @@ def model_cost_usd(model: str, used: Usage, prices: Prices) -> float | None:
     except Exception:  # litellm raises a bare Exception for a model that its table lacks
         return None
     return float(sum(costs))
+
+
+def price_of(model: str, prices: Prices) -> tuple[float, float] | None:
+    """The price given for a model: by its whole name, or by the name without the provider on one of both sides."""
+    if model in prices:
+        return prices[model]
+    bare = model.partition("/")[2]
+    if bare in prices:
+        return prices[bare]
+    without = {name.partition("/")[2]: pair for name, pair in prices.items()}
+    return without.get(model) if "/" not in model else None
 
 
 class BudgetSpent(FSTError):
@@ -159,6 +170,9 @@ class Meter:
         before, now = self._reflected_before_usd, self.reflector.cost_usd if self.reflector else 0.0
         return None if before is None or now is None else before + now
 
+    def _reflector_name(self) -> str:
+        return f"the reflection LM {self.reflector.model}".strip() if self.reflector else "reflection"
+
     def _cost_usd(self) -> float:
         with self._lock:
             usage = dict(self.usage)
@@ -168,7 +182,7 @@ class Meter:
                 model for model, used in usage.items() if model_cost_usd(model, used, self.budget.prices) is None
             ]
             raise UserError(
-                f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {', '.join(unknown) or 'reflection'} "
+                f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {', '.join(unknown) or self._reflector_name()} "
                 "costs is unknown: give budget.prices, dollars per million prompt and completion tokens, or no cap"
             )
         return rollouts + reflection

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from fst_optimizer.config.overrides import Settings, flat
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
+from fst_optimizer.tasks import run_name
 from fst_optimizer.tuning.objectives import DIRECTIONS
 from fst_optimizer.tuning.space import Space, parameters_of, suggest, with_values
 from fst_optimizer.tuning.storage import quiet_optuna
@@ -160,9 +160,7 @@ def _about(study: optuna.Study) -> dict[str, Any]:
 
 def study_name(task: str, seed: int) -> str:
     """`programs/letters:sort-rotate` with seed 0 is `letters-sort-rotate-0`."""
-    place, _, variant = task.partition(":")
-    parts = [re.split(r"[/.]", place.rstrip("/"))[-1], variant, str(seed)]
-    return re.sub(r"[^\w-]+", "-", "-".join(part for part in parts if part)).strip("-")
+    return f"{run_name(task)}-{seed}"
 
 
 def trial_folder(folder: Path, number: int) -> Path:

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from fst_optimizer.config.overrides import assignments, base_config, read_settings, settled
+from fst_optimizer.config.formats import ELSEWHERE
+from fst_optimizer.config.overrides import assignments, base_config, check_names, read_settings, settled
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.config.run import FSTConfig, preset
 from fst_optimizer.errors import UserError
@@ -38,6 +39,8 @@ def test_values_are_json_where_they_parse_and_strings_elsewhere():
         ("guards.formats=off", "unknown setting 'guards.formats'; did you mean 'monitors.format'?"),
         ("lora.rank=0", "lora.rank is 0"),
         ("policy.max_tokens=none", "policy.max_tokens is 'none'"),
+        ("train.learning_rate=1", "unknown setting 'train.learning_rate'; did you mean 'train.lr'?"),
+        ("num_generations=8", "unknown setting 'num_generations'; did you mean 'rollout.group_size'?"),
     ],
 )
 def test_a_wrong_setting_names_itself_and_the_remedy(pair, message):
@@ -50,6 +53,20 @@ def test_the_adapters_shape_is_a_setting_too():
     settings = settled(FSTConfig(), {"lora.rank": 4, "policy.max_tokens": 48})
     assert settings.lora == LoraConfig(rank=4)
     assert settings.policy.max_tokens == 48
+
+
+def test_text_that_is_a_number_needs_no_quotes():
+    settings = settled(FSTConfig(), assignments(["vllm.devices=1", "vllm.cpu_threads=0"]))
+    assert (settings.vllm.devices, settings.vllm.cpu_threads) == ("1", "0")
+
+
+def test_another_librarys_name_names_ours_in_nested_settings_too():
+    with pytest.raises(UserError, match=r"unknown key 'train.learning_rate'; did you mean 'train.lr'\?"):
+        FSTConfig.from_dict({"train": {"learning_rate": 1e-3}})
+
+
+def test_every_name_of_another_library_leads_to_a_setting():
+    check_names(ELSEWHERE.values())
 
 
 def test_a_tasks_own_settings_stand_over_the_preset():

@@ -175,7 +175,7 @@ def test_nested_settings_name_their_section(data, named):
         (lambda: LoraConfig(target_modules="q_proj"), "lora.target_modules is 'q_proj': give a list of names"),
         (lambda: LoraConfig(rank="8"), "lora.rank is '8': give a whole number of at least 1"),
         (lambda: LoraConfig(dropout=1.5), "lora.dropout is 1.5: give a number of at least 0 and below 1"),
-        (lambda: VLLMConfig(devices=1), "vllm.devices is 1: give a string"),
+        (lambda: VLLMConfig(devices=1.5), "vllm.devices is 1.5: give a string"),
         (lambda: VLLMConfig(max_modl_len=1), r"unknown key 'vllm.max_modl_len'; did you mean 'max_model_len'\?"),
         (lambda: PolicyConfig(max_tokens=True), "policy.max_tokens is True: give a whole number of at least 1"),
     ],

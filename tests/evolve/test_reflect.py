@@ -1,8 +1,12 @@
+import random
 from types import SimpleNamespace
 
+import dspy
 import pytest
+from dspy.lm15 import Message, Response, TextPart, Usage
 from dspy.utils import DummyLM
 
+from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, is_general, lessons, sentences
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, is_general, lessons, sentences
 
 
@@ -167,6 +171,53 @@ def test_a_cached_answer_costs_nothing():
     reflect = LMReflector(ScriptedLM("```A```", cost=0.25, cached=True))
     reflect("p", "Go.", [])
     assert reflect.cost_usd == 0.0
+
+
+class Custom(dspy.BaseLM):
+    """An LM of one's own, which tells its tokens."""
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        message = SimpleNamespace(content="```A```", tool_calls=None)
+        choice = SimpleNamespace(message=message, finish_reason="stop", logprobs=None)
+        usage = {"prompt_tokens": 10**6, "completion_tokens": 10**6}
+        return SimpleNamespace(choices=[choice], usage=usage, model="mine", _hidden_params={})
+
+
+class Told:
+    """An engine that answers, and tells a million tokens each way."""
+
+    def complete(self, request):
+        usage = Usage(input_tokens=10**6, output_tokens=10**6, total_tokens=2 * 10**6)
+        message = Message.assistant([TextPart("```A```")])
+        return Response(id=None, model="told", message=message, finish_reason="stop", usage=usage)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def spent(lm, prices=None, **context):
+    """What one reflection costs, by the run's prices."""
+    reflect = LMReflector(lm, prices)
+    with dspy.context(**context):
+        assert reflect("p", "Go.", []) == "A"
+    return reflect.cost_usd
+
+
+@pytest.mark.filterwarnings("ignore:Implementing custom LMs")
+@pytest.mark.parametrize("context", [{}, {"disable_history": True}])
+def test_the_runs_prices_hold_for_the_reflection_lm(context):
+    prices = {"openai/told": (1.0, 2.0), "mine": (3.0, 4.0)}
+    assert spent(dspy.LM("openai/told", engine=Told(), cache=False), prices, **context) == 3.0
+    assert spent(Custom("mine"), prices, **context) == 7.0
+    assert spent(dspy.LM("openai/no-such-model", engine=Told(), cache=False), prices, **context) is None
+    assert spent(dspy.LM("hosted_vllm/own", engine=Told(), cache=False), **context) == 0.0
+
+
+def test_an_answer_from_dspys_cache_costs_nothing_and_the_programs_own_tracker_hears_of_the_others():
+    lm = dspy.LM("openai/told", engine=Told(), temperature=random.random())  # a request that no other test makes
+    with dspy.track_usage() as tracker:
+        assert [spent(lm, {"told": (1.0, 2.0)}) for _ in range(2)] == [3.0, 0.0]
+    assert tracker.get_total_tokens()["openai/told"]["prompt_tokens"] == 10**6
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,15 @@ def test_a_job_caps_the_rollouts_and_passes_its_settings_on():
         "fst_optimizer.cli.main compile programs/letters --run-dir out/letters/rl-seed3 --method rl --set seed=3"
     )
     assert "--set budget.max_rollouts=500 --set train.steps_per_cycle=2 --set train.lr=2e-3" in arguments
-    assert arguments.endswith("--resume")
+    assert "--resume" not in arguments
+
+
+def test_a_run_that_was_begun_is_gone_on_with(tmp_path):
+    job = Job("programs/letters", "fst", 0, tmp_path / "run", Common(100))
+    assert "--resume" not in job.command()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert job.command()[-1] == "--resume"
 
 
 @pytest.mark.parametrize(

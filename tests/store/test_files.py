@@ -1,10 +1,11 @@
 import json
 import math
+import os
 
 import pytest
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, locked, open_run, read_json, write_json
+from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, locked, open_run, read_json, runs_in, write_json
 
 
 def test_a_new_directory_is_made_with_its_parents(tmp_path):
@@ -13,8 +14,40 @@ def test_a_new_directory_is_made_with_its_parents(tmp_path):
     assert not resuming
 
 
-def test_asking_to_resume_where_nothing_was_committed_starts_over(tmp_path):
-    assert open_run(tmp_path / "new", resume=True)[1] is False
+def begun(folder):
+    """What a run leaves that was killed before its first checkpoint."""
+    write_json(folder / "config.json", {"config": {}, "policy": {}, "data": {}})
+    return folder
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_asking_to_resume_where_no_run_is_refused_with_the_runs_that_may_be_meant(tmp_path, made):
+    if made:
+        (tmp_path / "frist").mkdir()
+    with pytest.raises(UserError, match=r"frist' holds no run to resume: leave --resume \(resume=True\) out"):
+        open_run(tmp_path / "frist", resume=True)
+    begun(tmp_path / "first")
+    begun(tmp_path / "other")
+    with pytest.raises(UserError, match=r"holds no run to resume \(there is \S*/first\): leave --resume"):
+        open_run(tmp_path / "frist", resume=True)
+    write_json(tmp_path / "first" / "result.json", {})
+    with pytest.raises(UserError, match=r"\(there is \S*/first \(finished\)\)"):
+        open_run(tmp_path / "frist", resume=True)
+    with pytest.raises(UserError, match=r"\(there is \S*/(first|other).*, \S*/(first|other)"):
+        open_run(tmp_path, resume=True)  # the folder of the runs instead of a run
+    assert (tmp_path / "frist").exists() is made
+
+
+def test_resuming_a_run_that_died_before_its_first_checkpoint_starts_over_and_says_so(tmp_path, caplog):
+    assert open_run(begun(tmp_path / "run"), resume=True)[1] is False
+    assert "ended before its first checkpoint: it starts from the beginning" in caplog.text
+
+
+def test_runs_are_found_newest_first_and_other_folders_are_not(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        os.utime(begun(tmp_path / name) / "config.json", (1000 - age, 1000 - age))
+    write_json(tmp_path / "model" / "config.json", {"model_type": "qwen3"})
+    assert [path.name for path in runs_in(tmp_path)] == ["new", "middle", "old"]
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -8,7 +8,7 @@ import pytest
 from fst_optimizer import FST, FSTConfig, UserError
 from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.store.files import read_json
-from fst_optimizer.store.meter import Meter
+from fst_optimizer.store.meter import Meter, model_cost_usd
 from fst_optimizer.types import Call, Outcome, Rollout, RolloutCounts, Usage
 from helpers.toy import coin, examples, frozen, metric, student_of
 
@@ -75,6 +75,27 @@ def test_a_price_that_is_unknown_is_an_error_only_where_dollars_are_capped():
     assert free.reached() == ""
     with pytest.raises(UserError, match=r"max_cost_usd is 1\.0, and what nobody/knows costs is unknown"):
         capped.reached()
+
+
+@pytest.mark.parametrize(
+    ("model", "prices", "dollars"),
+    [
+        ("openai/gpt-x", {"openai/gpt-x": (1.0, 2.0)}, 3.0),
+        ("openai/gpt-x", {"gpt-x": (1.0, 2.0)}, 3.0),
+        ("gpt-x", {"openai/gpt-x": (1.0, 2.0)}, 3.0),
+        ("azure/gpt-x", {"openai/gpt-x": (1.0, 2.0)}, None),  # another provider has another price
+        ("openai/gpt-x", {}, None),
+        ("hosted_vllm/gpt-x", {}, 0.0),
+        ("hosted_vllm/gpt-x", {"hosted_vllm/gpt-x": (1.0, 2.0)}, 3.0),
+    ],
+)
+def test_a_price_is_found_by_the_models_name_with_or_without_its_provider(model, prices, dollars):
+    assert model_cost_usd(model, Usage(1, 10**6, 0, 10**6), prices) == dollars
+
+
+def test_a_price_without_tokens_tells_no_cost_but_where_it_is_nothing():
+    assert model_cost_usd("a/b", Usage(calls=1), {"a/b": (1.0, 2.0)}) is None
+    assert model_cost_usd("a/b", Usage(calls=1), {"a/b": (0.0, 0.0)}) == 0.0
 
 
 def test_a_resumed_meter_goes_on():

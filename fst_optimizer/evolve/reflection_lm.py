@@ -1,0 +1,72 @@
+"""The reflection LM by name: as the command line takes it, and as a run's `config.json` has it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from fst_optimizer.errors import UserError
+from fst_optimizer.store.meter import OWN_SERVERS
+from fst_optimizer.text import without_secrets
+
+if TYPE_CHECKING:
+    from fst_optimizer.policy.policy import Policy
+
+POLICY = "policy"
+"""The name of the policy's own base, `policy.base_lm`."""
+_NAME = re.compile(r"[\w.-]+(/[\w.:@+-]+)*")
+
+
+def check_lm_name(name: str) -> None:
+    """A name can be asked: it is one, and the key that its provider needs is in the environment.
+
+    Raises:
+        UserError: it is none, it seems to hold a key, or its key is missing.
+    """
+    if without_secrets(name) != name:
+        raise UserError(
+            "reflection_lm holds what looks like a key: give the model's name alone; keys are read from the "
+            "environment, e.g. OPENAI_API_KEY"
+        )
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"reflection_lm is {name!r}: give a model's name as litellm has it, e.g. openai/gpt-5.2, or {POLICY!r} for "
+            "the policy's own base; keys and addresses are read from the environment"
+        )
+    if name == POLICY or name.partition("/")[0] in OWN_SERVERS:
+        return
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else importing it asks the network for prices
+    import litellm
+
+    litellm.suppress_debug_info = True  # else an unknown provider prints a page of advice
+    lacking = litellm.validate_environment(model=name)["missing_keys"]
+    # Providers that want more than a key (a region, a project) also take it from files of their own.
+    if lacking and all(variable.endswith("_API_KEY") for variable in lacking):
+        raise UserError(
+            f"reflection_lm is {name!r}, and {' or '.join(lacking)} is not set: export it, or name another LM"
+        )
+
+
+def named_lm(name: str) -> dspy.LM:
+    """The LM of that name, with its provider's own temperature and length, its key from the environment."""
+    return dspy.LM(name)
+
+
+def name_of(lm: object, policy: Policy) -> str | None:
+    """What `config.json` calls a reflection LM: its model's name, or `policy` for the policy's own base."""
+    if lm is None:
+        return None
+    own = getattr(getattr(lm, "engine", None), "policy", None) is policy
+    return POLICY if own else str(getattr(lm, "model", lm))
+
+
+def recorded_name(description: Mapping[str, Any]) -> str | None:
+    """The reflection LM that a run's `config.json` names. Earlier ones named the policy's base by its folder."""
+    name: str | None = (description.get("program") or {}).get("reflection_lm")
+    before = f"hosted_vllm/{Path(str(description['policy']['model'])).name}"
+    return POLICY if name == before else name
