@@ -236,7 +236,11 @@ class FST(Teleprompter):  # type: ignore[misc]
         """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
         policy, teachers = given.policy, given.teachers
         config = self.config
-        reflector = LMReflector(self.reflection_lm, config.budget.prices) if self.reflection_lm else ExtractiveReflector(config.seed)
+        reflector = (
+            LMReflector(self.reflection_lm, config.budget.prices)
+            if self.reflection_lm
+            else ExtractiveReflector(config.seed)
+        )
         meter = Meter(config.budget, reflector)
         taught = {one.candidate.id: one.program for one in teachers}
         collector = Collector(

@@ -170,19 +170,16 @@ class Meter:
         before, now = self._reflected_before_usd, self.reflector.cost_usd if self.reflector else 0.0
         return None if before is None or now is None else before + now
 
-    def _reflector_name(self) -> str:
-        return f"the reflection LM {self.reflector.model}".strip() if self.reflector else "reflection"
-
     def _cost_usd(self) -> float:
         with self._lock:
             usage = dict(self.usage)
         rollouts, reflection = cost_usd(usage, self.budget.prices), self._reflection_cost_usd()
         if rollouts is None or reflection is None:
-            unknown = [
-                model for model, used in usage.items() if model_cost_usd(model, used, self.budget.prices) is None
-            ]
+            prices = self.budget.prices
+            unknown = [model for model, used in usage.items() if model_cost_usd(model, used, prices) is None]
+            who = ", ".join(unknown) or f"the reflection LM {self.reflector.model if self.reflector else ''}".strip()
             raise UserError(
-                f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {', '.join(unknown) or self._reflector_name()} "
+                f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {who} "
                 "costs is unknown: give budget.prices, dollars per million prompt and completion tokens, or no cap"
             )
         return rollouts + reflection

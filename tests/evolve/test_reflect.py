@@ -7,7 +7,6 @@ from dspy.lm15 import Message, Response, TextPart, Usage
 from dspy.utils import DummyLM
 
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, is_general, lessons, sentences
-from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, is_general, lessons, sentences
 
 
 def entry(feedback, score=0.0, got="a b", wanted="b a", **inputs):
