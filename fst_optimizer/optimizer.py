@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,8 +137,9 @@ class FST(Teleprompter):  # type: ignore[misc]
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
+        student_follows: bool = False,
     ) -> dspy.Module:
-        """Learn instructions and weights together; `student` itself is not changed.
+        """Learn instructions and weights together; `student` itself is not changed, and `policy.lm` answers as before.
 
         Args:
             student: A program whose predictors use one policy's `lm`.
@@ -145,6 +147,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             teacher: Another program on the same policy, or several: better prompted, with demos, or at another policy
                 version (`policy.lm_at`). Their rollouts join every group of the slow steps, and are trained on.
             valset: Examples to choose the best pair on. None: a seeded fifth of `trainset` is held out.
+            student_follows: Whether `policy.lm`, and with it the student, serves the new versions while they are
+                learned, and stays at the best one.
 
         Returns:
             A copy with the best candidate's instructions, its LM serving the best policy version, and
@@ -159,7 +163,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         given = self.check(student, trainset, teacher, valset)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
         check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
-        with locked(run_dir):
+        with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
             return self._run(run_dir, given)
 
     def check(
@@ -216,7 +220,14 @@ class FST(Teleprompter):  # type: ignore[misc]
     def _describe(self, files: RunFiles, given: Given, resuming: bool) -> list[str]:
         """Write `config.json`; what a resumed run has otherwise than it began with."""
         description = record.describe_run(
-            self.config, given.policy, given.task, given.train, given.val, self.testset, given.teachers
+            self.config,
+            given.policy,
+            given.task,
+            given.train,
+            given.val,
+            self.testset,
+            given.teachers,
+            start_version=given.start_version,
         )
         description["program"] = {
             "instructions": seed_texts(given.student),

@@ -268,7 +268,7 @@ def test_a_teacher_at_another_version_is_sampled_from_that_version(policy, tmp_p
     from fst_optimizer.testing import move_adapter
 
     move_adapter(policy)
-    policy.publish()
+    policy.move_lm(policy.publish())
     teacher = told(policy, policy.lm_at(0))
     compile_(student_of(policy), tmp_path, teacher=teacher, method="rl", **{"budget.max_cycles": 2})
     rows = [row for step in trained for row in step]

@@ -61,7 +61,7 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
 
     def start(self) -> None:
         """Begin, once no other job trains."""
-        self.policy.jobs.pin_copies(self.policy.version, but=self.lm)
+        self.policy.jobs.pin_copies()
         self.thread.start()
 
     def cancel(self) -> bool:

@@ -70,7 +70,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         """Start: from now on the policy's calls are recorded, and calls without a temperature sample."""
         policy, settings = self.policy, self.settings
         self._tensors = tensors_at(policy, self.version)
-        policy.jobs.pin_copies(policy.version, but=self.lm)
+        policy.jobs.pin_copies()
         self._trainer = policy.trainer(settings.train)
         own = policy.temperature or 1.0
         self._generations = Generations(settings.memory, own if settings.temperature is None else settings.temperature)
@@ -99,11 +99,9 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             load(self.policy, self._tensors)
             self.report = trainer.step(self._rows(trainer, generations, groups))
             if self.report.updated:
-                pinned = self.lm.pinned
                 self.version = publish_next(self.policy)
                 self._tensors = tensors_at(self.policy, self.version)
-                if pinned:
-                    self.lm.stay_at(self.version)
+                self.lm.move_to(self.version)
         logger.debug("reinforce step: %s", self.report)
 
     def _without_repeats(self, groups: list[Sequence[Any]]) -> list[Sequence[Any]]:

@@ -114,12 +114,17 @@ class ServedPolicy(Protocol):
     name: str
     engine: Engine
     version: int
-    """The current one."""
+    """The current one, that training goes on from."""
     max_tokens: int
     """Of a call that does not say."""
     temperature: float
     """Of a call outside of rollouts that does not say, where there is no observer."""
     observer: CallObserver | None
+
+    @property
+    def lm_version(self) -> int:
+        """The one that its `lm` stays at."""
+        ...
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Prompt token ids of a conversation, ready for the assistant's turn."""

@@ -148,20 +148,30 @@ class _Pending:
 
 
 class RecordingEngine:
-    """A dspy engine over a policy. `version=None` serves the policy's current version.
+    """A dspy engine over a policy: at `version`; without one at its `lm_version`, or with `follows` at its current one.
 
     `trainable=False` marks a frozen use of the policy (its base as a judge or a reflector): such calls are sampled
     from `version` even inside a rollout, and neither recorded nor observed.
     """
 
-    def __init__(self, policy: ServedPolicy, version: int | None = None, *, trainable: bool = True) -> None:
+    def __init__(
+        self, policy: ServedPolicy, version: int | None = None, *, trainable: bool = True, follows: bool = False
+    ) -> None:
         self.policy = policy
         self.version = version
         self.trainable = trainable
+        self.follows = follows
         self._ids = itertools.count()
 
     def __deepcopy__(self, memo: dict[int, object]) -> RecordingEngine:
         return self  # dspy deep-copies a program's LMs; the weights behind them are shared on purpose
+
+    @property
+    def serves(self) -> int:
+        """The policy version that calls outside of rollouts are sampled from now."""
+        if self.version is not None:
+            return self.version
+        return self.policy.version if self.follows else self.policy.lm_version
 
     def complete(self, request: Request) -> Response:
         """Sample one completion (dspy's custom engine contract)."""
@@ -197,7 +207,7 @@ class RecordingEngine:
         if recorder:
             version, temperature = recorder.policy_version, recorder.temperature
         else:
-            version = self.policy.version if self.version is None else self.version
+            version = self.serves
             observer = self.policy.observer if self.trainable else None
             temperature = self.policy.temperature if observer is None else observer.temperature
         asked = request.config

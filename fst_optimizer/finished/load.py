@@ -144,4 +144,5 @@ def load_policy(
         raise
     if version:
         policy.restore(version, load_adapter_tensors(files.adapter(version)))
+        policy.move_lm(version)
     return policy

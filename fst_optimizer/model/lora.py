@@ -95,7 +95,7 @@ def attach_from(base_model: Any, folder: str | Path) -> PeftModel:
     Raises:
         UserError: `folder` holds no plain LoRA adapter on linear layers.
     """
-    _check_plain(Path(folder))
+    check_plain(folder)
     with torch.random.fork_rng(devices=[]):
         model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=True)
     model.eval()
@@ -111,6 +111,11 @@ def trained_parameters(model: PeftModel) -> dict[str, nn.Parameter]:
 def snapshot(model: PeftModel) -> dict[str, Tensor]:
     """Copies of the trained adapter's tensors, which later steps do not change."""
     return {name: parameter.detach().clone() for name, parameter in trained_parameters(model).items()}
+
+
+def zeroed(model: PeftModel) -> dict[str, Tensor]:
+    """The trained adapter's tensors as they are now, its B matrices zero: the base."""
+    return {name: tensor.zero_() if ".lora_B." in name else tensor for name, tensor in snapshot(model).items()}
 
 
 def restore(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
@@ -224,10 +229,12 @@ def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     return load_file(Path(folder) / ADAPTER_TENSORS)
 
 
-def _check_plain(folder: Path) -> None:
+def check_plain(path: str | Path) -> None:
+    """Raises a UserError for a folder without a plain LoRA adapter on linear layers."""
+    folder = Path(path)
     for name in (ADAPTER_CONFIG, ADAPTER_TENSORS):
         if not (folder / name).is_file():
-            raise UserError(f"adapter folder {str(folder)!r} has no {name}: give one that peft saved")
+            raise UserError(f"adapter is {str(folder)!r}: no {name} there; give a LoRA folder that peft saved")
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     targets = config.get("target_modules") or []
     extras = [name for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(name)]
@@ -235,6 +242,6 @@ def _check_plain(folder: Path) -> None:
     extras += [f"target {t}" for t in targets if t in ("lm_head", "embed_tokens")] if isinstance(targets, list) else []
     if config.get("peft_type") != "LORA" or extras:
         raise UserError(
-            f"adapter folder {str(folder)!r} is not plain LoRA on linear layers "
+            f"adapter is {str(folder)!r}: not plain LoRA on linear layers "
             f"({config.get('peft_type')} {', '.join(extras)}): merge it into the base model first"
         )

@@ -29,7 +29,7 @@ class PolicyLM(dspy.LM):  # type: ignore[misc]
         return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The end of a deep copy: it follows the policy as its original does, until a job trains that."""
+        """The end of a deep copy: it serves what its original does, until a job trains one of them."""
         super().__setstate__(state)
         policy = trainable_policy(self)
         if policy is not None and not self.pinned:
@@ -37,13 +37,26 @@ class PolicyLM(dspy.LM):  # type: ignore[misc]
 
     @property
     def pinned(self) -> bool:
-        """Whether it stays at one version."""
+        """Whether it stays at a version of its own, as `lm_at` gives it."""
         return self.engine.version is not None
 
     @property
     def version(self) -> int:
         """The policy version that it serves now."""
-        return int(self.engine.version if self.pinned else self.engine.policy.version)
+        return int(self.engine.serves)
+
+    def __repr__(self) -> str:
+        engine = self.engine
+        given = [f"{name}={value!r}" for name, value in self.kwargs.items() if value is not None]
+        notes = ["follows the policy" if engine.follows else "stays", *([] if engine.trainable else ["frozen"]), *given]
+        return f"PolicyLM({engine.policy.name!r}, version={self.version}, {', '.join(notes)})"
+
+    def move_to(self, version: int) -> None:
+        """Serve `version`, which a job trained this LM to be; the policy's `lm` is moved with all that share it."""
+        if self.pinned:
+            self.stay_at(version)
+        elif not self.engine.follows:
+            self.engine.policy.move_lm(version)
 
     def at(self, version: int) -> PolicyLM:
         """A copy, with all settings, that stays at `version`."""
@@ -71,9 +84,9 @@ class PolicyLM(dspy.LM):  # type: ignore[misc]
         return job
 
 
-def make_lm(policy: Policy, version: int | None, *, trainable: bool) -> PolicyLM:
-    """An LM on `policy`, at its current version or at a fixed one."""
-    engine = RecordingEngine(policy, version, trainable=trainable)
+def make_lm(policy: Policy, version: int | None, *, trainable: bool = True, follows: bool = False) -> PolicyLM:
+    """An LM on `policy`: at a version, at its `lm_version`, or with `follows` at its current one."""
+    engine = RecordingEngine(policy, version, trainable=trainable, follows=follows)
     return PolicyLM(
         f"hosted_vllm/{policy.name}",
         engine=engine,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,6 @@ from fst_optimizer.model import lora as adapters
 from fst_optimizer.model.load import check_model_folder, check_tokenizer, fingerprint, load_base, load_tokenizer
 from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
 from fst_optimizer.policy.sharing import TrainingJobs
-from fst_optimizer.store.files import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     import dspy
@@ -89,6 +89,8 @@ class Policy:
     ) -> None:
         check_choice(engine, url, vllm, quantization)
         check_model_folder(model)
+        if adapter is not None:
+            adapters.check_plain(adapter)
         self.source = str(model)
         self.name = Path(self.source).name
         self.lora = lora or LoraConfig()
@@ -102,8 +104,10 @@ class Policy:
         check_tokenizer(self.source, self.tokenizer, base)
         self.fingerprint = fingerprint(base)
         """Tells base models apart, whatever their folder is called."""
-        self.model = _attach(base, self.lora, adapter, seed)
-        self.zero_adapter = _zero_adapter(self.model)
+        self.model = (
+            adapters.attach(base, self.lora, seed=seed) if adapter is None else adapters.attach_from(base, adapter)
+        )
+        self.zero_adapter = adapters.zeroed(self.model)
         """The untrained adapter, which adds nothing to the base."""
         self.trust_remote_code = trust_remote_code
         self.quantization = quantization
@@ -118,9 +122,11 @@ class Policy:
         batching = {"max_batch": max_batch, "max_batch_tokens": max_batch_tokens, "max_wait_s": max_wait_s}
         self.engine = make_engine(self, engine, api_key, on_wait, **batching)
         if adapter is not None:
-            self.publish()
+            self.move_lm(self.publish())
         self.lm = self._make_lm(None)
-        """The policy's current version, as an LM for any DSPy program."""
+        """The policy as an LM for any DSPy program. It stays at `lm_version`: training does not change its answers."""
+        self.latest_lm = self._make_lm(None, follows=True)
+        """The policy's current version, whichever that is: the newest while a run trains, the best one after it."""
 
     # -- as an LM ----------------------------------------------------------------------------------------------
 
@@ -135,10 +141,10 @@ class Policy:
         """The base model as a frozen LM: for a judge or a reflector. Never recorded, never trained."""
         return self._make_lm(0, trainable=False)
 
-    def _make_lm(self, version: int | None, *, trainable: bool = True) -> dspy.LM:
+    def _make_lm(self, version: int | None, **kind: bool) -> dspy.LM:
         from fst_optimizer.policy.lm import make_lm
 
-        return make_lm(self, version, trainable=trainable)
+        return make_lm(self, version, **kind)
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Prompt token ids of a conversation, ready for the assistant's turn."""
@@ -173,8 +179,28 @@ class Policy:
         self._seeds = itertools.count(self.seed << 32)
         self._tensors: dict[int, dict[str, Tensor]] = {}
         self.version = 0
-        """The version that `lm` serves now."""
+        """The version that training goes on from, and that `latest_lm` serves: the last published or restored one."""
         self._newest = 0
+        self._lm_version: int | None = 0
+
+    @property
+    def lm_version(self) -> int:
+        """The version that `lm` stays at: 0, or 1 with an `adapter` to start from, until `move_lm` says another."""
+        return self.version if self._lm_version is None else self._lm_version
+
+    def move_lm(self, version: int) -> None:
+        """Let `lm` stay at another version that is served; programs on it then answer by that."""
+        self.check_served(version, "the version to move policy.lm to")
+        self._lm_version = version
+
+    @contextmanager
+    def lm_following(self) -> Iterator[None]:
+        """Inside, `lm` serves what `latest_lm` does; afterwards it stays where that is."""
+        self._lm_version = None
+        try:
+            yield
+        finally:
+            self._lm_version = self.version
 
     def publish(self) -> int:
         """Freeze the trainable adapter as the next version, serve it, and return its number."""
@@ -226,7 +252,7 @@ class Policy:
             self.engine.retire(version)
         with self.lock:
             adapters.replace_trained(self.model, self.lora, seed=self.seed)
-            self.zero_adapter = _zero_adapter(self.model)
+            self.zero_adapter = adapters.zeroed(self.model)
         self._begin_at_base()
 
     def continue_numbers_from(self, newest: int) -> None:
@@ -252,8 +278,8 @@ class Policy:
         return self._tensors[version]
 
     def retire_all_but(self, keep: Iterable[int]) -> None:
-        """Stop serving every version but these, the base, and those that a living `lm_at` stays at."""
-        pinned = {engine.version for engine in self._pinned}
+        """Stop serving every version but these, the base, and those that `lm` or a living `lm_at` stays at."""
+        pinned = {self._lm_version, *(engine.version for engine in self._pinned)}
         for version in sorted(set(self._tensors) - set(keep) - pinned):
             self.engine.retire(version)
             del self._tensors[version]
@@ -322,19 +348,5 @@ class Policy:
         return self  # programs are copied, the weights behind them are shared on purpose
 
     def __repr__(self) -> str:
-        return f"Policy({self.source!r}, engine={self.engine_name!r}, version={self.version})"
-
-
-def _zero_adapter(model: Any) -> dict[str, Tensor]:
-    """The adapter's tensors as they are now, its B matrices zero: the base."""
-    tensors = adapters.snapshot(model)
-    return {name: tensor.zero_() if ".lora_B." in name else tensor for name, tensor in tensors.items()}
-
-
-def _attach(base: Any, lora: LoraConfig, adapter: str | Path | None, seed: int) -> Any:
-    """The base with a fresh trainable adapter, or with the one in the folder `adapter`."""
-    if adapter is None:
-        return adapters.attach(base, lora, seed=seed)
-    if not (Path(adapter) / ADAPTER_CONFIG).is_file():
-        raise UserError(f"adapter is {str(adapter)!r}: no {ADAPTER_CONFIG} there; give a peft LoRA folder")
-    return adapters.attach_from(base, Path(adapter))
+        versions = f"version={self.version}, lm_version={self.lm_version}"
+        return f"Policy({self.source!r}, engine={self.engine_name!r}, {versions})"

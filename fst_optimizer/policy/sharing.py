@@ -20,18 +20,18 @@ class TrainingJobs:
         self._copying = threading.Lock()
 
     def add_copy(self, lm: PolicyLM) -> None:
-        """Remember an LM that was deep-copied with its program and serves the policy's current version."""
+        """Remember an LM that was deep-copied with its program and is not at a version of its own."""
         with self._copying:
             self._copies.add(lm)
 
-    def pin_copies(self, version: int, *, but: PolicyLM) -> None:
-        """Pin every remembered copy but one to `version`: a copied LM keeps its weights when its original is trained.
+    def pin_copies(self) -> None:
+        """Pin every remembered copy where it is: training moves the LM that is trained, no copy and no original of it.
 
         `BetterTogether` keeps a copy of the program from before each step and returns the best one, which must still
         have the weights that it was scored with.
         """
         with self._copying:
-            copies = [lm for lm in self._copies if lm is not but]
+            copies = list(self._copies)
             self._copies.clear()
         for lm in copies:
-            lm.stay_at(version)
+            lm.stay_at(lm.version)

@@ -23,21 +23,29 @@ def with_lms(program: dspy.Module) -> dspy.Module:
 
 
 def attach_policy(student: dspy.Module, policy: Policy, version: int | None = None) -> dspy.Module:
-    """A copy `with_lms` whose predictors on the policy use `policy.lm`, or its fixed `version`; other LMs stay."""
+    """A copy `with_lms`, the policy's predictors on `policy.lm` or at a version of it; other LMs and settings stay."""
     copy = with_lms(student)
     lm = policy.lm if version is None else policy.lm_at(version)
     for predictor in copy.predictors():
         if trainable_policy(predictor.lm) is policy:
-            predictor.lm = lm
+            predictor.lm = _set_like(lm, predictor.lm)
     return copy
 
 
 def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
     """Set `lm` on the predictors without one, or with a policy's; a predictor's own other LM stays. In place."""
     for predictor in program.predictors():
-        if predictor.lm is None or trainable_policy(predictor.lm):
+        if predictor.lm is None:
             predictor.lm = lm
+        elif trainable_policy(predictor.lm):
+            predictor.lm = _set_like(lm, predictor.lm)
     return program
+
+
+def _set_like(lm: dspy.LM, own: dspy.LM) -> dspy.LM:
+    """`lm` with the settings that a predictor's own LM was given, as in `policy.lm.copy(temperature=0.5)`."""
+    given = {name: value for name, value in own.kwargs.items() if value is not None}
+    return lm.copy(**given) if given else lm
 
 
 def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:

@@ -50,7 +50,7 @@ def checked_student(student: object) -> tuple[Policy, int]:
             "one run trains one. Call student.set_lm(policy.lm)"
         )
     (policy,) = policies.values()
-    version = max(_pinned(policy, lms.values()), default=policy.version)
+    version = max(_pinned(policy, lms.values()) or _served(policy, lms.values()))
     policy.check_served(version, "the student's LM")
     return policy, version
 
@@ -58,6 +58,11 @@ def checked_student(student: object) -> tuple[Policy, int]:
 def _pinned(policy: Policy, lms: Iterable[Any]) -> set[int]:
     """The versions of the policy that LMs stay at."""
     return {lm.engine.version for lm in lms if trainable_policy(lm) is policy} - {None}
+
+
+def _served(policy: Policy, lms: Iterable[Any]) -> set[int]:
+    """The versions of the policy that LMs serve now."""
+    return {lm.engine.serves for lm in lms if trainable_policy(lm) is policy}
 
 
 @dataclass(frozen=True)

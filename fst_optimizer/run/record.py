@@ -53,8 +53,10 @@ def describe_run(
     valset: Sequence[Item],
     testset: Sequence[Item] | None = None,
     teachers: Sequence[Teacher] = (),
+    *,
+    start_version: int = 0,
 ) -> dict[str, Any]:
-    """The content of `config.json`."""
+    """The content of `config.json`. `start_version`: the policy version that the student's LM serves."""
     return {
         "format": CONFIG_FORMAT,
         "task": task,
@@ -70,7 +72,7 @@ def describe_run(
             "seed": policy.seed,
             "max_tokens": policy.max_tokens,
             "chat_template_args": policy.chat_template_args,
-            "start_version": policy.version,
+            "start_version": start_version,
         },
         "data": {
             "train": digest(trainset),

@@ -114,9 +114,10 @@ def tune(
 
 def _base_policy(program: dspy.Module) -> Policy:
     policy, version = checked_student(program)
-    if version:
+    if version or policy.version:
         raise UserError(
-            f"the program's LM is at policy version {version}: trials start from the base; use a new Policy"
+            f"the program's LM is at policy version {version} and its Policy at {policy.version}: trials start from "
+            "the base; use a new Policy"
         )
     return policy
 

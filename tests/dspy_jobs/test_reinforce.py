@@ -74,6 +74,7 @@ def test_what_was_sampled_is_trained_on_by_its_own_tokens_and_logprobs(policy, t
     monkeypatch.setattr(policy.engine, "submit", lambda request: futures.append(submit(request)) or futures[-1])
     move_adapter(policy)
     start = policy.publish()
+    policy.move_lm(start)
     job = policy.lm.reinforce(KWARGS | {"temperature": 0.7})
     texts = ask(policy, 4)
     before = policy.tensors(start)
@@ -92,6 +93,7 @@ def test_what_was_sampled_is_trained_on_by_its_own_tokens_and_logprobs(policy, t
 def test_text_that_nobody_sampled_is_tokenized_and_scored_by_the_trainer(policy, trained):
     move_adapter(policy)
     start = policy.publish()
+    policy.move_lm(start)
     job = policy.lm.reinforce(KWARGS | {"temperature": 0.5})
     sampled = ask(policy)[0]
     tensors = policy.tensors(start)
@@ -116,6 +118,7 @@ def test_advantages_are_over_each_group_of_its_own(policy, trained):
 def test_flat_groups_change_nothing(policy, trained):
     move_adapter(policy)
     start = policy.publish()
+    policy.move_lm(start)
     before = tensors_of(policy)
     job = policy.lm.reinforce(KWARGS)
     job.step([group([("a", 1.0), ("b", 1.0)]), group([("a", 0.0)])])
@@ -182,6 +185,17 @@ def test_a_program_copied_before_the_job_keeps_its_weights(policy):
     assert (before.lm.version, after.lm.version, program.lm.version) == (0, 3, 3)
     assert before.lm is not program.lm
     assert policy.engine.versions() == {0, 3}
+
+
+def test_a_copied_program_is_trained_without_its_original(policy):
+    program = dspy.Predict("question -> answer")
+    program.set_lm(policy.lm)
+    copied = program.deepcopy()
+    job = copied.lm.reinforce(KWARGS)
+    for _ in range(2):
+        job.step([group([("a", 1.0), ("b", 0.0)])])
+    job.terminate()
+    assert (program.lm.version, copied.lm.version, policy.version) == (0, 2, 2)
 
 
 def test_an_lm_at_a_version_is_trained_from_there_and_moves_on(policy):

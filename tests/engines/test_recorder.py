@@ -92,7 +92,11 @@ def test_a_rollout_samples_from_its_own_version_whatever_was_published_since(pol
     with recording(Recorder(policy, 1, 1.0)):
         policy.lm("a")
         assert asked(policy).version == 1
+        policy.latest_lm("a")
+        assert asked(policy).version == 1
     policy.lm("a")
+    assert asked(policy).version == 0
+    policy.latest_lm("a")
     assert asked(policy).version == 2
 
 

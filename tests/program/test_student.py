@@ -28,7 +28,8 @@ def test_a_copied_lm_still_counts_as_the_policy(policy):
 
 def test_a_pinned_version_is_where_the_run_starts(policy):
     first, second = policy.publish(), policy.publish()
-    assert checked_student(with_lms(policy.lm, policy.lm)) == (policy, second)
+    assert checked_student(with_lms(policy.lm, policy.lm)) == (policy, 0)
+    assert checked_student(with_lms(policy.latest_lm, policy.lm)) == (policy, second)
     assert checked_student(with_lms(policy.lm_at(first), policy.lm_at(first))) == (policy, first)
     assert checked_student(with_lms(policy.lm_at(first), policy.lm)) == (policy, first)
 

@@ -148,8 +148,8 @@ class VLLMEngine:
         if len(live) >= self.max_live_versions:
             raise EngineError(
                 f"policy version {version} cannot be published: {', '.join(map(str, live))} are served, as many as "
-                f"vllm.max_live_versions ({self.max_live_versions}) allows; raise it, or drop LMs that "
-                "policy.lm_at returned"
+                f"vllm.max_live_versions ({self.max_live_versions}) allows; raise it, or drop compiled programs and "
+                "LMs that policy.lm_at returned"
             )
         self._load_version(version, tensors)
 
