@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import dspy
 from dspy.teleprompt import Teleprompter
@@ -38,7 +39,7 @@ from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
-from fst_optimizer.store.files import RunFiles, check_run_dir, locked, new_run_dir, open_run, write_json
+from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.types import Candidate, Item, Population, items_of
@@ -234,13 +235,14 @@ class FST(Teleprompter):  # type: ignore[misc]
             "reflection_lm": name_of(self.reflection_lm, given.policy),
         }
         if not resuming:
-            write_json(files.config, description)
+            write_json(files.config, {**description, "run_id": uuid4().hex})
             return []
         before = read_config(files.config)
         changes = record.changes(before, description)
         record.check_same_run(changes, allowed=self.allow_changes)
         if changes:
-            write_json(files.config, {**description, "changes": [*before.get("changes", []), *changes]})
+            every = [*before.get("changes", []), *changes]
+            write_json(files.config, {**description, "run_id": record.run_id(files), "changes": every})
         return changes
 
     def prepare(self, program: dspy.Module, given: Given, files: RunFiles) -> Run:
@@ -277,7 +279,9 @@ class FST(Teleprompter):  # type: ignore[misc]
             valset=given.val,
             files=files,
             metrics=metrics,
-            saver=Saver(files, policy, trainer, metrics, meter, payers, config.run.keep_checkpoints),
+            saver=Saver(
+                files, policy, trainer, metrics, meter, payers, config.run.keep_checkpoints, record.run_id(files)
+            ),
         )
 
     def _start(self, run: Run, program: dspy.Module, resuming: bool, *, changed: bool) -> State:
@@ -321,6 +325,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
         state, test_score = self._tested(run, state)
         result = record.result_of(self.config, given.task, state, run.metrics.time_s, test_score)
+        program = run.files.program
+        result["files"] = {**run.saver.adapter_checksums(version), program.name: checksum(program)}
         write_json(run.files.result, result)
         run.saver.finish()
         compiled.detailed_results = CompileResult(run.files.root, result, state.population, best)

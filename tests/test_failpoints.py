@@ -307,6 +307,9 @@ ELSEWHERE = {
     "the folder is read-only": test_a_folder_that_is_read_only_is_refused_before_anything_is_spent,
     "a checkpoint is corrupted": test_a_checkpoint_that_is_corrupted_costs_one_phase_and_no_rollout,
     "a small disk fills up": "tests/test_full_disk.py",
+    "metrics.jsonl is damaged": "tests/store/test_metrics.py, tests/test_survival.py",
+    "files of another run are copied in": "tests/run/test_checkpoint.py, tests/test_survival.py",
+    "a finished run is changed": "tests/finished/test_verified.py",
     "a second process": test_a_second_process_in_the_same_directory_is_refused,
     "SIGKILL": test_six_runs_that_are_killed_end_as_if_nothing_had_been,
 }

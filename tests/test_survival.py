@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 
 import dspy
 import pytest
@@ -113,6 +114,32 @@ def test_a_damaged_newest_adapter_costs_computing_and_no_rollout(scripted, tmp_p
     assert [line["rollouts"] for line in one] == [line["rollouts"] for line in other]
     counts = one[-1]["rollouts"]
     assert len(ended) < counts["fast"] + counts["slow"] + counts["eval"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b"0.5", b"0.7", 1)]
+)
+def test_a_damaged_metrics_file_is_told_at_the_resume_and_in_the_result(scripted, tmp_path, caplog, damage):
+    stopped(tmp_path / "run", scripted(answer), place="files.commit", after=6)
+    path = tmp_path / "run" / "metrics.jsonl"
+    assert damage(path.read_bytes()) != path.read_bytes()
+    path.write_bytes(damage(path.read_bytes()))
+    result = run_toy(tmp_path / "run", scripted(answer), resume=True)
+    assert result["ended"] == "done"
+    (alarm,) = [text for text in result["alarms"] if "metrics.jsonl is damaged" in text]
+    assert "the run goes on" in alarm and alarm in caplog.text
+    assert untimed_metrics(tmp_path / "run")
+
+
+def test_checkpoints_and_journals_of_another_run_are_told_and_not_used(scripted, tmp_path, caplog):
+    run_toy(tmp_path / "whole", scripted(answer))
+    stopped(tmp_path / "run", scripted(answer), after=2)
+    stopped(tmp_path / "other", scripted(answer), after=3)
+    for folder in ("checkpoint", "journal", "policy"):
+        shutil.copytree(tmp_path / "other" / folder, tmp_path / "run" / folder, dirs_exist_ok=True)
+    run_toy(tmp_path / "run", scripted(answer), resume=True)
+    assert "of another run" in caplog.text
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
 from fst_optimizer.errors import UserError
+from fst_optimizer.run.record import check_files
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.tasks import load_task
 
@@ -54,14 +55,16 @@ def read_finished(run_dir: str | Path) -> FinishedRun:
     """A finished run, by its folder.
 
     Raises:
-        UserError: no run there, or one that is not finished.
+        UserError: no run there, one that is not finished, or one whose files are not those that it left.
     """
     files = RunFiles(Path(run_dir))
     if files.state.exists() and not files.result.exists():
         raise UserError(
             f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
         )
-    return FinishedRun(files, read_json(files.result), read_config(files.config))
+    result = read_json(files.result)
+    check_files(files, result)
+    return FinishedRun(files, result, read_config(files.config))
 
 
 def load(

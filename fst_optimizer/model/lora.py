@@ -204,6 +204,8 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
     config.inference_mode = True
     with writing(folder), _beside(folder) as temporary:
         written = Path(temporary, "new")
+        if not isinstance(config.target_modules, str):
+            config.target_modules = sorted(config.target_modules or ())  # a set, in another order in each process
         config.save_pretrained(str(written))
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(plain, written / ADAPTER_TENSORS, metadata={"format": "pt"})

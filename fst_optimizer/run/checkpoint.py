@@ -67,6 +67,8 @@ class Checkpoint:
     """Seconds that the run had taken."""
     metrics_size: int
     """Bytes of `metrics.jsonl` that belong to it."""
+    metrics_sha256: str | None
+    """Of these bytes. None where an earlier version of this package wrote it."""
     checksums: Mapping[str, str]
     """File -> SHA-256, of all that it names."""
 
@@ -78,6 +80,7 @@ class Checkpoint:
             int(Path(manifest["checkpoint"]).name),
             manifest["elapsed_s"],
             manifest["metrics_size"],
+            manifest.get("metrics_sha256"),
             manifest["files"],
         )
 
@@ -91,12 +94,15 @@ def commit(
     *,
     elapsed_s: float,
     metrics_size: int,
+    metrics_sha256: str | None = None,
+    run_id: str | None = None,
     keep: int = 2,
     checksums: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Make `state` the one that a resume starts from, then remove what no kept checkpoint names any more.
 
     The `metrics_size` bytes of `metrics.jsonl` must be safe on disk. `keep` checkpoints stay, this one included.
+    `run_id` is the one in `config.json`: checkpoints of other runs are not taken for this one's.
     `checksums` are those of the checkpoint before: its adapters are not read again, as a fresh checksum would hide that
     one was damaged since.
 
@@ -117,9 +123,11 @@ def commit(
             sums[relative] = known.get(relative) or checksum(path)
     content = {
         "format": FORMAT,
+        "run_id": run_id,
         "checkpoint": folder.relative_to(files.root).as_posix(),
         "elapsed_s": elapsed_s,
         "metrics_size": metrics_size,
+        "metrics_sha256": metrics_sha256,
         "files": sums,
         "state": state.to_json(),
     }
@@ -133,7 +141,7 @@ def commit(
     return Checkpoint.from_json(content)
 
 
-def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Checkpoint:
+def restore(files: RunFiles, policy: Policy, trainer: Trainer | None, run_id: str | None = None) -> Checkpoint:
     """Read the last checkpoint whose files are whole, and put policy and trainer back to it.
 
     Raises:
@@ -143,7 +151,7 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Checkpo
 
     from fst_optimizer.model.lora import load_adapter_tensors
 
-    found = last_whole(files)
+    found = last_whole(files, run_id)
     version, best = found.state.policy_version, found.state.best.policy_version
     _forget_after(files, found, policy)
     for wanted in (best, version):  # the one that the policy goes on from is last
@@ -156,8 +164,8 @@ def restore(files: RunFiles, policy: Policy, trainer: Trainer | None) -> Checkpo
     return found
 
 
-def last_whole(files: RunFiles) -> Checkpoint:
-    """The newest checkpoint that is undamaged; warns where that is not the last one.
+def last_whole(files: RunFiles, run_id: str | None = None) -> Checkpoint:
+    """The newest checkpoint of this run that is undamaged; warns where that is not the last one.
 
     Every checkpoint names the best pair's adapter. Where nothing but that is damaged, the best pair is given up.
 
@@ -167,7 +175,7 @@ def last_whole(files: RunFiles) -> Checkpoint:
     problems: list[str] = []
     usable: list[tuple[Checkpoint, str]] = []
     for path in (files.state, *files.manifests()):
-        content = _read(path, problems)
+        content = _read(path, run_id, problems)
         if content is None:
             continue
         found = Checkpoint.from_json(content)
@@ -192,7 +200,7 @@ def last_whole(files: RunFiles) -> Checkpoint:
     raise UserError(f"run_dir {str(files.root)!r} has no checkpoint that is whole: " + "; ".join(problems))
 
 
-def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
+def _read(path: Path, run_id: str | None, problems: list[str]) -> dict[str, Any] | None:
     """The manifest at `path`; None where it cannot be trusted, and why is added to `problems`."""
     name = "/".join(path.parts[-3:]) if path.parent.name.isdigit() else path.name
     try:
@@ -205,6 +213,8 @@ def _read(path: Path, problems: list[str]) -> dict[str, Any] | None:
         check_format(path, number, FORMAT, FORMAT)
     if content.get("sha256") != _digest(content):
         problems.append(f"{name} is damaged (its checksum is another)")
+    elif content.get("run_id") != run_id:
+        problems.append(f"{name} is of another run (its run_id is not that of config.json)")
     elif not _NAME.fullmatch(content["checkpoint"]):
         problems.append(f"{name} names {content['checkpoint']!r}, which is no checkpoint")
     elif strange := [file for file in content["files"] if not _FILE.fullmatch(file)]:

@@ -20,7 +20,15 @@ from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.program.lms import without_unsaveable_lms
-from fst_optimizer.store.files import sync, writing
+from fst_optimizer.store.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_TENSORS,
+    RunFiles,
+    checksum,
+    read_json,
+    sync,
+    writing,
+)
 from fst_optimizer.store.meter import cost_usd
 
 if TYPE_CHECKING:
@@ -157,6 +165,31 @@ def digest(items: Sequence[Item]) -> dict[str, Any]:
     fields = [sorted(item.example.toDict().items()) for item in items]
     joined = "".join(fingerprint(item.example) for item in items) + json.dumps(fields, default=repr)
     return {"examples": len(items), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
+
+
+def run_id(files: RunFiles) -> str | None:
+    """What tells a run's files from another's. None where an earlier version of this package began it."""
+    found = read_json(files.config).get("run_id") if files.config.exists() else None
+    return found if isinstance(found, str) else None
+
+
+def check_files(files: RunFiles, result: Mapping[str, Any]) -> None:
+    """That a finished run's program and adapter are those that it left. Earlier versions recorded no checksums.
+
+    Raises:
+        UserError: names the file that is another, or missing.
+    """
+    if "files" not in result:
+        return
+    recorded = result["files"] if isinstance(result["files"], Mapping) else {}
+    version = result.get("policy_version")
+    adapter = [files.adapter(version) / name for name in (ADAPTER_CONFIG, ADAPTER_TENSORS)] if version else []
+    for path in (files.program, *adapter):
+        if not path.is_file() or recorded.get(path.relative_to(files.root).as_posix()) != checksum(path):
+            raise UserError(
+                f"{path} is damaged, changed or missing (its checksum is not the one in result.json): bring it back "
+                'from a copy; what you changed on purpose is loaded once "files" is taken out of result.json'
+            )
 
 
 def _versions() -> dict[str, str]:

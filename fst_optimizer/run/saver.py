@@ -39,6 +39,8 @@ class Saver:
     """They get the journal of each phase."""
     keep: int
     """Checkpoints that stay on disk."""
+    run_id: str | None = None
+    """The one in `config.json`. None in runs that an earlier version of this package began."""
     number: int = 0
     """Of the last checkpoint."""
     _journal: Journal = field(default_factory=Journal)
@@ -50,6 +52,7 @@ class Saver:
         Raises:
             StorageError: It could not be written; the one before stands.
         """
+        metrics_size, metrics_sha256 = self.metrics.sync()
         done = commit(
             self.files,
             state,
@@ -57,7 +60,9 @@ class Saver:
             self.policy,
             self.trainer,
             elapsed_s=self.metrics.time_s,
-            metrics_size=self.metrics.size(),
+            metrics_size=metrics_size,
+            metrics_sha256=metrics_sha256,
+            run_id=self.run_id,
             keep=self.keep,
             checksums=self._checksums,
         )
@@ -71,14 +76,19 @@ class Saver:
         Raises:
             UserError: The run is of another format, or nothing of it is whole.
         """
-        found = restore(self.files, self.policy, self.trainer)
+        found = restore(self.files, self.policy, self.trainer, self.run_id)
         if changed:
             self.files.drop_journals()
         self._go_on_from(found)
         elapsed_s = max(found.elapsed_s, self._journal.last_s)
-        self.metrics.resume(found.metrics_size, elapsed_s)
+        self.metrics.resume(found.metrics_size, found.metrics_sha256, saved_s=found.elapsed_s, elapsed_s=elapsed_s)
         self.meter.resume(found.state, elapsed_s)
         return found.state
+
+    def adapter_checksums(self, version: int) -> dict[str, str]:
+        """Of the files of a version that the last checkpoint names, as they were when they were written."""
+        folder = self.files.policy(version).relative_to(self.files.root).as_posix()
+        return {name: value for name, value in self._checksums.items() if name.startswith(f"{folder}/")}
 
     def close(self) -> None:
         """Make the journal safe on disk; nothing more is added to it."""
@@ -92,6 +102,7 @@ class Saver:
     def _go_on_from(self, last: Checkpoint) -> None:
         self._journal.close()
         self.number, self._checksums = last.number, last.checksums
-        self._journal = Journal(self.files.journal(last.number), clock=lambda: self.metrics.time_s)
+        path = self.files.journal(last.number)
+        self._journal = Journal(path, clock=lambda: self.metrics.time_s, run_id=self.run_id)
         for one in self.journaled:
             one.journal = self._journal

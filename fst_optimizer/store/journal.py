@@ -37,13 +37,17 @@ class Journal:
     Args:
         path: The file. None: nothing is written down.
         clock: Seconds since the run started, noted with every entry.
+        run_id: Part of every line's checksum, so that entries of another run count as damaged.
     """
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path | None = None, clock: Callable[[], float] = time.monotonic, run_id: str | None = None
+    ) -> None:
         self.path = path
         self.last_s = 0.0
         """When the last entry that was found was written."""
         self._clock = clock
+        self._start = zlib.crc32((run_id or "").encode())
         self._lock = threading.Lock()
         self._found: dict[str, deque[dict[str, Any]]] = defaultdict(deque)
         self._handle: IO[bytes] | None = None
@@ -96,7 +100,7 @@ class Journal:
             return
         # ASCII, and Python's NaN: a rollout must not be lost because a broken model gave it strange numbers or texts.
         entry = json.dumps({"key": key, "time_s": self._clock(), **fields})
-        line = f"{zlib.crc32(entry.encode()):08x} {entry}\n".encode()
+        line = f"{zlib.crc32(entry.encode(), self._start):08x} {entry}\n".encode()
         with self._lock, writing(self.path):
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,14 +117,14 @@ class Journal:
         whole = data.rfind(b"\n") + 1
         broken = 0
         for line in data[:whole].split(b"\n")[:-1]:
-            entry = _entry(line)
+            entry = _entry(line, self._start)
             if entry is None:
                 broken += 1
                 continue
             self._found[entry["key"]].append(entry)
             self.last_s = max(self.last_s, entry["time_s"])
         if broken:
-            logger.warning("%s: %d lines are damaged; what they held is run again", path, broken)
+            logger.warning("%s: %d lines are damaged, or of another run; what they held is run again", path, broken)
         if whole < len(data):
             with writing(path), path.open("r+b") as handle:
                 handle.truncate(whole)
@@ -137,10 +141,10 @@ def _append(handle: IO[bytes], line: bytes) -> None:
         raise
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _entry(line: bytes, start: int) -> dict[str, Any] | None:
     checksum, _, text = line.partition(b" ")
     try:
-        if int(checksum, 16) != zlib.crc32(text):
+        if int(checksum, 16) != zlib.crc32(text, start):
             return None
         entry = json.loads(text)
     except ValueError:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
     from fst_optimizer.rollout.credit import Credit
     from fst_optimizer.run.state import ValidationScore
     from fst_optimizer.train.trainer import StepReport
+
+logger = logging.getLogger(__name__)
+
+UNREADABLE = "metrics.damaged.jsonl"
+"""Where lines go that damage made unreadable."""
 
 Callback = Callable[[Mapping[str, Any]], None]
 """Receives every line of `metrics.jsonl`, and `{"kind": "progress", "phase", "done", "total", ...}` in between.
@@ -35,6 +43,9 @@ class MetricsLog:
         self.stop_asked = False
         """Whether a callback wants the run to end."""
         self._started = time.monotonic()
+        self._size = 0
+        self._hash = hashlib.sha256()
+        """Of all bytes written, so that a checkpoint need not read them again."""
 
     @property
     def time_s(self) -> float:
@@ -54,8 +65,13 @@ class MetricsLog:
             "rollouts": rollouts.to_json(),
             **{name: _finite(value) for name, value in fields.items()},
         }
-        with writing(self.path), self.path.open("a", encoding="utf-8", errors="backslashreplace") as handle:
-            handle.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
+        # Text that is no Unicode (a file's name in an error) becomes an escape, which JSON reads too.
+        written = text.encode("utf-8", "backslashreplace")
+        with writing(self.path), self.path.open("ab") as handle:
+            handle.write(written)
+        self._size += len(written)
+        self._hash.update(written)
         self._tell(data)
 
     def counting(self, phase: str, total: int) -> Callable[[Rollout], None]:
@@ -68,19 +84,56 @@ class MetricsLog:
 
         return count
 
-    def size(self) -> int:
-        """Bytes written so far, safe on disk; a checkpoint keeps it, so that a resume can cut what came after."""
-        if not self.path.exists():
-            return 0
-        with writing(self.path):
-            sync(self.path)
-        return self.path.stat().st_size
+    def sync(self) -> tuple[int, str]:
+        """Bytes written so far and their SHA-256, safe on disk: what a checkpoint keeps, so that a resume can tell."""
+        if self._size:
+            with writing(self.path):
+                sync(self.path)
+        return self._size, self._hash.hexdigest()
 
-    def resume(self, size: int, elapsed_s: float) -> None:
-        """Go on from a checkpoint: forget the lines after it, and count the seconds that the run has taken."""
+    def resume(self, size: int, sha256: str | None, *, saved_s: float, elapsed_s: float) -> None:
+        """Go on from a checkpoint: forget the lines after it, and count the seconds that the run has taken.
+
+        `size` and `sha256` are the checkpoint's, `saved_s` is when it was written. A file that is not as it was then
+        cannot be made again: what is left of it stays, and a warning says so.
+        """
         self._started = time.monotonic() - elapsed_s
-        with writing(self.path), self.path.open("a") as handle:
-            handle.truncate(min(size, self.path.stat().st_size))
+        content = self.path.read_bytes() if self.path.exists() else b""
+        kept = content[:size]
+        if len(kept) < size or (sha256 is not None and hashlib.sha256(kept).hexdigest() != sha256):
+            kept = self._save_what_is_left(content, size, saved_s)
+            with writing(self.path):
+                temporary = self.path.with_name(f".{self.path.name}.tmp")
+                temporary.write_bytes(kept)
+                sync(temporary)
+                os.replace(temporary, self.path)
+        with writing(self.path), self.path.open("ab") as handle:
+            handle.truncate(len(kept))
+        self._size, self._hash = len(kept), hashlib.sha256(kept)
+
+    def _save_what_is_left(self, content: bytes, size: int, saved_s: float) -> bytes:
+        """The lines of a damaged file that can be read and were there when the checkpoint was written."""
+        left, unreadable = [], []
+        for line in content.splitlines(keepends=True):
+            written_s = _time_of(line)
+            if written_s is None:
+                unreadable.append(line.rstrip(b"\n") + b"\n")
+            elif written_s <= saved_s:
+                left.append(line)
+        kept = b"".join(left)
+        if unreadable:
+            with writing(self.path.with_name(UNREADABLE)), self.path.with_name(UNREADABLE).open("ab") as handle:
+                handle.writelines(unreadable)
+        logger.warning(
+            "%s is damaged: %d bytes of %d are left, in %d lines; the run goes on, as nothing is learned from them, "
+            "but what they said is lost or wrong%s",
+            self.path.name,
+            len(kept),
+            size,
+            len(left),
+            f" (what cannot be read is in {UNREADABLE})" if unreadable else "",
+        )
+        return kept
 
     def _tell(self, data: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
@@ -138,6 +191,15 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _time_of(line: bytes) -> float | None:
+    """When a whole line was written, in seconds since the run's start; None where it is not one."""
+    try:
+        return float(json.loads(line)["time_s"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    # Not splitlines, for which U+2028 inside a text would end a line.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

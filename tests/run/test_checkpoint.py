@@ -11,6 +11,7 @@ from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.engines.base import Generation, GenerationRequest
 from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.failpoints import inject, raising
+from fst_optimizer.run import checkpoint
 from fst_optimizer.run.checkpoint import commit, last_whole, restore
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, read_json, write_json
@@ -200,8 +201,6 @@ def test_a_run_without_a_whole_checkpoint_is_refused_with_what_is_wrong(files, p
     "name", ["../outside/adapter_model.safetensors", "/etc/passwd", "policy/policy-000003/../../x"]
 )
 def test_a_path_out_of_the_run_directory_is_not_followed(files, policy, name):
-    from fst_optimizer.run import checkpoint
-
     three(files, policy, keep=1)
     for path in (files.state, files.checkpoint(3) / "state.json"):
         content = read_json(path)
@@ -213,8 +212,6 @@ def test_a_path_out_of_the_run_directory_is_not_followed(files, policy, name):
 
 @pytest.mark.parametrize("name", ["../elsewhere", "checkpoint/../../elsewhere", "/tmp"])
 def test_a_checkpoint_elsewhere_is_not_read(files, policy, name):
-    from fst_optimizer.run import checkpoint
-
     three(files, policy, keep=1)
     content = read_json(files.state) | {"checkpoint": name}
     write_json(files.state, content | {"sha256": checkpoint._digest(content)})
@@ -229,6 +226,26 @@ def test_an_adapter_that_is_a_link_is_not_read(files, policy, tmp_path_factory):
     path.symlink_to(outside)
     with pytest.raises(UserError, match="no checkpoint that is whole"):
         last_whole(files)
+
+
+def test_a_checkpoint_of_another_run_is_told_and_not_used(files, policy, caplog):
+    save(files, at(0, cycle=1), policy, number=1, run_id="own")
+    save(files, at(0, cycle=2), policy, number=2, run_id="another")  # as if its files were copied in
+    with caplog.at_level("WARNING"):
+        assert last_whole(files, "own").state == at(0, cycle=1)
+    assert "state.json is of another run (its run_id is not that of config.json)" in caplog.text
+    assert last_whole(files, "another").number == 2
+    with pytest.raises(UserError, match="is of another run"):
+        last_whole(files)  # a run that was begun before there were ids takes none with an id
+
+
+def test_a_run_that_was_begun_before_there_were_ids_is_resumed(files, policy):
+    save(files, at(0), policy)
+    for path in (files.state, files.checkpoint(1) / "state.json"):
+        content = {name: value for name, value in read_json(path).items() if name not in ("run_id", "metrics_sha256")}
+        write_json(path, content | {"sha256": checkpoint._digest(content)})
+    found = last_whole(files)
+    assert (found.state, found.metrics_sha256) == (at(0), None)
 
 
 def test_the_checksums_are_of_the_files(files, policy):

@@ -101,9 +101,9 @@ def test_a_resume_cuts_the_metrics_to_those_of_the_checkpoint(run):
 
 def test_the_clock_goes_on_from_the_last_thing_that_was_written(run):
     saver = run()
-    saver.metrics.resume(0, 100.0)
+    saver.metrics.resume(0, None, saved_s=0.0, elapsed_s=100.0)
     saver.commit(STATE)
-    saver.metrics.resume(0, 500.0)
+    saver.metrics.resume(0, None, saved_s=0.0, elapsed_s=500.0)
     journal_of(saver).add_rollout(KEY, ROLLOUT)
     saver.close()
     resumed = run()

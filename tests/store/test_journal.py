@@ -122,7 +122,17 @@ def test_a_damaged_line_costs_that_line_and_is_told(tmp_path, caplog, place):
     path.write_bytes(bytes(data))
     journal = Journal(path)
     assert [journal.rollout(key(0)), journal.rollout(key(1))] == [None, rollout(0.2)]
-    assert "1 lines are damaged; what they held is run again" in caplog.text
+    assert "1 lines are damaged, or of another run; what they held is run again" in caplog.text
+
+
+def test_the_answers_of_another_run_are_not_taken_for_the_own_ones(tmp_path, caplog):
+    path = tmp_path / "1.jsonl"
+    journal = Journal(path, run_id="one")
+    journal.add_rollout(key(), rollout(0.1))
+    journal.close()
+    assert Journal(path, run_id="other").rollout(key()) is None
+    assert "1 lines are damaged, or of another run" in caplog.text
+    assert Journal(path, run_id="one").rollout(key()) == rollout(0.1)
 
 
 def test_threads_do_not_mix_their_lines(tmp_path):
