@@ -285,7 +285,8 @@ def test_what_others_may_reach_needs_the_key(vllm_server):
     import urllib.error
     import urllib.request
 
-    for path in ("/v1/models", "/adapters", "/invocations", "/metrics", "/inference/v1/generate"):
+    asked = ("/v1/models", "/adapters", "/invocations", "/metrics", "/inference/v1/generate", "/version", "/ping", "/docs")
+    for path in asked:
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(vllm_server.url + path)
         assert refused.value.code == 401

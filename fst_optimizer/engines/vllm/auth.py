@@ -16,8 +16,8 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health", "/ping", "/version")
-"""Tells nothing but that the server is there."""
+OPEN = "/health"
+"""Tells nothing but that the server is there; `/version` would name what can be attacked, and `/ping` is not asked."""
 
 
 class RequireKey:
@@ -28,12 +28,16 @@ class RequireKey:
         self.expected = f"Bearer {os.environ['VLLM_API_KEY']}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 401."""
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
-                headers = [(b"content-type", b"application/json")]
-                await send({"type": "http.response.start", "status": 401, "headers": headers})
-                await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
-                return
-        await self.app(scope, receive, send)
+        """Pass on, or answer 401; a websocket is closed before it is accepted."""
+        kind = scope["type"]
+        if kind == "lifespan" or (kind == "http" and scope["path"] == OPEN) or self._has_key(scope):
+            await self.app(scope, receive, send)
+        elif kind == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 401, "headers": headers})
+            await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
+
+    def _has_key(self, scope: Scope) -> bool:
+        return hmac.compare_digest(dict(scope["headers"]).get(b"authorization", b""), self.expected)
