@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids, not_served
+from fst_optimizer.engines.checks import checked
 from fst_optimizer.errors import EngineError
 from fst_optimizer.model import lora
 
@@ -64,6 +65,7 @@ class TransformersEngine:
         self.max_wait_s = max_wait_s
         own = getattr(model.get_base_model().config.get_text_config(), "max_position_embeddings", None)
         self.context_length = min(own or 1 << 30, int(tokenizer.model_max_length), 1 << 30)
+        self.vocabulary = model.get_input_embeddings().weight.shape[0]
         self.end_ids = end_ids(model.get_base_model().generation_config, tokenizer)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
         # The model's own defaults (top_p, top_k, penalties) would change what is sampled from.
@@ -155,8 +157,15 @@ class TransformersEngine:
                 error.__cause__ = cause
                 future.set_exception(error)
             return
-        for (_, future), generation in zip(batch, generations, strict=True):
-            future.set_result(generation)
+        for (request, future), generation in zip(batch, generations, strict=True):
+            try:
+                future.set_result(self._checked(request, generation))
+            except EngineError as error:  # weights that are not finite any more, say
+                future.set_exception(error)
+
+    def _checked(self, request: GenerationRequest, generation: Generation) -> Generation:
+        ids, logprobs, finish = generation.completion_ids, generation.logprobs, generation.finish_reason
+        return checked(request, ids, logprobs, finish, vocabulary=self.vocabulary, end_ids=self.end_ids)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Sample one batch, all of one policy version, in this thread."""

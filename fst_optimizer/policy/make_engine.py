@@ -78,6 +78,7 @@ def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) ->
             write_adapter=lambda tensors, folder: lora.save_adapter(policy.model, tensors, folder),
             base=policy.zero_adapter,
             end_ids=end_ids(policy.model.get_base_model().generation_config, policy.tokenizer),
+            vocabulary=policy.model.get_input_embeddings().weight.shape[0],
             config=config,
         )
         check_agreement(policy, engine, hint)

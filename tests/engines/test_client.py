@@ -13,7 +13,9 @@ from fst_optimizer.engines.vllm.client import AdapterMissing, ServerGone, VLLMCl
 from fst_optimizer.errors import EngineError
 from helpers.servers import Proxy
 
-SAMPLED = {"choices": [{"token_ids": [7, 2], "logprobs": {"token_logprobs": [-0.5, 0.1]}, "finish_reason": "stop"}]}
+CHOICE = {"token_ids": [7, 2], "logprobs": {"token_logprobs": [-0.5, 1e-6]}, "finish_reason": "stop"}
+SAMPLED = {"model": "base", "choices": [CHOICE]}
+END, VOCABULARY = 2, 10
 FULL = b'{"error": {"message": "full"}}'
 REQUEST = GenerationRequest((1, 2, 3), 4)
 
@@ -41,7 +43,7 @@ def run(server, work, **settings):
     """What the coroutine `work(client)` returns, with a client of that server."""
 
     async def connected():
-        client = VLLMClient([0], **{"max_in_flight": 256, "timeout_s": 60.0, **settings})
+        client = VLLMClient([END], **{"vocabulary": VOCABULARY, "max_in_flight": 256, "timeout_s": 60.0, **settings})
         await client.connect(server.url, "key")
         try:
             return await work(client)
@@ -169,15 +171,3 @@ def test_a_server_that_is_not_there_is_gone(serve):
     server.close()
     with pytest.raises(ServerGone, match="no answer from"):
         run(server, complete)
-
-
-@pytest.mark.parametrize("body", [b"", b"not json", b"{}", b'{"choices": []}', b"[1]"])
-def test_an_answer_that_means_nothing_is_an_engine_error(body):
-    with pytest.raises(EngineError, match="no token ids"):
-        vllm_client.generation_of(body)
-
-
-def test_as_many_logprobs_as_tokens_or_it_is_an_error():
-    body = {"choices": [{"token_ids": [1, 2], "logprobs": {"token_logprobs": [-0.5]}, "finish_reason": "stop"}]}
-    with pytest.raises(EngineError, match="2 token ids with 1 log-probs"):
-        vllm_client.generation_of(json.dumps(body).encode())

@@ -245,11 +245,17 @@ def test_raw_logprobs_are_told_from_processed_ones(attach, proxied, vllm_server)
         request, generation = ask(policy, text="Write a short list of words.", tokens=8, temperature=0.5, seed=1)
         at_one = as_row(GenerationRequest(request.prompt_ids, 8, temperature=1.0), generation)
         logprobs = policy.logprobs_of([at_one.call], None)[0]
-        choice = {"token_ids": generation.completion_ids, "logprobs": {"token_logprobs": logprobs}}
-        return 200, {}, json.dumps({"choices": [choice]}).encode()
+        choice = {
+            "token_ids": generation.completion_ids,
+            "logprobs": {"token_logprobs": logprobs},
+            "finish_reason": generation.finish_reason,
+        }
+        model = json.loads(proxy.bodies[-1])["model"]
+        return 200, {}, json.dumps({"model": model, "choices": [choice]}).encode()
 
+    proxy = proxied(raw)
     with pytest.raises(UserError, match="raw_logprobs"):
-        attach(proxied(raw).url)
+        attach(proxy.url)
 
 
 # -- requests -----------------------------------------------------------------------------------------------------
@@ -285,8 +291,8 @@ def test_what_others_may_reach_needs_the_key(vllm_server):
     import urllib.error
     import urllib.request
 
-    asked = ("/v1/models", "/adapters", "/invocations", "/metrics", "/inference/v1/generate", "/version", "/ping", "/docs")
-    for path in asked:
+    more = ("/inference/v1/generate", "/version", "/ping", "/docs")
+    for path in ("/v1/models", "/adapters", "/invocations", "/metrics", *more):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(vllm_server.url + path)
         assert refused.value.code == 401

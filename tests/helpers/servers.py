@@ -55,6 +55,8 @@ class Proxy:
     def __init__(self, url, answer):
         self.asked = []
         """(path, time) of every request."""
+        self.bodies = []
+        """Of every request."""
         proxy, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -64,6 +66,7 @@ class Proxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 with lock:
                     proxy.asked.append((self.path, time.monotonic()))
+                    proxy.bodies.append(body)
                     count = sum(path == self.path for path, _ in proxy.asked)
                 status, headers, text = answer(self.path, count) or self._passed_on(body)
                 self.send_response(status)

@@ -1,23 +1,30 @@
-"""The requests that go to a vLLM server, and what its answers mean.
+"""The requests that go to a vLLM server.
 
 Token ids go in and token ids come out: `/v1/completions` takes a prompt as ids, and `return_token_ids` gives the
 sampled ones back with their log-probs, the end-of-turn token included.
+
+A broken connection is not a dead server: `/health` is asked, and from a server that is well the same is asked again. A
+completion's seed is in its request, so the second answer has the tokens that the first would have had.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt
 
 from fst_optimizer.engines.base import Generation, GenerationRequest
+from fst_optimizer.engines.vllm.address import proxy_for
+from fst_optimizer.engines.vllm.answers import CONTROL_BYTES, Answer, body_limit, generation_of, models_of
 from fst_optimizer.errors import EngineError
+
+logger = logging.getLogger(__name__)
 
 OVERLOADED = (429, 503)
 BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 30.0
@@ -26,6 +33,14 @@ OVERLOAD_TRIES = 8
 _SEED_BITS = (1 << 63) - 1
 _CONTROL_S = 120.0
 """Limit of a request that loads or lists something, in seconds."""
+BODY_S = 60.0
+"""How long an answer may take from its first byte to its last."""
+HEALTH_S = 30.0
+"""How long a server may take to say that it is well; under load its front is slow."""
+RESENDS = 2
+"""How often a healthy server is sent again what it broke off."""
+RESEND_S = 0.2
+"""Before a broken connection's second try, and twice as long before each further one."""
 
 
 class ServerGone(EngineError):
@@ -36,39 +51,23 @@ class AdapterMissing(EngineError):
     """The server does not know an adapter that it was given: it was started anew in between."""
 
 
-class Answer(NamedTuple):
-    """What came back over HTTP."""
-
-    status: int
-    body: bytes
-    retry_after_s: float | None = None
-    """After how many seconds the server wants to be asked again, where it says so."""
-
-    @property
-    def message(self) -> str:
-        """The words in an error's body."""
-        try:
-            error = json.loads(self.body)
-            error = error.get("error", error)
-            return str(error.get("message", error) if isinstance(error, Mapping) else error)[:500]
-        except (ValueError, AttributeError):
-            return self.body[:500].decode(errors="replace")
-
-
 class VLLMClient:
     """Sends requests to one server at a time; `connect` moves it to another. All coroutines run in one event loop.
 
     Args:
         end_ids: The tokens that end a turn, which vLLM would else take from the tokenizer alone.
+        vocabulary: Rows of the model's embedding; no token that is sampled is at or above it.
         max_in_flight, timeout_s: `max_in_flight` and `request_timeout_s` of `VLLMConfig`.
     """
 
-    def __init__(self, end_ids: Sequence[int], *, max_in_flight: int, timeout_s: float) -> None:
+    def __init__(self, end_ids: Sequence[int], *, vocabulary: int, max_in_flight: int, timeout_s: float) -> None:
         self.end_ids = list(end_ids)
+        self.vocabulary = vocabulary
         self.timeout_s = timeout_s
         self._places = asyncio.Semaphore(max_in_flight)
         self._session: aiohttp.ClientSession | None = None
         self._url = ""
+        self._proxy: str | None = None
         self._paused_until = 0.0
         """Loop time before which no request is sent, because the server is overloaded."""
         self._refusals = 0
@@ -77,11 +76,13 @@ class VLLMClient:
     async def connect(self, url: str, api_key: str) -> None:
         """Send to this server from now on."""
         await self.close()
-        self._url = url
+        self._url, self._proxy = url, proxy_for(url)
         self._refusals, self._paused_until = 0, 0.0
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
-            headers={"Authorization": f"Bearer {api_key}"},
+            # Compressed, a small answer could become one that no limit on bytes had seen.
+            headers={"Authorization": f"Bearer {api_key}", "Accept-Encoding": "identity"},
+            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
         )
 
@@ -97,13 +98,14 @@ class VLLMClient:
         """Sample one completion from `model`, the base's name or an adapter's.
 
         Raises:
-            ServerGone: the connection broke.
+            ServerGone: the connection broke, and the server is not well.
             AdapterMissing: the server does not know `model`.
-            EngineError: the server refused the request, or was overloaded for too long.
+            EngineError: the server refused the request, was overloaded for too long, broke it off each time while it
+                was well, or gave an answer that cannot be.
         """
         body = completion_body(model, request, self.end_ids)
         async with self._places:
-            answer = await self._post_unless_overloaded(body)
+            answer = await self._post_unless_overloaded(body, body_limit(request))
         if answer.status in OVERLOADED:
             raise EngineError(
                 f"the server is overloaded: it turned a request away {OVERLOAD_TRIES} times, the last time "
@@ -115,9 +117,9 @@ class VLLMClient:
             raise ServerGone(f"the server broke down: {answer.message}")
         if answer.status != 200:
             raise EngineError(f"the server answered {answer.status}: {answer.message}")
-        return generation_of(answer.body)
+        return generation_of(answer.body, model, request, vocabulary=self.vocabulary, end_ids=self.end_ids)
 
-    async def _post_unless_overloaded(self, body: Mapping[str, Any]) -> Answer:
+    async def _post_unless_overloaded(self, body: Mapping[str, Any], limit: int) -> Answer:
         """The answer to a request, which is sent again while the server is overloaded; after the last try, whatever."""
         answer: Answer = await AsyncRetrying(
             retry=retry_if_result(lambda answer: answer.status in OVERLOADED),
@@ -125,13 +127,13 @@ class VLLMClient:
             wait=lambda state: self._pause_s(_answer_of(state)),
             sleep=self._pause_all,
             retry_error_callback=_answer_of,
-        )(self._post_completion, body)
+        )(self._post_completion, body, limit)
         return answer
 
-    async def _post_completion(self, body: Mapping[str, Any]) -> Answer:
+    async def _post_completion(self, body: Mapping[str, Any], limit: int) -> Answer:
         await self._pause_all(0.0)
         try:
-            answer = await self._send("POST", "/v1/completions", body)
+            answer = await self._send("POST", "/v1/completions", body, limit=limit)
         except TimeoutError:
             answer = Answer(429, b"no answer in time")
         self._refusals = self._refusals + 1 if answer.status in OVERLOADED else 0
@@ -163,16 +165,21 @@ class VLLMClient:
             answer = await self._send("POST", path, {"lora_name": name, **more}, timeout_s=_CONTROL_S)
         except TimeoutError as error:
             raise EngineError(f"the server did not answer {path} within {_CONTROL_S:g} s") from error
-        if answer.status not in ((200, 404) if verb == "unload" else (200,)):
+        done = (200, 404) if verb == "unload" else (200,)
+        # Where the answer to a first try was lost, the second is told that the name is taken: by us, it is new.
+        if answer.status not in done and not (verb == "load" and await self._lists(name)):
             where = f" from {more['lora_path']!r}" if more else ""
             raise EngineError(f"the server did not {verb} adapter {name!r}{where} ({answer.status}): {answer.message}")
+
+    async def _lists(self, name: str) -> bool:
+        return any(model["id"] == name for model in await self.models())
 
     async def models(self) -> list[dict[str, Any]]:
         """What `/v1/models` lists: the base first, then adapters.
 
         Raises:
             ServerGone: no answer.
-            EngineError: the server does not take the key.
+            EngineError: the server does not take the key, or is none that lists models.
         """
         try:
             answer = await self._send("GET", "/v1/models", timeout_s=_CONTROL_S)
@@ -180,25 +187,55 @@ class VLLMClient:
             raise ServerGone(f"no answer from {self._url} within {_CONTROL_S:g} s") from error
         if answer.status != 200:
             raise EngineError(f"the server answered {answer.status} to /v1/models: {answer.message}")
-        listed: list[dict[str, Any]] = json.loads(answer.body)["data"]
-        return listed
+        return models_of(answer.body)
 
     async def healthy(self) -> bool:
-        """Whether the server answers and its engine lives."""
-        try:
-            return (await self._send("GET", "/health", timeout_s=5.0)).status == 200
-        except (EngineError, TimeoutError):
-            return False
+        """Whether the server answers and its engine lives. A connection that breaks is no answer yet."""
+        for wait_s in _waits():
+            try:
+                return (await self._send_once("GET", "/health", timeout_s=HEALTH_S)).status == 200
+            except ServerGone:
+                await asyncio.sleep(wait_s)
+            except (EngineError, TimeoutError):
+                return False
+        return False
 
     async def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        limit: int = CONTROL_BYTES,
     ) -> Answer:
-        """One HTTP request.
+        """One HTTP request, sent again where its connection breaks and the server is well.
 
         Raises:
-            ServerGone: no connection, or it broke.
+            ServerGone: no connection, or it broke, and the server is not well.
+            EngineError: it broke each time; or the answer is no answer that could be read.
             TimeoutError: no answer in time.
         """
+        for wait_s in _waits():
+            try:
+                return await self._send_once(method, path, body, timeout_s=timeout_s, limit=limit)
+            except ServerGone as error:
+                broke = error
+            if not await self.healthy():
+                raise broke
+            logger.info("a connection to the vLLM server broke, which is well: %s", broke)
+            await asyncio.sleep(wait_s)
+        raise EngineError(f"the server is well and broke off {method} {path} {RESENDS + 1} times: {broke}") from broke
+
+    async def _send_once(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
+        limit: int = CONTROL_BYTES,
+    ) -> Answer:
         if self._session is None:
             raise ServerGone("not connected to a server")
         try:
@@ -206,11 +243,36 @@ class VLLMClient:
                 method,
                 self._url + path,
                 json=body,
+                proxy=self._proxy,
+                allow_redirects=False,  # what another address answers was not sampled here, and it would get the key
                 timeout=aiohttp.ClientTimeout(total=timeout_s or self.timeout_s),
             ) as reply:
-                return Answer(reply.status, await reply.read(), retry_after_s(reply.headers.get("Retry-After")))
+                return Answer(reply.status, await _read(reply, limit), retry_after_s(reply.headers.get("Retry-After")))
         except (aiohttp.ClientError, ConnectionError) as error:
             raise ServerGone(f"no answer from {self._url}: {type(error).__name__}: {error}") from error
+
+
+async def _read(reply: aiohttp.ClientResponse, limit: int) -> bytes:
+    """An answer's body, of at most `limit` bytes and not compressed. Raises EngineError for any other."""
+    packed = reply.headers.get("Content-Encoding", "identity")
+    if packed.lower() != "identity":
+        raise EngineError(f"the server's answer is compressed ({packed[:40]!r}), which nobody asked for")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in reply.content.iter_any():
+                body += part
+                if len(body) > limit:
+                    reply.close()
+                    raise EngineError(f"the server's answer is longer than the {limit} bytes that it may have")
+    except TimeoutError as error:
+        raise EngineError(f"the server's answer did not end within {BODY_S:g} s of its beginning") from error
+    return bytes(body)
+
+
+def _waits() -> list[float]:
+    """Seconds to wait after each try."""
+    return [RESEND_S * 2.0**number for number in range(RESENDS + 1)]
 
 
 def completion_body(model: str, request: GenerationRequest, end_ids: Sequence[int]) -> dict[str, Any]:
@@ -232,23 +294,6 @@ def completion_body(model: str, request: GenerationRequest, end_ids: Sequence[in
         "return_token_ids": True,
         "add_special_tokens": False,
     }
-
-
-def generation_of(text: bytes) -> Generation:
-    """The sampled tokens in an answer of `/v1/completions`.
-
-    Raises:
-        EngineError: it has no token ids or log-probs, or not one log-prob a token.
-    """
-    try:
-        choice = json.loads(text)["choices"][0]
-        token_ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EngineError(f"the server's answer has no token ids and log-probs: {text[:200]!r}") from error
-    if not token_ids or len(token_ids) != len(logprobs):
-        raise EngineError(f"the server sent {len(token_ids or ())} token ids with {len(logprobs)} log-probs")
-    finish = "length" if choice.get("finish_reason") == "length" else "stop"
-    return Generation(tuple(token_ids), tuple(min(0.0, float(logprob)) for logprob in logprobs), finish)
 
 
 def backoff_s(refusals: int, draw: float) -> float:

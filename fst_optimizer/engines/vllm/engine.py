@@ -53,6 +53,7 @@ class VLLMEngine:
         write_adapter: Writes LoRA tensors as a peft folder.
         base: LoRA tensors that add nothing: version 0.
         end_ids: The tokens that end a turn.
+        vocabulary: Rows of the model's embedding.
         config: Limits and folders.
 
     Raises:
@@ -69,12 +70,14 @@ class VLLMEngine:
         write_adapter: WriteAdapter,
         base: Mapping[str, Tensor],
         end_ids: Sequence[int],
+        vocabulary: int,
         config: VLLMConfig,
     ) -> None:
         self.server = server
         self.max_rank = server.max_lora_rank if server else None
         self.end_ids = list(end_ids)
         self.max_live_versions = config.max_live_versions
+        self._patience_s = config.start_timeout_s
         self._write_adapter = write_adapter
         self._adapters: dict[int, Path] = {}
         """Version -> its adapter's folder, whose name is the adapter's on the server."""
@@ -91,7 +94,12 @@ class VLLMEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fst-vllm", daemon=True)
         self._thread.start()
-        self._client = VLLMClient(end_ids, max_in_flight=config.max_in_flight, timeout_s=config.request_timeout_s)
+        self._client = VLLMClient(
+            end_ids,
+            vocabulary=vocabulary,
+            max_in_flight=config.max_in_flight,
+            timeout_s=config.request_timeout_s,
+        )
         self._connection = ServerConnection(
             self._client,
             server,
@@ -264,9 +272,15 @@ class VLLMEngine:
 
     async def _answer(self, request: GenerationRequest) -> Generation:
         try:
-            generation = await self._connection.ask(
-                lambda: self._client.complete(self.adapter(request.version).name, request)
-            )
+            # Before restarts are allowed, someone waits for the check of a server that may never answer.
+            async with asyncio.timeout(None if self._connection.restarts_allowed else self._patience_s):
+                generation = await self._connection.ask(
+                    lambda: self._client.complete(self.adapter(request.version).name, request)
+                )
+        except TimeoutError as error:
+            raise EngineError(
+                f"the server did not answer its first request within {self._patience_s:g} s (vllm.start_timeout_s)"
+            ) from error
         except asyncio.CancelledError:
             if self._closed:
                 raise EngineError("the engine was closed") from None

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from fst_optimizer.engines.vllm.answers import context_of
 from fst_optimizer.engines.vllm.client import AdapterMissing, ServerGone, VLLMClient
 from fst_optimizer.engines.vllm.server import VLLMServer
 from fst_optimizer.errors import EngineDied, EngineError, UserError
@@ -74,10 +75,10 @@ class ServerConnection:
             await self.client.connect(self.server.url, self.server.api_key)
         else:
             await self.client.connect(self.url, self._api_key)
-        base = next((model for model in await self.client.models() if not model.get("parent")), None)
-        if base is None or not base.get("max_model_len"):
+        context = context_of(await self.client.models())
+        if context is None:
             raise UserError(f"url is {self.url!r}: no vLLM server, or one that lists no base model at /v1/models")
-        self.context_length = int(base["max_model_len"])
+        self.context_length = context
         self._number += 1
 
     async def ask(self, send: Callable[[], Awaitable[ResultT]]) -> ResultT:

@@ -167,8 +167,10 @@ class VLLMServer:
 
     def healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the server answers and its engine lives."""
+        # Never through the environment's proxy, which would look for the server on its own loopback.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=timeout_s) as answer:
+            with direct.open(f"{self.url}/health", timeout=timeout_s) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
             return False
