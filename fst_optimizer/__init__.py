@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from fst_optimizer.dspy_jobs.provider import PolicyProvider
     from fst_optimizer.engines.vllm.server import VLLMServer
     from fst_optimizer.finished.load import load
-    from fst_optimizer.optimizer import FST, CompileResult
+    from fst_optimizer.optimizer import FST
     from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.run.result import CompileResult
     from fst_optimizer.tuning.api import TuneResult, tune
 
 __version__ = "0.1.0"
@@ -75,7 +76,7 @@ use_provider(_training_provider)
 
 _LATE = {
     "FST": "optimizer",
-    "CompileResult": "optimizer",
+    "CompileResult": "run.result",
     "Policy": "policy.policy",
     "VLLMServer": "engines.vllm.server",
     "load": "finished.load",

@@ -9,6 +9,7 @@ The cycles themselves are in `cycle`.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,8 +21,10 @@ from uuid import uuid4
 import dspy
 from dspy.teleprompt import Teleprompter
 
+from fst_optimizer.config.arguments import by_arguments, check_keywords, run_folder
 from fst_optimizer.config.formats import read_config
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.overrides import base_config
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.cycle import run_cycle, validate
 from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
@@ -36,6 +39,7 @@ from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.evaluate import evaluate
+from fst_optimizer.run.result import compile_result
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
@@ -51,22 +55,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CompileResult:
-    """What `program.detailed_results` holds."""
-
-    run_dir: Path
-    result: Mapping[str, Any]
-    """The content of `result.json`."""
-    population: Population
-    """The last population, with scores on its anchor."""
-    best: Best
-    """The (candidate, policy version) pair that the program carries."""
-
-
-@dataclass(frozen=True)
 class Given:
     """What `compile` was given, checked."""
 
+    config: FSTConfig
+    """The optimizer's, with the seed and the threads that `compile` was given."""
     student: dspy.Module
     task: str
     """The name in `result.json`."""
@@ -83,11 +76,16 @@ class FST(Teleprompter):  # type: ignore[misc]
     Args:
         metric: `(example, prediction)`, or `(example, prediction, trace, pred_name, pred_trace)` for feedback by
             predictor. Returns a number, or `dspy.Prediction(score=..., feedback=...)`.
-        auto: `light`, `medium` or `heavy`; ignored when `config` is given.
+        auto: `light`, `medium`, `heavy` or `paper` (what the paper gives): the preset under `config`.
         reflection_lm: Writes new instructions from feedback, by GEPA's reflective proposer. None: the built-in
             extractive reflector, which takes over sentences that recur in the feedback and calls no LM.
-        config: An `FSTConfig`, or nested settings over the defaults.
+        config: Nested settings, or an `FSTConfig`. What it sets goes over the preset; an `FSTConfig` sets what was
+            given when it was made, and `config.complete()` leaves nothing to the preset.
         run_dir: Where the run's files go. None: a new folder under `runs/`.
+        log_dir: The same, as `dspy.GEPA` calls it. There it also resumes; here `resume` says so.
+        seed: `config.seed`, over the one in `config`.
+        num_threads: `config.rollout.num_threads`, over the one in `config`.
+        track_stats: Whether the compiled program has `detailed_results`. All of it is in the run's folder anyway.
         resume: Go on with the unfinished run in `run_dir`.
         allow_changes: Resume although settings, data, model or library versions are not those that the run began with.
         callbacks: Called with every line of `metrics.jsonl` and with progress.
@@ -107,6 +105,10 @@ class FST(Teleprompter):  # type: ignore[misc]
         reflection_lm: dspy.LM | None = None,
         config: FSTConfig | Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
+        log_dir: str | Path | None = None,
+        seed: int | None = None,
+        num_threads: int | None = None,
+        track_stats: bool = True,
         resume: bool = False,
         allow_changes: bool = False,
         callbacks: Sequence[Callback] = (),
@@ -115,12 +117,10 @@ class FST(Teleprompter):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.metric = Metric(metric)
-        base = preset(auto)
-        if config is not None:
-            base = config if isinstance(config, FSTConfig) else FSTConfig.from_dict(config)
-        self.config = base
+        self.config = by_arguments(base_config(config, auto), seed=seed, num_threads=num_threads)
         self.reflection_lm = reflection_lm
-        self.run_dir = Path(run_dir) if run_dir is not None else None
+        self.run_dir = run_folder(run_dir, log_dir)
+        self.track_stats = track_stats
         self.resume = resume
         self.allow_changes = allow_changes
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
@@ -128,7 +128,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.testset = None if testset is None else items_of(testset, "test")
         if self.testset == ():
             raise UserError("testset is empty: give examples, or None for no test scores")
-        if resume and run_dir is None:
+        if resume and self.run_dir is None:
             raise UserError("resume is True and run_dir is None: name the run directory to go on with")
 
     def compile(
@@ -139,6 +139,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
         student_follows: bool = False,
+        **kwargs: Any,
     ) -> dspy.Module:
         """Learn instructions and weights together; `student` itself is not changed, and `policy.lm` answers as before.
 
@@ -150,10 +151,12 @@ class FST(Teleprompter):  # type: ignore[misc]
             valset: Examples to choose the best pair on. None: a seeded fifth of `trainset` is held out.
             student_follows: Whether `policy.lm`, and with it the student, serves the new versions while they are
                 learned, and stays at the best one.
+            kwargs: `seed` and `num_threads`, which DSPy's optimizers take here or there: over the optimizer's own, for
+                this run. Others are refused.
 
         Returns:
             A copy with the best candidate's instructions, its LM serving the best policy version, and
-            `detailed_results`, a `CompileResult`.
+            `detailed_results`, a `CompileResult`, unless `track_stats` is False.
 
         Raises:
             UserError: something about the student, the data or the run directory is wrong; nothing was spent.
@@ -161,7 +164,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             ReflectionError: the reflection LM failed at every call; see `fast.on_reflection_failure`.
             Paused: a monitor with `pause` saw what it watches for.
         """
-        given = self.check(student, trainset, teacher, valset)
+        given = self.check(student, trainset, teacher, valset, **kwargs)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
         check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
         with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
@@ -173,22 +176,25 @@ class FST(Teleprompter):  # type: ignore[misc]
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
+        **kwargs: Any,
     ) -> Given:
         """What `compile` would work with; nothing is spent or written.
 
         Raises:
             UserError: as `compile` does.
         """
+        check_keywords(kwargs, inspect.signature(self.compile).parameters, inspect.signature(FST).parameters)
+        config = by_arguments(self.config, **kwargs)
         policy, start_version = checked_student(student)
-        check_roles(seed_texts(student), self.config)
-        if self.config.train.credit == "predictor" and not self.metric.per_predictor:
+        check_roles(seed_texts(student), config)
+        if config.train.credit == "predictor" and not self.metric.per_predictor:
             raise UserError(
                 "train.credit is 'predictor', and the metric takes two arguments: give it five (example, prediction, "
                 "trace, pred_name, pred_trace), so that it can score each predictor, or set train.credit='rollout'"
             )
         teachers = checked_teachers(teacher, policy)
-        train, val = split_data(trainset, valset, self.config.seed)
-        return Given(student, self.task or type(student).__name__, policy, start_version, train, val, teachers)
+        train, val = split_data(trainset, valset, config.seed)
+        return Given(config, student, self.task or type(student).__name__, policy, start_version, train, val, teachers)
 
     def _run(self, run_dir: Path, given: Given) -> dspy.Module:
         """Cycles from the first or the last committed state to the end, and the compiled program."""
@@ -203,6 +209,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             compiled = self._cycles(run, program, given, resuming, changed=bool(changes))
         if alarms := compiled.detailed_results.result["alarms"]:
             logger.warning("in this run: %s", "; ".join(alarms))
+        if not self.track_stats:
+            del compiled.detailed_results
         return compiled
 
     def _cycles(self, run: Run, program: dspy.Module, given: Given, resuming: bool, *, changed: bool) -> dspy.Module:
@@ -221,7 +229,7 @@ class FST(Teleprompter):  # type: ignore[misc]
     def _describe(self, files: RunFiles, given: Given, resuming: bool) -> list[str]:
         """Write `config.json`; what a resumed run has otherwise than it began with."""
         description = record.describe_run(
-            self.config,
+            given.config,
             given.policy,
             given.task,
             given.train,
@@ -248,7 +256,7 @@ class FST(Teleprompter):  # type: ignore[misc]
     def prepare(self, program: dspy.Module, given: Given, files: RunFiles) -> Run:
         """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
         policy, teachers = given.policy, given.teachers
-        config = self.config
+        config = given.config
         reflector = (
             LMReflector(self.reflection_lm, config.budget.prices)
             if self.reflection_lm
@@ -324,10 +332,10 @@ class FST(Teleprompter):  # type: ignore[misc]
         record.save_program(compiled, run.files.program)
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
         state, test_score = self._tested(run, state)
-        result = record.result_of(self.config, given.task, state, run.metrics.time_s, test_score)
+        result = record.result_of(given.config, given.task, state, run.metrics.time_s, test_score)
         program = run.files.program
         result["files"] = {**run.saver.adapter_checksums(version), program.name: checksum(program)}
         write_json(run.files.result, result)
         run.saver.finish()
-        compiled.detailed_results = CompileResult(run.files.root, result, state.population, best)
+        compiled.detailed_results = compile_result(run.files, result, state, compiled)
         return compiled

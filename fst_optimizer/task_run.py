@@ -19,8 +19,8 @@ from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from fst_optimizer.engines.vllm.server import OnWait
-    from fst_optimizer.optimizer import CompileResult
     from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.run.result import CompileResult
     from fst_optimizer.store.metrics import Callback
 
 
@@ -116,7 +116,7 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
     with closing(make_policy(request, plan, on_wait)) as policy:
         fst = FST(
             task.metric,
-            config=plan.settings.config,
+            config=plan.settings.config.complete(),
             run_dir=request.run_dir,
             resume=request.resume,
             allow_changes=request.allow_changes,

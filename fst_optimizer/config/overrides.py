@@ -31,15 +31,17 @@ class Settings:
     vllm: VLLMConfig = field(default_factory=VLLMConfig)
 
 
-def base_config(own: FSTConfig | None, auto: str | None) -> FSTConfig:
-    """The preset under the task's own settings: where a task sets something, it knows better.
+def base_config(own: FSTConfig | Mapping[str, Any] | None, auto: str | None) -> FSTConfig:
+    """What a caller or a task sets, over a preset; None: `light`.
 
-    Without `--auto`, a task's settings are taken as they are; with it, those that differ from the defaults are laid
-    over the preset.
+    An `FSTConfig` sets what was given when it was made, be it with the value that is the default.
+
+    Raises:
+        UserError: there is no such preset or setting, or a value does not fit.
     """
-    if own is None or auto is None:
-        return own or preset(auto or "light")
-    return FSTConfig.from_dict(own.model_dump(mode="json", exclude_defaults=True), preset(auto))
+    if own is None:
+        own = {}
+    return FSTConfig.from_dict(own.given() if isinstance(own, FSTConfig) else own, preset(auto or "light"))
 
 
 def settled(base: FSTConfig, *layers: Values) -> Settings:

@@ -27,7 +27,9 @@ class LoraConfig(Section, section="lora"):
     """The adapter's output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of adapter inputs dropped in training. Above 0, trainer and sampler disagree by design."""
-    target_modules: Annotated[Strings | None, Remedy('give a list of names, e.g. ["q_proj", "v_proj"]')] = None
+    target_modules: Annotated[Strings | None, Remedy('give a list of names, e.g. ["q_proj", "v_proj"]')] = Field(
+        default=None, min_length=1
+    )
     """Names of the linear layers that get an adapter. None: all but the output head."""
 
 

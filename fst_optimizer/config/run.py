@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from fst_optimizer.config.section import Remedy, Section, merged
+from fst_optimizer.config.section import Remedy, Section, has_names, merged
 from fst_optimizer.errors import UserError, did_you_mean
 
 Method = Literal["fst", "rl", "gepa", "sequential"]
@@ -210,7 +210,7 @@ class FSTConfig(Section):
     method: Method = "fst"
     """`fst`; `rl` (K = 1, seed instruction, no fast rounds); `gepa` (fast rounds only); `sequential` (half of the
     rollouts on GEPA, then the rest on RL with its best candidate)."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random choice follows from it."""
     fast: FastConfig = FastConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -250,9 +250,13 @@ class FSTConfig(Section):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], base: FSTConfig | None = None) -> FSTConfig:
         """Nested settings over `base` (or the defaults). An unknown key raises UserError with the nearest name."""
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) or not has_names(data):
             raise UserError(f"config is {data!r}: give an FSTConfig or an object of settings")
-        return cls(**merged((base or cls()).to_dict(), data))
+        return cls(**merged((base or cls()).given(), data))
+
+    def complete(self) -> FSTConfig:
+        """The same settings, all of them given: it means the same over any preset."""
+        return FSTConfig(**self.to_dict())
 
     def with_values(self, values: Mapping[str, Any]) -> FSTConfig:
         """Dotted settings over this config, e.g. `{"train.lr": 1e-3}`."""
@@ -276,11 +280,31 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "light": {"budget": {"max_cycles": 4}},
     "medium": {"budget": {"max_cycles": 12}},
     "heavy": {"budget": {"max_cycles": 40}, "fast": {"max_rollouts": 384, "anchor_size": 32, "max_proposals": 24}},
+    "paper": {
+        # 960 calls end a round, neither patience nor proposals do: each of those costs a minibatch, 4 calls.
+        "fast": {"population": 4, "anchor_size": 192, "max_rollouts": 960, "max_proposals": 240, "patience": 0},
+        "rollout": {"group_size": 8, "batch_size": 32, "temperature": 1.0},
+        "train": {
+            "steps_per_cycle": 6,
+            "warmup_steps": 10,
+            "betas": (0.9, 0.999),
+            "weight_decay": 0.0,
+            "max_grad_norm": None,
+            "loss": "cispo",
+            "ratio_cap": 4.0,
+            "kl_coef": 0.001,
+            "average": "prompt",
+        },
+        "budget": {"max_cycles": 34},  # 204 steps: the paper trains 200 on each task of its sequence
+    },
 }
 
 
 def preset(name: str) -> FSTConfig:
-    """The settings behind `auto="light"`, `"medium"` and `"heavy"`."""
+    """The settings behind `auto="light"`, `"medium"`, `"heavy"` and `"paper"`.
+
+    `paper`: what arXiv 2605.12484 gives. Ours are the learning rate, which it does not publish, and the cycles.
+    """
     if name not in _PRESETS:
         raise UserError(f"auto is {name!r}: {did_you_mean(str(name), _PRESETS)}")
     return FSTConfig.from_dict(_PRESETS[name])

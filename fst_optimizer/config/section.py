@@ -45,14 +45,28 @@ class Section(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise _refusal(type(self), values, error) from None
+        except TypeError:  # where a section in this one is called with names that are no strings
+            for name, value in values.items():
+                if isinstance(value, Mapping) and not has_names(value):
+                    raise UserError(f"config: {name} is {value!r}: give an object of settings") from None
+            raise
 
     def changed(self, /, **values: Any) -> Self:
         """A copy with other values, checked like a new one."""
-        return type(self)(**{**dict(self), **values})
+        return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **values})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written in `config.json`."""
         return self.model_dump(mode="json")
+
+    def given(self) -> dict[str, Any]:
+        """Those settings that were given when it was made, be it with the value that is the default, as plain data."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def has_names(values: Mapping[Any, Any]) -> bool:
+    """Whether all keys are strings."""
+    return all(isinstance(key, str) for key in values)
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

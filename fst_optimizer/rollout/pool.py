@@ -22,6 +22,8 @@ T_co = TypeVar("T_co", covariant=True)
 
 _STOP_S = 2.0
 """How long stopped jobs are waited for."""
+LONGEST_WAIT_S = 3600.0
+"""Of one wait for a job; there are more after it. Python refuses to wait for some centuries at once."""
 
 
 class Job(Protocol[T_co]):
@@ -126,7 +128,7 @@ class _Batch(Generic[T]):
                 now = self.clock()
                 wait_s = min(self.deadlines.values(), default=now + 0.05) - now
             try:
-                ended = self.done.get(timeout=max(0.0, wait_s) + 0.001)
+                ended = self.done.get(timeout=min(max(0.0, wait_s) + 0.001, LONGEST_WAIT_S))
             except queue.Empty:
                 self._expire()
                 with self.lock:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.formats import CONFIG_FORMAT
 from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.config.section import merged
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
@@ -93,8 +94,12 @@ def describe_run(
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What a resumed run has otherwise than it had, in words. Both are contents of `config.json`."""
+    """What a resumed run has otherwise than it had, in words. Both are contents of `config.json`.
+
+    A setting that there was not yet when the run began had what is its default now.
+    """
     before, now = _named(before), _named(now)
+    before = {**before, "config": merged(FSTConfig().to_dict(), before["config"])}
     return [
         f"{name}: {old!r} -> {new!r}"
         for part in ("task", "config", "policy", "data", "teachers", "program", "versions")

@@ -92,8 +92,9 @@ def tune(
 
     - `program`, `metric`, `reflection_lm`: as for `FST`; the predictors use one policy's `lm`.
     - `trainset`, `valset`: what trials learn from, and what they are scored on. None: a seeded fifth is held out.
-    - `auto`: the preset under all trials; ignored when `config` is given.
-    - `config`: what all trials share. Its `budget.max_rollouts`, or what it would spend without, caps each of them.
+    - `auto`: the preset under all trials.
+    - `config`: what all trials share, over the preset. Its `budget.max_rollouts`, or what it would spend without, caps
+      each of them.
     - `testset`: what the winner is confirmed on. Needed for `repeats`.
     - The others are fields of `TuneRequest`. None for `study` and `folder`: from the program's class and the seed.
 
@@ -127,17 +128,17 @@ def _search(
     runner: TrialRunner,
     policy: Policy,
     own: FSTConfig | None,
-    auto: str,
+    preset: str,
     testset: Sequence[dspy.Example] | None,
 ) -> TuneResult:
     def settings_of(auto: str | None) -> Settings:
-        return Settings(base_config(own, auto), policy.lora, PolicyConfig(max_tokens=policy.max_tokens))
+        return Settings(base_config(own, auto or preset), policy.lora, PolicyConfig(max_tokens=policy.max_tokens))
 
     if request.repeats and not testset:
         raise UserError(
             f"repeats is {request.repeats} and testset is empty: the winner is confirmed on examples of its own"
         )
-    presets = presets_of(own is not None, auto if own is None else None, settings_of)
+    presets = presets_of(own is not None, preset if own is None else None, settings_of)
     plan = plan_study(request, runner.name, presets, runner.trainset, runner.valset, policy.name)
     study = join_study(request, plan)
     confirm = None
@@ -155,7 +156,7 @@ def _search(
         folder=request.folder,
         summary=summary,
         best_trial=summary["best"],
-        best_config=settings.config if settings else None,
+        best_config=settings.config.complete() if settings else None,
         best_lora=settings.lora if settings else None,
         ended=ended,
         study=study,

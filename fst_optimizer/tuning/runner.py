@@ -14,8 +14,8 @@ from fst_optimizer.errors import EngineError, FSTError, MetricError, Paused, Sto
 if TYPE_CHECKING:
     import dspy
 
-    from fst_optimizer.optimizer import CompileResult
     from fst_optimizer.policy.policy import Policy
+    from fst_optimizer.run.result import CompileResult
     from fst_optimizer.store.metrics import Callback
 
 CAUSES: tuple[tuple[type[FSTError], str], ...] = (
@@ -68,7 +68,7 @@ class TrialRunner:
             self.policy.start_over(settings.lora, seed=settings.config.seed)
             fst = FST(
                 self.metric,
-                config=settings.config,
+                config=settings.config.complete(),
                 reflection_lm=self.reflection_lm,
                 run_dir=folder,
                 callbacks=callbacks,

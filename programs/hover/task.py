@@ -151,5 +151,6 @@ def config(variant: str | None = None) -> "FSTConfig":
             "train.kl_coef": 1e-3,
             "train.gradient_checkpointing": True,
             "eval.candidates": 2,
+            "budget.max_cycles": 10,
         }
     )

@@ -112,5 +112,6 @@ def config(variant: str | None = None) -> "FSTConfig":
             "train.average": "rollout",  # else those that call more tools weigh more
             "train.gradient_checkpointing": True,
             "eval.candidates": 2,
+            "budget.max_cycles": 10,
         }
     )

@@ -1,12 +1,18 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from fst_optimizer.cli.options import Auto
 from fst_optimizer.config.formats import ELSEWHERE
-from fst_optimizer.config.overrides import assignments, base_config, check_names, read_settings, settled
+from fst_optimizer.config.overrides import assignments, base_config, check_names, flat, read_settings, settled
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.run import FastConfig, FSTConfig, TrainConfig, preset
 from fst_optimizer.errors import UserError
+from fst_optimizer.tasks import load_task
+
+PROGRAMS = Path(__file__).parents[2] / "programs"
+DEFAULTS = FSTConfig().to_dict()
 
 
 def test_later_layers_win():
@@ -72,11 +78,63 @@ def test_every_name_of_another_library_leads_to_a_setting():
 def test_a_tasks_own_settings_stand_over_the_preset():
     own = FSTConfig().with_values({"train.lr": 5e-4, "budget.max_cycles": 3})
     assert base_config(own, None) == own
+    assert base_config(own, "light") == base_config(own, None)
     heavy = base_config(own, "heavy")
     assert (heavy.train.lr, heavy.budget.max_cycles) == (5e-4, 3)
     assert heavy.fast.anchor_size == preset("heavy").fast.anchor_size
     priced = base_config(FSTConfig().with_values({"budget.prices.some/model-1.5": [1, 2]}), "heavy")
     assert priced.budget.prices == {"some/model-1.5": (1, 2)}
+
+
+def test_a_task_that_sets_the_default_means_it():
+    own = FSTConfig().with_values({"budget.max_cycles": 10, "fast.anchor_size": FSTConfig().fast.anchor_size})
+    for auto in (None, "light", "heavy", "paper"):
+        config = base_config(own, auto)
+        assert (config.budget.max_cycles, config.fast.anchor_size) == (10, 16)
+    assert base_config(own, "heavy").fast.max_rollouts == preset("heavy").fast.max_rollouts
+
+
+@pytest.mark.parametrize("auto", ["light", "medium", "heavy", "paper"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"train": {"lr": 5e-4}, "fast": {"minibatch": 3}},
+        FSTConfig.from_dict({"train": {"lr": 5e-4}, "fast": {"minibatch": 3}}),
+        FSTConfig().with_values({"train.lr": 5e-4, "fast.minibatch": 3}),
+        FSTConfig(train=TrainConfig(lr=5e-4), fast=FastConfig(minibatch=3)),
+        FSTConfig(train=TrainConfig().changed(lr=5e-4), fast=FastConfig().changed(minibatch=3)),
+    ],
+    ids=["mapping", "from_dict", "with_values", "sections", "changed"],
+)
+def test_what_is_set_goes_over_the_preset_and_nothing_else_does(own, auto):
+    assert base_config(own, auto) == preset(auto).with_values({"train.lr": 5e-4, "fast.minibatch": 3})
+
+
+def test_a_complete_config_leaves_nothing_to_the_preset():
+    own = FSTConfig(train=TrainConfig(lr=5e-4))
+    assert own.complete() == own
+    assert base_config(own.complete(), "paper") == own
+    assert base_config(own, "paper") != own
+
+
+@pytest.mark.parametrize("task", sorted(path.parent.name for path in PROGRAMS.glob("*/task.py")))
+def test_the_preset_below_a_tasks_own_settings_changes_none_of_its_published_numbers(task):
+    own = load_task(str(PROGRAMS / task)).config()
+    assert own is not None
+    # `light` lies under it, and whatever that sets the task sets too: what is run is the defaults and the task's own.
+    assert base_config(own, None).to_dict() == own.to_dict()
+
+
+def test_the_demos_settings_are_the_tasks_own_over_the_defaults():
+    config = base_config(load_task(str(PROGRAMS / "letters")).config(), None)
+    changed = {name: value for name, value in flat(config.to_dict()).items() if value != flat(DEFAULTS)[name]}
+    assert changed == {"train.lr": 2e-3, "budget.max_cycles": 5}
+
+
+def test_the_command_line_has_every_preset():
+    assert [one.value for one in Auto] == ["light", "medium", "heavy", "paper"]
+    for one in Auto:
+        assert base_config(None, one) == preset(one.value)
 
 
 def test_without_anything_the_light_preset_is_taken():

@@ -44,6 +44,10 @@ def test_no_jobs_give_no_results():
     assert results([]) == {}
 
 
+def test_a_timeout_longer_than_a_thread_can_wait_is_no_timeout():
+    assert results([Work(lambda _: 3)], timeout_s=threading.TIMEOUT_MAX * 10) == {0: 3}
+
+
 def test_jobs_run_at_the_same_time():
     barrier = threading.Barrier(4, timeout=60)
     assert len(results([Work(lambda _: barrier.wait()) for _ in range(4)], num_threads=4)) == 4

@@ -60,6 +60,14 @@ def test_a_run_with_other_settings_or_data_is_not_resumed(describe, change, name
         check_same_run(changes(describe(), describe(**change)), allowed=False)
 
 
+def test_a_setting_that_an_older_run_has_not_is_read_as_its_default(describe):
+    before, now = describe(), describe()
+    del before["config"]["train"]["average"], before["config"]["fast"]["patience"], before["config"]["monitors"]
+    assert changes(before, now) == []
+    now["config"]["train"]["average"] = "prompt"
+    assert changes(before, now) == ["config.train.average: 'token' -> 'prompt'"]
+
+
 def test_a_run_with_another_adapter_or_sampling_limit_is_not_resumed(describe):
     before, now = describe(), describe()
     now["policy"]["lora"]["alpha"] = 64
