@@ -1,12 +1,17 @@
 import random
+import signal
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import dspy
 import pytest
 from dspy.lm15 import Message, Response, TextPart, Usage
 from dspy.utils import DummyLM
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, is_general, lessons, sentences
+from helpers import slow_reflect
 
 
 def entry(feedback, score=0.0, got="a b", wanted="b a", **inputs):
@@ -67,6 +72,81 @@ def test_sentences_about_one_instance_and_praise_are_not_general(sentence):
 @pytest.mark.parametrize("sentence", ["Drop the last letter.", "Answer in 3 words.", "Don't copy the letters' order."])
 def test_sentences_that_tell_a_rule_are_general(sentence):
     assert is_general(sentence, entry("", count="17"))
+
+
+HOSTILE_LETTERS = st.sampled_from(
+    ["a", "B", "e.g", "Dr", " ", "  ", ".", "?", "!", "...", "\n", "- ", "3. ", "7", "2.5"]
+)
+QUOTES = st.sampled_from(list("\"'`\u201c\u201d\u2018\u2019«»[]{}()"))
+TEXTS = st.lists(HOSTILE_LETTERS | QUOTES | st.characters(), max_size=40).map("".join)
+
+
+@settings(max_examples=400)
+@given(TEXTS)
+def test_sentences_are_those_of_the_slow_reference(text):
+    assert sentences(text) == slow_reflect.sentences(text)
+
+
+@settings(max_examples=400)
+@given(TEXTS, TEXTS, TEXTS, st.lists(TEXTS, max_size=3))
+def test_general_sentences_are_those_of_the_slow_reference(sentence, got, wanted, inputs):
+    one = entry(sentence, got=got, wanted=wanted, more=inputs)
+    assert is_general(sentence, one) == slow_reflect.is_general(sentence, one)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS, st.sampled_from([0.0, 1.0])), max_size=4))
+def test_lessons_are_those_of_the_slow_reference(said):
+    dataset = [entry(feedback, score, got=got) for feedback, got, score in said]
+    assert lessons(dataset) == slow_reflect.lessons(dataset)
+
+
+class TooSlow(Exception):
+    pass
+
+
+@contextmanager
+def seconds_of_processor(limit):
+    """Raises inside where the block computes for longer."""
+
+    def stop(*_):
+        raise TooSlow
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "'a ",
+        "' ",
+        '"',
+        "[",
+        "a' ",
+        "'a'b ",
+        '"a. ',
+        ".",
+        "!?",
+        '."',
+        "a. ",
+        "a  . ",
+        "1.",
+        "- ",
+        "word one. ",
+        "\u2018x ",
+    ],
+)
+def test_long_hostile_feedback_takes_time_in_proportion(unit):
+    """20 KB of quotes took 42 s; this is ten times as much of it."""
+    text = unit * (200_000 // len(unit))
+    dataset = [entry(text, got=text, more=text.split()[:20_000]) for _ in range(2)]
+    with seconds_of_processor(20):
+        ExtractiveReflector()("answer", "Answer.", dataset)
 
 
 def test_a_short_value_is_not_found_inside_other_words():
