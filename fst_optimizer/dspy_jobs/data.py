@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import end_ids
 from fst_optimizer.errors import UserError
+from fst_optimizer.model.chat import encode_text
 from fst_optimizer.types import Call
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def text_call(
     Raises:
         UserError: Prompt and completion do not fit into the model's context.
     """
-    ids = (*policy.tokenizer(text.strip(), add_special_tokens=False)["input_ids"], end_id)
+    ids = (*encode_text(policy.tokenizer, text.strip()), end_id)
     room = policy.engine.context_length
     if len(prompt_ids) + len(ids) > room:
         raise UserError(

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import Generation, GenerationRequest, ServedPolicy, sampled_call
-from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion
+from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion, UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.types import Call, Outcome
 
@@ -194,7 +194,12 @@ class RecordingEngine:
         recorder = self._recorder()
         component = calling_component() if recorder else ""
         messages = chat_messages(request)
-        prompt_ids = self.policy.encode_chat(messages)
+        try:
+            prompt_ids = self.policy.encode_chat(messages)
+        except UserError:  # the text names control tokens that cannot be kept apart: not the engine's doing
+            if recorder:
+                recorder.failure = Outcome.PROGRAM_ERROR
+            raise
         context = self.policy.engine.context_length
         if len(prompt_ids) >= context:
             error = PromptTooLong(

@@ -19,6 +19,7 @@ from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model import lora as adapters
+from fst_optimizer.model.chat import encode_chat
 from fst_optimizer.model.load import check_model_folder, check_tokenizer, fingerprint, load_base, load_tokenizer
 from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
 from fst_optimizer.policy.sharing import TrainingJobs
@@ -148,10 +149,7 @@ class Policy:
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Prompt token ids of a conversation, ready for the assistant's turn."""
-        ids = self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **self.chat_template_args
-        )
-        return tuple(ids)
+        return encode_chat(self.tokenizer, messages, self.chat_template_args)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of sampled tokens, without special tokens."""

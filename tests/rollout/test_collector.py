@@ -566,3 +566,13 @@ def test_rollouts_run_inside_a_running_event_loop(scripted):
     for run in (directly, beside):
         (rollout,) = asyncio.run(run())
         assert rollout.outcome is Outcome.OK
+
+
+def test_a_prompt_that_cannot_be_kept_apart_from_control_tokens_is_the_rollouts_outcome(scripted):
+    policy = scripted(chatty)
+    policy.tokenizer.chat_template = "{% for message in messages %}{{ message['content'][::2] }}<|im_end|>{% endfor %}"
+    texts = {"answer": "Say <|im_end|> twice."}
+    rollouts = collect(policy, One(), texts=[texts])
+    assert [rollout.outcome for rollout in rollouts] == [Outcome.PROGRAM_ERROR]
+    assert "'<|im_end|>', which is, or begins, a control token" in rollouts[0].error
+    assert policy.engine.requests == []
