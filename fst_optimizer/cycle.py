@@ -33,7 +33,7 @@ from fst_optimizer.run.run import Run
 from fst_optimizer.run.samples import keep_rollouts
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import write_json
-from fst_optimizer.store.metrics import eval_fields, fast_fields, step_fields
+from fst_optimizer.store.metrics import accepted_fields, eval_fields, fast_fields, step_fields
 from fst_optimizer.types import Item
 
 FIRST_STEP = 3
@@ -88,6 +88,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         rollouts_left=left,
         reflections_left=schedule.reflections_left(config, state),
         halted=lambda: bool(run.meter.reached()),
+        on_accepted=lambda accepted: run.metrics.tell("accepted", cycle=state.cycle, **accepted_fields(accepted)),
     )
     run.meter.add_reused(found.reused)
     write_json(run.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
@@ -136,8 +137,15 @@ def validate(run: Run, state: State, again: bool = False) -> State:
     for candidate in state.population.leading(config.candidates):
         known = state.validation(candidate)
         if known is None:
-            count = run.metrics.counting("eval", len(run.valset[: config.max_examples]))
-            known = evaluate_pair(run.collector, candidate, run.valset, config, version=version, on_rollout=count)
+            known = evaluate_pair(
+                run.collector,
+                candidate,
+                run.valset,
+                config,
+                version=version,
+                on_rollout=run.metrics.counting("eval", len(run.valset[: config.max_examples])),
+                on_sampled=run.metrics.counting("kl", len(run.valset[: config.kl_examples])),
+            )
             others = {name: one for name, one in state.validated.items() if one.policy_version == version}
             state = replace(state, validated={**others, candidate.id: known})
         elif not again:

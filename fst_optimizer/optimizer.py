@@ -35,6 +35,9 @@ from fst_optimizer.phases import commit, within_caps
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import Teacher, check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
+from fst_optimizer.progress.display import shown
+from fst_optimizer.progress.plan import Plan
+from fst_optimizer.progress.tables import from_python
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
@@ -45,7 +48,7 @@ from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
-from fst_optimizer.store.metrics import Callback, MetricsLog
+from fst_optimizer.store.metrics import Callback, MetricsLog, start_fields
 from fst_optimizer.types import Candidate, Item, Population, items_of
 
 if TYPE_CHECKING:
@@ -89,6 +92,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         resume: Go on with the unfinished run in `run_dir`.
         allow_changes: Resume although settings, data, model or library versions are not those that the run began with.
         callbacks: Called with every line of `metrics.jsonl` and with progress.
+        progress: Show the run while it goes: live in a terminal or a notebook, as lines on stderr elsewhere. False:
+            nothing but warnings.
         task: The name in `result.json`. None: the program's class.
         testset: Scored greedily before the first cycle and at the end, for `result.json`; nothing is learned from it
             or chosen on it. None: no test scores.
@@ -112,6 +117,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         resume: bool = False,
         allow_changes: bool = False,
         callbacks: Sequence[Callback] = (),
+        progress: bool = True,
         task: str | None = None,
         testset: Sequence[dspy.Example] | None = None,
     ) -> None:
@@ -124,6 +130,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.resume = resume
         self.allow_changes = allow_changes
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
+        self.progress = progress
         self.task = task
         self.testset = None if testset is None else items_of(testset, "test")
         if self.testset == ():
@@ -204,9 +211,12 @@ class FST(Teleprompter):  # type: ignore[misc]
         if not resuming:
             policy.restore(start, policy.tensors(start) if start else None)
         program = attach_policy(given.student, policy)
-        with kept_warnings() as warnings:
-            run = replace(self.prepare(program, given, files), warnings=warnings)
+        with kept_warnings() as warnings, shown(self.progress) as display:
+            display.say(f"run directory: {run_dir}")
+            run = replace(self.prepare(program, given, files, (display,)), warnings=warnings)
             compiled = self._cycles(run, program, given, resuming, changed=bool(changes))
+            again = from_python(run_dir, f"{type(given.student).__name__}()")
+            display.conclude(compiled.detailed_results.result, again)
         if alarms := compiled.detailed_results.result["alarms"]:
             logger.warning("in this run: %s", "; ".join(alarms))
         if not self.track_stats:
@@ -253,8 +263,11 @@ class FST(Teleprompter):  # type: ignore[misc]
             write_json(files.config, {**description, "run_id": record.run_id(files), "changes": every})
         return changes
 
-    def prepare(self, program: dspy.Module, given: Given, files: RunFiles) -> Run:
-        """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
+    def prepare(self, program: dspy.Module, given: Given, files: RunFiles, listeners: Sequence[Callback] = ()) -> Run:
+        """The parts that do the work, put together. `program`: the student with its LMs on its predictors.
+
+        `listeners` are called before those that `FST` was given.
+        """
         policy, teachers = given.policy, given.teachers
         config = given.config
         reflector = (
@@ -272,7 +285,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             meter,
         )
         trainer = policy.trainer(config.train) if config.method != "gepa" else None
-        metrics = MetricsLog(files.metrics, self.listeners)
+        metrics = MetricsLog(files.metrics, (*listeners, *self.listeners))
         payers = (collector, reflector) if isinstance(reflector, LMReflector) else (collector,)
         return Run(
             config=config,
@@ -300,8 +313,11 @@ class FST(Teleprompter):  # type: ignore[misc]
             seed, version = Candidate(seed_texts(program)), run.policy.version
             state = State(population=Population((seed,), version), best=Best(seed, version), policy_version=version)
             state = commit(run, state)
+        plan = Plan.of(self.config, val=len(run.valset), test=len(self.testset or ()), teachers=len(run.teachers))
+        run.metrics.tell("start", **start_fields(run.files.root, state, plan, resumed=resuming))
         if state.started:
             return state
+        run.metrics.tell("phase", phase="eval", cycle=0, number=0, step=0)
         with run.meter.uncapped():
             state = within_caps(run, state, "eval", validate)
         state = replace(state, val_score_before=state.best.score)
@@ -312,6 +328,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         """The best pair's test score so far, its rollouts counted."""
         if self.testset is None:
             return state, None
+        run.metrics.tell("phase", phase="test", cycle=state.cycle, number=0, step=state.step, over=state.over)
         with run.meter.uncapped(), run.meter.charging("eval"):
             found = evaluate(
                 run.collector,

@@ -43,6 +43,10 @@ class Phases:
         if self._number <= self._done:
             return state
         state = replace(stopped_if_asked(self.run, state), phase=self._number)
+        if not state.ended:
+            self.run.metrics.tell(
+                "phase", phase=kind or "eval", cycle=state.cycle, number=self._number, step=state.step
+            )
         if not kind:
             state = phase(self.run, state, *arguments)
         elif not state.ended:

@@ -121,6 +121,7 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
             resume=request.resume,
             allow_changes=request.allow_changes,
             callbacks=callbacks,
+            progress=False,
             task=request.task,
             testset=task.load("test", sizes.test),
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fst_optimizer.cli import options
 from fst_optimizer.cli.console import consoles, quiet_libraries, user_errors
-from fst_optimizer.cli.tables import closing, show
+from fst_optimizer.cli.tables import compiled
+from fst_optimizer.progress.tables import show
 from fst_optimizer.task_run import RunRequest, Sizes, compile_task, plan_run
 
 
@@ -57,10 +58,12 @@ def compile_command(
         allow_changes=allow_changes,
     )
     with user_errors(f"go on with: fst compile {task} --run-dir {run_dir} --resume"):
-        from fst_optimizer.cli.display import run_display
+        from fst_optimizer.progress.display import shown
 
         out, progress = consoles()
         plan = plan_run(request)
-        with quiet_libraries(progress), run_display(progress, plan.settings.config) as callback:
-            outcome = compile_task(request, plan, (callback,))
-        show(out, closing(outcome.result, run_dir))
+        with quiet_libraries(progress), shown(console=progress) as display:
+            display.say(f"run directory: {run_dir}")
+            display.say("loading the model ...")
+            outcome = compile_task(request, plan, (display,))
+        show(out, compiled(outcome.result, run_dir))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fst_optimizer.errors import FSTError, Paused, UserError
+from fst_optimizer.progress.tables import say
 from fst_optimizer.text import clock, plain
 
 if TYPE_CHECKING:
@@ -78,11 +79,6 @@ def consoles() -> tuple[Console, Console]:
     from rich.console import Console
 
     return Console(), Console(stderr=True)
-
-
-def say(console: Console, text: str) -> None:
-    """Print text as it is, control characters spelled out: a path that is broken over lines cannot be copied."""
-    console.print(plain(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

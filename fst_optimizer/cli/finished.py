@@ -10,9 +10,10 @@ import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, scoring_bar, server_start, user_errors
 from fst_optimizer.cli.options import BaseModel, FinishedRunDir, RunDir, ServedName, Task, TestSize
-from fst_optimizer.cli.tables import evaluation, served, show
+from fst_optimizer.cli.tables import evaluation, served
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.finished.load import KEY_VARIABLE
+from fst_optimizer.progress.tables import show
 
 
 def eval_command(

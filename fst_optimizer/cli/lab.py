@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fst_optimizer.cli.console import consoles, quiet_libraries, say, this_command, user_errors
+from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
 from fst_optimizer.cli.options import ModelAsCompile, TestSize, TrainSize, ValSize
 from fst_optimizer.errors import need_extra
+from fst_optimizer.progress.tables import rich_table, say
 from fst_optimizer.task_run import Sizes
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def sweep_command(
         _make_runs(everything, jobs, progress)
         extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
         table = tables.sweep_table(sweep.save_sweep(everything, out, extra=extra))
-        console.print(tables.rich_table("Final validation score, and the rollouts to level off", *table))
+        console.print(rich_table("Final validation score, and the rollouts to level off", *table))
         say(console, f"wrote {out / 'sweep.json'}")
 
 
@@ -221,9 +222,9 @@ def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:
     from fst_optimizer.lab import tables
 
     title = f"{data['task']}: means over seeds ± 95% interval, at most {data['max_rollouts']} training rollouts"
-    console.print(tables.rich_table(title, *tables.method_table(data, tables.format_ci_short)))
+    console.print(rich_table(title, *tables.method_table(data, tables.format_ci_short)))
     if data["against_rl"]:
         table = tables.against_table(data["against_rl_at_cycle_ends"], tables.format_ci_short)
-        console.print(tables.rich_table("Reaching RL's best, at the ends of cycles", *table))
+        console.print(rich_table("Reaching RL's best, at the ends of cycles", *table))
     for path in paths:
         say(console, f"wrote {path}")

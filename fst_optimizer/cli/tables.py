@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.cli.console import say
 from fst_optimizer.finished.load import KEY_VARIABLE
-from fst_optimizer.lab.tables import number, rich_table
-from fst_optimizer.text import clock
+from fst_optimizer.progress.tables import closing, files_left, number, rich_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from fst_optimizer.engines.vllm.server import VLLMServer
     from fst_optimizer.finished.score import TestScore
 
 
-def show(console: Console, parts: Iterable[Table | str]) -> None:
-    """Print tables and text."""
-    for part in parts:
-        if isinstance(part, str):
-            say(console, part)
-        else:
-            console.print(part)
-
-
-def closing(result: Mapping[str, Any], run_dir: Path) -> list[Table | str]:
+def compiled(result: Mapping[str, Any], run_dir: Path) -> list[Table | str]:
     """What a finished run came to, where it is, and what to do with it."""
-    texts = [[name, text] for name, text in result["candidate"].items()]
-    instructions = rich_table("", ("predictor", "learned instruction"), texts)
-    return [_scores(result), _costs(result), instructions, _next_steps(result, run_dir)]
+    return closing(result, _next_steps(result, run_dir))
 
 
 def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
@@ -68,32 +54,9 @@ def served(server: VLLMServer, name: str, *, key_given: bool) -> str:
     )
 
 
-def _scores(result: Mapping[str, Any]) -> Table:
-    rows = []
-    for split, label in (("val", "validation"), ("test", "test")):
-        before, after = result[f"{split}_score_before"], result[f"{split}_score_after"]
-        gain = f"{after - before:+.3f}" if before is not None and after is not None else "-"
-        rows.append([label, number(before, 4), number(after, 4), gain])
-    title = f"{result['method']} on {result['task']}, seed {result['seed']}"
-    return rich_table(title, ("", "before", "after", "gain"), rows)
-
-
-def _costs(result: Mapping[str, Any]) -> str:
-    counts = result["rollouts"]
-    rollouts = "  ".join(f"{name} {counts[name]}" for name in ("fast", "slow", "eval", "reused"))
-    cost = result["cost_usd"]
-    money = "unknown price" if cost is None else f"${cost:.4f}"
-    return (
-        f"rollouts  {rollouts}\n"
-        f"cycles {result['cycles']}  steps {result['steps']}  reflection calls {result['reflection_calls']} ({money})  "
-        f"time {clock(result['wall_s'])}  ended: {result['ended']}\n"
-        f"best pair at policy version {result['policy_version']}, KL to base {result['kl_to_base']:.4f} nats a token"
-    )
-
-
 def _next_steps(result: Mapping[str, Any], run_dir: Path) -> str:
     return (
-        f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)\n"
+        f"{files_left(run_dir)}\n"
         f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
         f"use it    program = fst_optimizer.load({str(run_dir)!r})"
     )

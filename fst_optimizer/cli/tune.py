@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fst_optimizer.cli.console import consoles, quiet_libraries, say, this_command, user_errors
+from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
 from fst_optimizer.cli.options import Auto, Task, TestSize, TrainSize, ValSize
-from fst_optimizer.cli.tables import show
+from fst_optimizer.progress.tables import rich_table, say, show
 from fst_optimizer.task_run import RunRequest, Sizes
 
 if TYPE_CHECKING:
@@ -185,7 +185,6 @@ def shown_trials(console: Console, trials: int, cap: int) -> Iterator[ShowRows]:
 
 def closing(summary: Mapping[str, Any], folder: Path, trials: int) -> list[Table | str]:
     """The trials, and what to do with the best one."""
-    from fst_optimizer.lab.tables import rich_table
     from fst_optimizer.tuning.report import HEAD, cells, pruning_text
 
     states = summary["states"]

@@ -23,6 +23,19 @@ from fst_optimizer.types import Candidate, Item, Population
 
 
 @dataclass(frozen=True)
+class Accepted:
+    """A proposal that joined the search, and the candidate that it was made from; their means over the anchor."""
+
+    candidate: Candidate
+    parent: Candidate
+    score: float
+    parent_score: float
+
+
+OnAccepted = Callable[[Accepted], None]
+
+
+@dataclass(frozen=True)
 class FastRound:
     """What a fast round found, and what it cost."""
 
@@ -62,6 +75,7 @@ def evolve(
     rollouts_left: int | None = None,
     reflections_left: int | None = None,
     halted: Callable[[], bool] = lambda: False,
+    on_accepted: OnAccepted = lambda accepted: None,
 ) -> FastRound:
     """Evolve a population under one policy version, which `score` runs.
 
@@ -71,7 +85,7 @@ def evolve(
     Minibatches are drawn from the anchor. Only `components` may change; round robin starts at the cycle's number, so
     that short rounds reach every one. If the reflector fails, that proposal is lost, not the run. `rollouts_left` and
     `reflections_left` are what is left of the run's budget (None: no cap), and `halted` is asked before each proposal
-    whether a cap of the run is reached.
+    whether a cap of the run is reached. `on_accepted` is told of every proposal that joins.
 
     Neither `config.max_rollouts` nor `rollouts_left` is ever passed: no proposal starts unless enough is left to accept
     it. When they are too small to rescore everybody, only the formerly best candidates are scored and kept, and when
@@ -91,7 +105,7 @@ def evolve(
     candidates = _affordable(population, limit // len(items), notes)
     scores = {candidate.id: budget.scores(candidate, items) for candidate in candidates}
     proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes)
-    search = Search(candidates, scores, budget, items, proposer, config, halted)
+    search = Search(candidates, scores, budget, items, proposer, config, halted, on_accepted)
     notes.append(f"ended: {search.run(turn=cycle, seed=f'{seed}/{cycle}')}")
     return FastRound(
         population=select(Population(tuple(candidates), policy_version, scores), config.population),
@@ -125,6 +139,7 @@ class Search:
     proposer: Proposer
     config: FastConfig
     halted: Callable[[], bool]
+    on_accepted: OnAccepted
     proposals: int = 0
     accepted: int = 0
     fruitless: int = 0
@@ -185,3 +200,9 @@ class Search:
             self.candidates.append(candidate)
             self.accepted += 1
             gepa.add(candidate, proposal.parent_program_ids, self.scores[candidate.id])
+            self._tell(candidate)
+
+    def _tell(self, candidate: Candidate) -> None:
+        parent = next(known for known in self.candidates if known.id in candidate.parents)
+        means = {name: sum(scores.values()) / len(scores) for name, scores in self.scores.items()}
+        self.on_accepted(Accepted(candidate, parent, means[candidate.id], means[parent.id]))

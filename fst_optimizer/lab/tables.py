@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fst_optimizer.text import plain
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from fst_optimizer.progress.tables import number
 
 Rows = list[list[str]]
 HeadAndRows = tuple[Sequence[str], Rows]
@@ -29,11 +26,6 @@ def format_ci_short(found: Mapping[str, Any] | None, digits: int = 3) -> str:
     if found is None or found["low"] is None:
         return format_ci(found, digits)
     return f"{found['mean']:.{digits}f} ±{found['high'] - found['mean']:.{digits}f}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number, or `-`."""
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def method_table(data: Mapping[str, Any], format_ci: FormatCI = format_ci) -> HeadAndRows:
@@ -119,20 +111,6 @@ def sweep_table(data: Mapping[str, Any]) -> HeadAndRows:
         for method, entries in data["means"].items()
         for entry in entries
     ]
-
-
-def rich_table(title: str, head: Sequence[str], rows: Rows) -> Table:
-    """For the terminal; cells are text, whatever markup or control characters a model wrote into them."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, title=Text(plain(title)) if title else None, title_justify="left")
-    for name in head:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    return table
 
 
 def markdown_table(head: Sequence[str], rows: Rows) -> str:

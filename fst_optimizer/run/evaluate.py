@@ -52,12 +52,13 @@ def evaluate_pair(
     *,
     version: int,
     on_rollout: OnRollout | None = None,
+    on_sampled: OnRollout | None = None,
 ) -> ValidationScore:
     """The score of a (candidate, policy version) pair on the validation set, and how far the policy has moved.
 
     `kl_to_base` is the mean per-token KL(pi_train || pi_base) in nats over the full vocabulary, both sides seeing the
-    same prompts, on tokens sampled (temperature 1) with this candidate's prompts. Version 0 is the base: 0, and nothing
-    is run for it.
+    same prompts, on tokens sampled (temperature 1) with this candidate's prompts; `on_sampled` is told of these
+    rollouts. Version 0 is the base: 0, and nothing is run for it.
     """
     found = evaluate(
         collector,
@@ -69,7 +70,9 @@ def evaluate_pair(
     )
     if not version:
         return ValidationScore(version, found.score, 0.0, found.failed, found.rollouts)
-    sampled = collector.run_candidate(candidate, valset[: config.kl_examples], version=version, temperature=1.0)
+    sampled = collector.run_candidate(
+        candidate, valset[: config.kl_examples], version=version, temperature=1.0, on_rollout=on_sampled
+    )
     kl = collector.policy.kl_to_base([call for rollout in sampled for call in rollout.calls], version)
     if not math.isfinite(kl):
         raise TrainingError(

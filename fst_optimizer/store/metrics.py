@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from fst_optimizer.store.files import sync, writing
 from fst_optimizer.types import Candidate, Rollout, RolloutCounts
 
 if TYPE_CHECKING:
-    from fst_optimizer.evolve.round import FastRound
+    from fst_optimizer.evolve.round import Accepted, FastRound
+    from fst_optimizer.progress.plan import Plan
     from fst_optimizer.rollout.credit import Credit
-    from fst_optimizer.run.state import ValidationScore
+    from fst_optimizer.run.state import State, ValidationScore
     from fst_optimizer.train.trainer import StepReport
 
 logger = logging.getLogger(__name__)
@@ -29,9 +31,14 @@ UNREADABLE = "metrics.damaged.jsonl"
 """Where lines go that damage made unreadable."""
 
 Callback = Callable[[Mapping[str, Any]], None]
-"""Receives every line of `metrics.jsonl`, and `{"kind": "progress", "phase", "done", "total", ...}` in between.
+"""Receives every line of `metrics.jsonl`, and events of other kinds that are not written down.
 
-It may raise `StopRun`: the run then ends after the phase that is under way."""
+- `start`: the run begins, or goes on, from the state that is told (`start_fields`);
+- `phase`: a phase begins: `phase` (fast, eval, slow or test), `cycle`, `number` in it, `step`;
+- `progress`: a rollout of a phase ended: `phase`, `done`, `total`, `example`, `score`, `outcome`, `tokens`;
+- `accepted`: the fast round took a proposal in: `before` and `after` by component, its mean on the anchor.
+
+All have `time_s`. The callback may raise `StopRun`: the run then ends after the phase that is under way."""
 
 
 class MetricsLog:
@@ -72,15 +79,27 @@ class MetricsLog:
             handle.write(written)
         self._size += len(written)
         self._hash.update(written)
-        self._tell(data)
+        self._pass_on(data)
+
+    def tell(self, kind: str, **fields: Any) -> None:
+        """Tell the callbacks of something that is not written down."""
+        self._pass_on({"kind": kind, "time_s": self.time_s, **fields})
 
     def counting(self, phase: str, total: int) -> Callable[[Rollout], None]:
         """Called with each rollout of a phase as it ends: tells the callbacks, and writes nothing."""
         done = itertools.count(1)
 
         def count(rollout: Rollout) -> None:
-            event = {"kind": "progress", "phase": phase, "done": next(done), "total": total}
-            self._tell({**event, "example": rollout.example_id, "score": rollout.score})
+            self.tell(
+                "progress",
+                phase=phase,
+                done=next(done),
+                total=total,
+                example=rollout.example_id,
+                score=rollout.score,
+                outcome=str(rollout.outcome),
+                tokens=rollout.tokens,
+            )
 
         return count
 
@@ -135,12 +154,32 @@ class MetricsLog:
         )
         return kept
 
-    def _tell(self, data: Mapping[str, Any]) -> None:
+    def _pass_on(self, data: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
             try:
                 callback(data)
             except StopRun:
                 self.stop_asked = True
+
+
+def start_fields(run_dir: Path, state: State, plan: Plan, *, resumed: bool) -> dict[str, Any]:
+    """What a `start` event has: what is known of the run before this process does anything. None: not yet."""
+    validated = max(state.validated.values(), key=lambda one: one.policy_version, default=None)
+    return {
+        "run_dir": str(run_dir),
+        "resumed": resumed,
+        "cycle": state.cycle,
+        "step": state.step,
+        "policy_version": state.policy_version,
+        "rollouts": state.rollouts.to_json(),
+        "tokens": state.tokens,
+        "reward_mean": state.watch.rewards[-1] if state.watch.rewards else None,
+        "val_score_before": state.val_score_before if state.started else None,
+        "best": _finite(state.best.score),
+        "score": validated.score if validated else None,
+        "kl_to_base": validated.kl_to_base if validated else state.best.kl_to_base,
+        "plan": asdict(plan),
+    }
 
 
 def fast_fields(found: FastRound) -> dict[str, Any]:
@@ -152,6 +191,20 @@ def fast_fields(found: FastRound) -> dict[str, Any]:
         "best_score": found.best_score,
         "frontier": len(found.frontier),
         "reused": found.reused,
+    }
+
+
+def accepted_fields(accepted: Accepted) -> dict[str, Any]:
+    """What an `accepted` event has: the texts that changed, and scores on the anchor."""
+    old, new = accepted.parent.texts, accepted.candidate.texts
+    changed = [name for name in new if new[name] != old[name]]
+    return {
+        "candidate": accepted.candidate.id,
+        "parent": accepted.parent.id,
+        "before": {name: old[name] for name in changed},
+        "after": {name: new[name] for name in changed},
+        "score": accepted.score,
+        "parent_score": accepted.parent_score,
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fst_optimizer.lab.tables import format_ci, markdown_table, number
+from fst_optimizer.lab.tables import format_ci, markdown_table
+from fst_optimizer.progress.tables import number
 from fst_optimizer.text import plain
 
 SHORT = {

@@ -72,6 +72,7 @@ class TrialRunner:
                 reflection_lm=self.reflection_lm,
                 run_dir=folder,
                 callbacks=callbacks,
+                progress=False,
                 task=self.name,
                 testset=testset,
             )

@@ -54,7 +54,7 @@ def test_compile_leaves_a_run_as_designed_and_says_what_came_of_it(compiled):
     assert_as_designed(run)
     result = result_of(run)
     assert (result["task"], result["method"], result["seed"], result["cycles"]) == (LETTERS, "fst", 3, 1)
-    assert "before the first cycle: val score" in said.stderr and "cycle 1, step 1: reward" in said.stderr
+    assert "before the first cycle: val score" in said.stderr and "cycle 1 of 1, step 1 of 1: reward" in said.stderr
     assert f"{result['test_score_after']:.4f}" in said.stdout
     assert f"fst eval {LETTERS} --run-dir" in said.stdout
 

@@ -3,44 +3,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fst_optimizer.cli.tables import closing, show
-
-RESULT = {
-    "task": "programs/letters",
-    "method": "fst",
-    "seed": 0,
-    "val_score_before": 0.25,
-    "val_score_after": 0.75,
-    "test_score_before": None,
-    "test_score_after": None,
-    "rollouts": {"fast": 24, "slow": 128, "eval": 64, "reused": 20},
-    "steps": 2,
-    "cycles": 1,
-    "reflection_calls": 6,
-    "cost_usd": None,
-    "wall_s": 61.0,
-    "kl_to_base": 0.0123,
-    "policy_version": 2,
-    "candidate": {"first": "Sort.\x1b[2J\x1b]0;owned\x07 [red]not markup[/red]"},
-    "ended": "done",
-}
+from fst_optimizer.cli.tables import compiled
+from fst_optimizer.progress.tables import show
+from fst_optimizer.store.files import read_json
+from helpers.runs import FST_CURVE, write_run
 
 
-def shown(result):
+def test_after_fst_compile_the_commands_that_come_next_are_named(tmp_path):
+    result = read_json(write_run(tmp_path / "run", "fst", 0, FST_CURVE) / "result.json")
     out = io.StringIO()
-    show(Console(file=out, width=60, force_terminal=True, color_system=None), closing(result, Path("runs/a")))
-    return out.getvalue()
-
-
-def test_what_a_model_wrote_cannot_command_the_terminal():
-    text = shown(RESULT)
-    assert "\x1b[2J" not in text and "\x07" not in text
-    assert "\\x1b[2J" in text and "[red]not markup[/red]" in " ".join(text.split())
-
-
-def test_the_closing_table_has_scores_costs_and_what_to_do_next():
-    text = shown(RESULT)
-    for expected in ("0.2500", "0.7500", "+0.500", "fast 24", "reused 20", "0.0123", "1:01", "unknown price"):
-        assert expected in text
-    assert "fst eval programs/letters --run-dir runs/a" in text
-    assert "fst_optimizer.load('runs/a')" in text
+    show(Console(file=out, width=60), compiled(result | {"task": "programs/letters"}, Path("runs/a")))
+    assert "fst eval programs/letters --run-dir runs/a" in out.getvalue()
+    assert "fst_optimizer.load('runs/a')" in out.getvalue()

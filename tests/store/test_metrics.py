@@ -43,7 +43,17 @@ def test_callbacks_hear_lines_and_progress_and_the_file_only_lines(tmp_path):
         count(Rollout("c", f"train-{index}", index, 0, Outcome.OK, score))
     line(log)
     assert [data["kind"] for data in heard] == ["progress", "progress", "eval"]
-    assert heard[1] == {"kind": "progress", "phase": "slow", "done": 2, "total": 8, "example": "train-1", "score": 1.0}
+    assert heard[1].pop("time_s") >= heard[0]["time_s"] >= 0
+    assert heard[1] == {
+        "kind": "progress",
+        "phase": "slow",
+        "done": 2,
+        "total": 8,
+        "example": "train-1",
+        "score": 1.0,
+        "outcome": "ok",
+        "tokens": 0,
+    }
     assert [data["kind"] for data in read_metrics(log.path)] == ["eval"]
 
 
