@@ -36,7 +36,6 @@ from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import Teacher, check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.progress.display import shown
-from fst_optimizer.progress.plan import Plan
 from fst_optimizer.progress.tables import from_python
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
@@ -48,7 +47,7 @@ from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
-from fst_optimizer.store.metrics import Callback, MetricsLog, start_fields
+from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.types import Candidate, Item, Population, items_of
 
 if TYPE_CHECKING:
@@ -213,11 +212,11 @@ class FST(Teleprompter):  # type: ignore[misc]
         program = attach_policy(given.student, policy)
         with kept_warnings() as warnings, shown(self.progress) as display:
             display.say(f"run directory: {run_dir}")
-            run = replace(self.prepare(program, given, files, (display,)), warnings=warnings)
+            run = replace(self.prepare(program, given, files, display), warnings=warnings)
             compiled = self._cycles(run, program, given, resuming, changed=bool(changes))
-            again = from_python(run_dir, f"{type(given.student).__name__}()")
-            display.conclude(compiled.detailed_results.result, again)
-        if alarms := compiled.detailed_results.result["alarms"]:
+            result = compiled.detailed_results.result
+            display.conclude(result, from_python(run_dir, type(given.student)))
+        if alarms := result["alarms"]:
             logger.warning("in this run: %s", "; ".join(alarms))
         if not self.track_stats:
             del compiled.detailed_results
@@ -263,11 +262,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             write_json(files.config, {**description, "run_id": record.run_id(files), "changes": every})
         return changes
 
-    def prepare(self, program: dspy.Module, given: Given, files: RunFiles, listeners: Sequence[Callback] = ()) -> Run:
-        """The parts that do the work, put together. `program`: the student with its LMs on its predictors.
-
-        `listeners` are called before those that `FST` was given.
-        """
+    def prepare(self, program: dspy.Module, given: Given, files: RunFiles, *listeners: Callback) -> Run:
+        """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
         policy, teachers = given.policy, given.teachers
         config = given.config
         reflector = (
@@ -313,11 +309,10 @@ class FST(Teleprompter):  # type: ignore[misc]
             seed, version = Candidate(seed_texts(program)), run.policy.version
             state = State(population=Population((seed,), version), best=Best(seed, version), policy_version=version)
             state = commit(run, state)
-        plan = Plan.of(self.config, val=len(run.valset), test=len(self.testset or ()), teachers=len(run.teachers))
-        run.metrics.tell("start", **start_fields(run.files.root, state, plan, resumed=resuming))
+        run.begin(state, test=len(self.testset or ()), resumed=resuming)
         if state.started:
             return state
-        run.metrics.tell("phase", phase="eval", cycle=0, number=0, step=0)
+        run.enter("eval", state)
         with run.meter.uncapped():
             state = within_caps(run, state, "eval", validate)
         state = replace(state, val_score_before=state.best.score)
@@ -328,7 +323,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         """The best pair's test score so far, its rollouts counted."""
         if self.testset is None:
             return state, None
-        run.metrics.tell("phase", phase="test", cycle=state.cycle, number=0, step=state.step, over=state.over)
+        run.enter("test", state)
         with run.meter.uncapped(), run.meter.charging("eval"):
             found = evaluate(
                 run.collector,

@@ -44,9 +44,7 @@ class Phases:
             return state
         state = replace(stopped_if_asked(self.run, state), phase=self._number)
         if not state.ended:
-            self.run.metrics.tell(
-                "phase", phase=kind or "eval", cycle=state.cycle, number=self._number, step=state.step
-            )
+            self.run.enter(kind or "eval", state)
         if not kind:
             state = phase(self.run, state, *arguments)
         elif not state.ended:

@@ -31,7 +31,7 @@ def run():
     metrics, files = SimpleNamespace(stop_asked=False), SimpleNamespace(root="runs/one")
     config = FSTConfig().with_values({"monitors.kl": "pause"})
     parts = {"metrics": metrics, "files": files, "saver": Saver(), "warnings": KeptWarnings()}
-    return SimpleNamespace(config=config, meter=Meter(config.budget), **parts)
+    return SimpleNamespace(config=config, meter=Meter(config.budget), enter=lambda phase, state: None, **parts)
 
 
 def roll(run, state, count=1, step=0):

@@ -59,9 +59,10 @@ def files_left(run_dir: Path) -> str:
     return f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)"
 
 
-def from_python(run_dir: Path, program: str) -> str:
-    """What a script can do with a finished run; `program`: the code of a new instance."""
-    return f"{files_left(run_dir)}\nuse it    program = fst_optimizer.load({str(run_dir)!r}, program={program})"
+def from_python(run_dir: Path, program: type) -> str:
+    """What a script can do with a finished run of this class of program."""
+    new = "..." if program.__module__.startswith("dspy") else f"{program.__name__}()"
+    return f"{files_left(run_dir)}\nuse it    program = fst_optimizer.load({str(run_dir)!r}, program={new})"
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

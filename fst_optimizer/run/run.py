@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.logs import KeptWarnings
+from fst_optimizer.progress.plan import Plan
+from fst_optimizer.store.metrics import start_fields
 
 if TYPE_CHECKING:
     from fst_optimizer.config.run import FSTConfig
@@ -45,6 +47,16 @@ class Run:
     saver: Saver
     warnings: KeptWarnings = field(default_factory=KeptWarnings)
     """What was warned of in this process."""
+
+    def begin(self, state: State, *, test: int, resumed: bool) -> None:
+        """Tell the callbacks what the run starts from, and what it has before it. `test`: examples in the test set."""
+        plan = Plan.of(self.config, val=len(self.valset), test=test, teachers=len(self.teachers))
+        self.metrics.tell("start", **start_fields(self.files.root, state, plan, resumed=resumed))
+
+    def enter(self, phase: str, state: State) -> None:
+        """Tell the callbacks that a phase begins."""
+        number = state.phase if state.started and phase != "test" else 0
+        self.metrics.tell("phase", phase=phase, cycle=state.cycle, number=number, step=state.step, over=state.over)
 
     def log(self, kind: str, state: State, **fields: Any) -> None:
         """Append a line to `metrics.jsonl`, with the counts of this moment."""

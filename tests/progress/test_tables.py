@@ -26,10 +26,14 @@ RESULT = {
 }
 
 
+class Mine:
+    """A program of the user's."""
+
+
 def shown(result):
     out = io.StringIO()
     console = Console(file=out, width=60, force_terminal=True, color_system=None)
-    show(console, closing(result, from_python(Path("runs/a"), "Mine()")))
+    show(console, closing(result, from_python(Path("runs/a"), Mine)))
     return out.getvalue()
 
 
