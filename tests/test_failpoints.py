@@ -310,6 +310,8 @@ ELSEWHERE = {
     "metrics.jsonl is damaged": "tests/store/test_metrics.py, tests/test_survival.py",
     "files of another run are copied in": "tests/run/test_checkpoint.py, tests/test_survival.py",
     "a finished run is changed": "tests/finished/test_verified.py",
+    "a model lacks a tensor": "tests/model/test_load.py",
+    "an adapter lacks a tensor": "tests/model/test_lora.py",
     "a second process": test_a_second_process_in_the_same_directory_is_refused,
     "SIGKILL": test_six_runs_that_are_killed_end_as_if_nothing_had_been,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model is {source!r}: its tokenizer could not be loaded ({error})") from error
+    except Exception as error:  # the tokenizers library raises plain ones
+        raise _unloadable(source, "its tokenizer", error) from error
     if not tokenizer.chat_template:
         raise UserError(
             f"model is {source!r}: its tokenizer has no chat template; take the instruct variant, or add "
@@ -42,6 +42,8 @@ def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
 def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, quantization: str | None = None) -> Any:
     """A base model, without adapters; a UserError where it cannot be loaded so. The arguments are those of `Policy`."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -63,10 +65,47 @@ def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, qua
         )
         loading["device_map"] = {"": target}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **loading)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model is {source!r}: it could not be loaded ({error})") from error
+        # With sizes ignored, tensors of another shape are listed, and refused below by name.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **loading
+        )
+    # Not RuntimeError: memory may run out, which is no fault of the files.
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as error:
+        raise _unloadable(source, "it", error) from error
+    _check_whole(source, found)
     return model if quantization is not None else model.to(target)
+
+
+def _unloadable(source: str, what: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"model is {source!r}: {what} could not be loaded ({reason}); see that the name is right and its files are whole"
+    )
+
+
+def _check_whole(source: str, found: Mapping[str, Any]) -> None:
+    """Raises a UserError where tensors would be filled at random: they are not in the files, or have another shape."""
+    shapes = [f"{name} ({tuple(here)}, not {tuple(there)})" for name, here, there in sorted(found["mismatched_keys"])]
+    for names, what in ((sorted(found["missing_keys"]), "are not in its files"), (shapes, "have another shape")):
+        if names:
+            raise UserError(
+                f"model is {source!r}: {some(names)} {what}, and would be filled at random; get the files of the whole "
+                "model again, config.json and weights of one model"
+            )
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """`2 tensors (a, b)`, and no more names than are shown."""
+    more = f", ... and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} tensor{'s' * (len(names) > 1)} ({', '.join(names[:shown])}{more})"
 
 
 def check_tokenizer(source: str, tokenizer: Any, model: Any) -> None:

@@ -9,7 +9,6 @@ Adapter tensors travel as `dict[str, Tensor]` under peft's file names (`base_mod
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,12 +19,14 @@ from typing import Any
 import peft
 import torch
 from peft import PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, sync, writing
+from fst_optimizer.model.load import some
+from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, read_json, sync, writing
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
@@ -93,11 +94,21 @@ def attach_from(base_model: Any, folder: str | Path) -> PeftModel:
     """The LoRA adapter saved in `folder`, trainable, on `base_model`, in evaluation mode.
 
     Raises:
-        UserError: `folder` holds no plain LoRA adapter on linear layers.
+        UserError: `folder` holds no plain LoRA adapter on linear layers, a damaged one, or one of another model.
     """
     check_plain(folder)
-    with torch.random.fork_rng(devices=[]):
-        model = PeftModel.from_pretrained(base_model, str(folder), is_trainable=True)
+    tensors = load_adapter_tensors(folder)
+    # Not PeftModel.from_pretrained, which leaves what the file lacks as it was drawn, and says so in a warning alone.
+    try:
+        config = peft.LoraConfig.from_pretrained(str(folder))
+        config.inference_mode, config.init_lora_weights = False, True
+        with torch.random.fork_rng(devices=[]):
+            model: PeftModel = peft.get_peft_model(base_model, config)
+        restore(model, tensors)
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(
+            f"adapter is {str(folder)!r}: {error}; give the whole folder of an adapter of this model"
+        ) from error
     model.eval()
     return model
 
@@ -122,9 +133,9 @@ def restore(model: PeftModel, tensors: Mapping[str, Tensor]) -> None:
     """Writes `tensors` into the trained adapter, in place: an optimizer that holds its parameters goes on."""
     parameters = trained_parameters(model)
     if parameters.keys() != tensors.keys():
-        missing, extra = parameters.keys() - tensors.keys(), tensors.keys() - parameters.keys()
-        counts = f"{len(missing)} missing, {len(extra)} unknown (e.g. {min(missing | extra)})"
-        raise UserError(f"the adapter's tensors do not fit the model: {counts}")
+        missing, extra = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+        wrong = [f"{some(names)} {what}" for names, what in ((missing, "missing"), (extra, "unknown")) if names]
+        raise UserError(f"the adapter's tensors do not fit the model: {' and '.join(wrong)}")
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             have, want = tuple(tensors[name].shape), tuple(parameter.shape)
@@ -227,8 +238,16 @@ def _beside(folder: Path) -> Iterator[str]:
 
 
 def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors that `save_adapter` wrote, on the CPU."""
-    return load_file(Path(folder) / ADAPTER_TENSORS)
+    """The tensors that `save_adapter` wrote, on the CPU.
+
+    Raises:
+        UserError: the file is missing, or damaged.
+    """
+    path = Path(folder) / ADAPTER_TENSORS
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} could not be read ({error}): bring it back from a copy, or train again") from error
 
 
 def check_plain(path: str | Path) -> None:
@@ -237,7 +256,7 @@ def check_plain(path: str | Path) -> None:
     for name in (ADAPTER_CONFIG, ADAPTER_TENSORS):
         if not (folder / name).is_file():
             raise UserError(f"adapter is {str(folder)!r}: no {name} there; give a LoRA folder that peft saved")
-    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    config = read_json(folder / ADAPTER_CONFIG)
     targets = config.get("target_modules") or []
     extras = [name for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(name)]
     extras += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.model.load import (
@@ -50,6 +51,70 @@ def test_what_cannot_be_loaded_is_the_users_mistake(tmp_path):
         load_tokenizer(str(tmp_path), False)
     with pytest.raises(UserError, match="it could not be loaded"):
         load_base(str(tmp_path), "auto", "cpu", False)
+
+
+def copy_of(model, folder):
+    shutil.copytree(model, folder)
+    return folder, folder / "model.safetensors"
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def test_a_model_without_one_of_its_tensors_is_refused_by_name(tiny_model, tmp_path):
+    folder, path = copy_of(tiny_model, tmp_path / "model")
+    tensors = load_file(path)
+    tensors.pop(UP)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"1 tensor \({UP}\) are not in its files, and would be filled at random; get"):
+        load_base(str(folder), "auto", "cpu", False)
+    for name in list(tensors)[:20]:
+        tensors.pop(name)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"22 tensors \(.*, \.\.\. and 19 more\) are not in its files"):
+        load_base(str(folder), "auto", "cpu", False)
+
+
+def test_a_model_with_a_tensor_of_another_shape_is_refused_by_name(tiny_model, tmp_path):
+    folder, path = copy_of(tiny_model, tmp_path / "model")
+    save_file({**load_file(path), UP: torch.zeros(3, 3)}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"1 tensor \({UP} \(\(3, 3\), not \(\d+, \d+\)\)\) have another shape"):
+        load_base(str(folder), "auto", "cpu", False)
+
+
+def test_a_tied_head_is_not_missed(tiny_model, tmp_path):
+    folder, path = copy_of(tiny_model, tmp_path / "model")
+    assert "lm_head.weight" not in load_file(path)
+    load_base(str(folder), "auto", "cpu", False)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1000], lambda data: b"", lambda data: bytes(len(data))])
+def test_a_model_whose_weights_are_damaged_is_refused(tiny_model, tmp_path, damage):
+    folder, path = copy_of(tiny_model, tmp_path / "model")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"it could not be loaded \(Error while deserializing header.*\); see that"):
+        load_base(str(folder), "auto", "cpu", False)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"[1, 2]"])
+def test_a_model_whose_settings_or_tokens_are_damaged_is_refused(tiny_model, tmp_path, name, damage):
+    folder, _ = copy_of(tiny_model, tmp_path / "model")
+    (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    with pytest.raises(UserError, match=r"could not be loaded|no chat template"):
+        load_tokenizer(str(folder), False)
+        load_base(str(folder), "auto", "cpu", False)
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": "big"}, {"num_hidden_layers": 3}, {"model_type": "no_such"}])
+def test_a_model_whose_settings_mean_nothing_is_refused(tiny_model, tmp_path, settings):
+    folder, _ = copy_of(tiny_model, tmp_path / "model")
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+    with pytest.raises(
+        UserError, match=r"model is .*: it could not be loaded .*; see that the name is right and its files are"
+    ):
+        load_base(str(folder), "auto", "cpu", False)
 
 
 def test_on_cpu_a_model_is_loaded_in_float32_unless_another_dtype_is_named(tiny_model):

@@ -150,6 +150,58 @@ def test_adapters_that_are_not_plain_lora_are_refused(
         lora.attach_from(make_base(), tmp_path)
 
 
+BROKEN = {
+    "truncated": (
+        lambda data: data[:-1000],
+        r"adapter_model\.safetensors could not be read \(Error while deserializing",
+    ),
+    "empty": (lambda data: b"", r"adapter_model\.safetensors could not be read"),
+    "zeros": (lambda data: bytes(len(data)), r"adapter_model\.safetensors could not be read"),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_a_damaged_adapter_is_named(make_base: MakeBase, model: PeftModel, tmp_path: Path, damage: str) -> None:
+    lora.save_adapter(model, lora.snapshot(model), tmp_path / "policy")
+    path = tmp_path / "policy" / "adapter_model.safetensors"
+    change, said = BROKEN[damage]
+    path.write_bytes(change(path.read_bytes()))
+    for use in (lora.load_adapter_tensors, lambda folder: lora.attach_from(make_base(), folder)):
+        with pytest.raises(UserError, match=said):
+            use(tmp_path / "policy")
+
+
+def test_an_adapter_without_one_of_its_tensors_or_with_one_too_many_or_misshaped_is_refused(
+    make_base: MakeBase, model: PeftModel, tmp_path: Path
+) -> None:
+    tensors = lora.snapshot(model)
+    name = min(tensors)
+    without = {key: value for key, value in tensors.items() if key != name}
+    for wrong, said in (
+        (without, rf"1 tensor \({name}\) missing"),
+        ({**tensors, "base_model.more": tensors[name].clone()}, r"1 tensor \(base_model\.more\) unknown"),
+        ({**tensors, name: tensors[name][:1]}, rf"the adapter's {name} is \(1, \d+\)"),
+    ):
+        lora.save_adapter(model, wrong, tmp_path / "policy")
+        with pytest.raises(UserError, match=said):
+            lora.attach_from(make_base(), tmp_path / "policy")
+
+
+def test_an_adapter_whose_settings_are_damaged_is_refused(
+    make_base: MakeBase, model: PeftModel, tmp_path: Path
+) -> None:
+    lora.save_adapter(model, lora.snapshot(model), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    for text, said in (
+        ("{", "not readable as JSON"),
+        (json.dumps({**json.loads(path.read_text()), "target_modules": ["no_such"]}), "give the whole folder"),
+        (json.dumps({**json.loads(path.read_text()), "r": 0}), "give the whole folder"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            lora.attach_from(make_base(), tmp_path)
+
+
 def test_a_folder_without_an_adapter_is_refused(make_base: MakeBase, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"adapter_config\.json"):
         lora.attach_from(make_base(), tmp_path)
@@ -215,5 +267,5 @@ def test_restore_writes_in_place(model: PeftModel, moved: Moved) -> None:
     fresh, parameters = lora.snapshot(model), lora.trained_parameters(model)
     lora.restore(moved(model), fresh)
     assert all(torch.equal(p, fresh[name]) for name, p in parameters.items())
-    with pytest.raises(UserError, match="27 missing, 0 unknown"):
+    with pytest.raises(UserError, match=r"27 tensors \(base_model.*, \.\.\. and 24 more\) missing$"):
         lora.restore(model, dict([next(iter(fresh.items()))]))
