@@ -87,7 +87,7 @@ def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, qua
 def _unloadable(source: str, what: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
     return UserError(
-        f"model is {source!r}: {what} could not be loaded ({reason}); see that the name is right and its files are whole"
+        f"model is {source!r}: {what} could not be loaded ({reason}); see that the name is right and the files whole"
     )
 
 

@@ -112,7 +112,7 @@ def test_a_model_whose_settings_mean_nothing_is_refused(tiny_model, tmp_path, se
     config = folder / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
     with pytest.raises(
-        UserError, match=r"model is .*: it could not be loaded .*; see that the name is right and its files are"
+        UserError, match=r"model is .*: it could not be loaded .*; see that the name is right and the files whole"
     ):
         load_base(str(folder), "auto", "cpu", False)
 
