@@ -28,13 +28,8 @@ def split_data(
         UserError: nothing to train on or to validate on.
     """
     trainset, valset = list(trainset), None if valset is None else list(valset)
-    if not trainset:
-        raise UserError("trainset is empty: give at least one example")
-    for example in (*trainset, *(valset or ())):
-        fingerprint(example)  # raises where it is no dspy.Example or names no inputs
+    check_examples(trainset, valset)
     if valset is None:
-        if len(trainset) < 2:
-            raise UserError("trainset has one example and valset is None: give more examples, or a valset")
         order = list(range(len(trainset)))
         random.Random(f"held-out/{seed}").shuffle(order)
         held = set(order[: max(1, len(order) // HELD_OUT_SHARE)])
@@ -43,8 +38,6 @@ def split_data(
             tuple(item for index, item in enumerate(everything) if index not in held),
             tuple(item for index, item in enumerate(everything) if index in held),
         )
-    if not valset:
-        raise UserError("valset is empty: give examples, or None to hold a fifth of the trainset out")
     shared = {fingerprint(example) for example in trainset} & {fingerprint(example) for example in valset}
     if shared:
         warnings.warn(
@@ -52,6 +45,22 @@ def split_data(
             stacklevel=6,
         )
     return items_of(trainset, "train"), items_of(valset, "val")
+
+
+def check_examples(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None) -> None:
+    """There is something to train on and to validate on.
+
+    Raises:
+        UserError: a set is empty, or an example is none or does not name its inputs.
+    """
+    if not trainset:
+        raise UserError("trainset is empty: give at least one example")
+    for example in (*trainset, *(valset or ())):
+        fingerprint(example)  # raises where it is no dspy.Example or names no inputs
+    if valset is None and len(trainset) < 2:
+        raise UserError("trainset has one example and valset is None: give more examples, or a valset")
+    if valset is not None and not valset:
+        raise UserError("valset is empty: give examples, or None to hold a fifth of the trainset out")
 
 
 def fingerprint(example: dspy.Example) -> str:

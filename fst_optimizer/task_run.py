@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,17 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
+from fst_optimizer.config.policy import ENGINES
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.errors import UserError
+from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.evolve.reflection_lm import POLICY, check_lm_name, named_lm, recorded_name
 from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
-from fst_optimizer.store.files import RunFiles
+from fst_optimizer.model.load import check_model_folder
+from fst_optimizer.store.files import RunFiles, check_run_dir, locked
 from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
+    import dspy
+
     from fst_optimizer.engines.vllm.server import OnWait
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.run.result import CompileResult
     from fst_optimizer.store.metrics import Callback
+
+ReflectionLM = Callable[["Policy"], "dspy.BaseLM | None"]
+"""Gives the reflection LM of a run on that policy."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class RunRequest:
     """None: that of the run to resume, or `torch`."""
     url: str | None = None
     """A vLLM server to attach to. None: one is started."""
+    reflection_lm: str | None = None
+    """Its name as litellm has it, or `policy` for the policy's own base. None: that of the run to resume, or the task's
+    own."""
     auto: str | None = None
     config_file: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +95,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     Raises:
         UserError: no such task or setting, or a value that does not fit.
     """
+    check_engine(request)
     task = load_task(request.task)
     file = read_settings(request.config_file) if request.config_file else {}
     flags = {name: value for name, value in request.flags.items() if value is not None}
@@ -103,33 +115,81 @@ def plan_run(request: RunRequest) -> RunPlan:
     return RunPlan(task, settings, request.sizes.over(recorded), recorded)
 
 
+def check_engine(request: RunRequest) -> None:
+    """Raises UserError for an engine that does not exist, an address without a server, or no model in a folder."""
+    if request.engine is not None and request.engine not in ENGINES:
+        raise UserError(f"engine is {request.engine!r}: {did_you_mean(request.engine, ENGINES)}")
+    if request.model is not None:
+        check_model_folder(request.model)
+
+
+def reflection_lm_of(request: RunRequest, plan: RunPlan) -> ReflectionLM:
+    """Whom a run asks for instructions, given its policy; checked as far as that goes without a call.
+
+    What the request names, else what the run to resume began with, else the task's own.
+
+    Raises:
+        UserError: a name that is none, or whose key is not in the environment.
+    """
+    chosen: Any = request.reflection_lm
+    if chosen is None and (plan.recorded is None or recorded_name(plan.recorded)):
+        chosen = plan.task.reflection_lm()
+        if plan.recorded is not None and getattr(chosen, "model", None) != recorded_name(plan.recorded):
+            chosen = recorded_name(plan.recorded)
+    if isinstance(chosen, str):
+        check_lm_name(chosen)
+        if chosen == POLICY:
+            return lambda policy: policy.base_lm
+        chosen = named_lm(chosen)
+    return lambda policy: chosen
+
+
+def reflection_name(request: RunRequest, plan: RunPlan) -> str | None:
+    """What a new run's `config.json` would call its reflection LM."""
+    chosen: Any = request.reflection_lm or plan.task.reflection_lm()
+    return None if chosen is None else str(getattr(chosen, "model", chosen))
+
+
 def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callback] = ()) -> CompileResult:
-    """Run FST on the task; its test scores are part of the result."""
-    from fst_optimizer.optimizer import FST
+    """Run FST on the task; its test scores are part of the result.
+
+    What can be refused is refused before the model is loaded.
+    """
+    from fst_optimizer.data import check_examples
+    from fst_optimizer.program.student import check_program, check_roles
+    from fst_optimizer.program.texts import seed_texts
+
+    check_run_dir(request.run_dir, resume=request.resume)
+    if request.run_dir.is_dir():
+        with locked(request.run_dir):
+            pass  # no other process writes it
+    task, sizes = plan.task, plan.sizes
+    train, val, test = (task.load(split, size) for split, size in asdict(sizes).items())
+    check_examples(train, val)
+    program = check_program(task.build_program())
+    check_roles(seed_texts(program), plan.settings.config)
+    reflection_lm = reflection_lm_of(request, plan)
+    from fst_optimizer.optimizer import FST  # brings torch
     from fst_optimizer.program.lms import give_lm
 
     def on_wait(waited_s: float, log_line: str) -> None:
         for callback in callbacks:
             callback({"kind": "waiting", "seconds": waited_s, "text": log_line})
 
-    task, sizes = plan.task, plan.sizes
+    fst = FST(
+        task.metric,
+        config=plan.settings.config.complete(),
+        run_dir=request.run_dir,
+        resume=request.resume,
+        allow_changes=request.allow_changes,
+        callbacks=callbacks,
+        progress=False,
+        task=request.task,
+        testset=test,
+    )
     with closing(make_policy(request, plan, on_wait)) as policy:
-        fst = FST(
-            task.metric,
-            config=plan.settings.config.complete(),
-            run_dir=request.run_dir,
-            resume=request.resume,
-            allow_changes=request.allow_changes,
-            callbacks=callbacks,
-            progress=False,
-            task=request.task,
-            testset=task.load("test", sizes.test),
-        )
-        compiled = fst.compile(
-            give_lm(task.build_program(), policy.lm),
-            trainset=task.load("train", sizes.train),
-            valset=task.load("val", sizes.val),
-        )
+        fst.reflection_lm = reflection_lm(policy)
+        compiled = fst.compile(give_lm(program, policy.lm), trainset=train, valset=val)
     outcome: CompileResult = compiled.detailed_results
     return outcome
 

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -58,11 +58,19 @@ class Task:
         make = getattr(self.module, "model", None)
         return None if make is None else str(make())
 
-    def _call(self, function: Callable[..., Any], **arguments: Any) -> Any:
-        """With the arguments that the function takes. It must take `split`, and `variant` where one is named."""
+    def reflection_lm(self) -> dspy.BaseLM | str | None:
+        """The task's own reflection LM, or its name, if it has one."""
+        make = getattr(self.module, "reflection_lm", None)
+        made: dspy.BaseLM | str | None = None if make is None else self._call(make, must=(), variant=self.variant)
+        if made is None or isinstance(made, str) or callable(made):
+            return made
+        raise UserError(f"task {self.name!r}: reflection_lm() gave {made!r}: give a dspy.LM, a model's name, or None")
+
+    def _call(self, function: Callable[..., Any], must: Sequence[str] = ("split", "variant"), **arguments: Any) -> Any:
+        """With the arguments that the function takes. Those of `must` it has to take where they are given."""
         known = inspect.signature(function).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-            lacking = ", ".join(name for name in ("split", "variant") if arguments.get(name) and name not in known)
+            lacking = ", ".join(name for name in must if arguments.get(name) and name not in known)
             if lacking:
                 text = f"{function.__name__} takes no {lacking}; see docs, 'Writing a task'"
                 raise UserError(f"task {self.name!r}: {text}")

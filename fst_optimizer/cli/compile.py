@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fst_optimizer.cli import options
 from fst_optimizer.cli.console import consoles, quiet_libraries, user_errors
 from fst_optimizer.cli.tables import compiled
+from fst_optimizer.errors import UserError
 from fst_optimizer.progress.tables import show
+from fst_optimizer.store.files import RunFiles, check_run_dir, new_run_dir, read_json, runs_in
 from fst_optimizer.task_run import RunRequest, Sizes, compile_task, plan_run
+from fst_optimizer.tasks import run_name
 
 
 def compile_command(
     task: options.Task,
-    run_dir: options.RunDir,
+    run_dir: options.NewRunDir = None,
     model: options.Model = None,
     engine: options.Engine = None,
     url: options.Url = None,
+    reflection_lm: options.ReflectionLM = None,
     method: options.Method = None,
     seed: options.Seed = None,
     max_cycles: options.MaxCycles = None,
@@ -29,26 +35,28 @@ def compile_command(
 ) -> None:
     """Learn a task's prompts and weights together, and score it on its test set.
 
-    The run's folder ends up with the program, its policy version, every number on the way and a result.json.
+    Writes the run's folder: config.json, metrics.jsonl, population/, rollouts/, policy/, program.json, result.json.
+
     Settings are laid over each other in this order: the preset, the task's own, --config, the options here, --set.
 
-    Examples:
-        fst compile programs/letters --run-dir runs/first
+    Try:
 
-        fst compile programs/letters:sort-rotate --run-dir runs/rl --method rl --seed 1
-
-        fst compile programs/letters --run-dir runs/slow --set train.lr=5e-4 --set rollout.batch_size=16
-
+        fst compile programs/letters
         fst compile programs/letters --run-dir runs/first --resume
-
-        fst compile TASK --run-dir runs/big --model Qwen/Qwen3-8B --engine vllm --set vllm.gpu_memory_utilization=0.4
+        fst compile programs/letters:sort-rotate --method rl --seed 1
+        fst compile programs/letters --set train.lr=5e-4 --set rollout.batch_size=16
+        fst compile TASK --model Qwen/Qwen3-1.7B --reflection-lm openai/gpt-5.2
+        fst compile TASK --model Qwen/Qwen3-8B --engine vllm --set vllm.devices=1
     """
+    with user_errors(f"nothing was begun; run it again: fst compile {task}"):
+        run_dir = checked_folder(task, run_dir, resume=resume)
     request = RunRequest(
         task=task,
         run_dir=run_dir,
         model=model,
         engine=engine,
         url=url,
+        reflection_lm=reflection_lm,
         auto=auto,
         config_file=config,
         flags={"method": method, "seed": seed, "budget.max_cycles": max_cycles},
@@ -67,3 +75,19 @@ def compile_command(
             display.say("loading the model ...")
             outcome = compile_task(request, plan, (display,))
         show(out, compiled(outcome.result, run_dir))
+
+
+def checked_folder(task: str, run_dir: Path | None, *, resume: bool) -> Path:
+    """The run's folder, a new one where none is given. Looked at before anything is imported that takes time.
+
+    Raises:
+        UserError: a run is to be resumed and none is named, or the folder does not fit.
+    """
+    if run_dir is None and resume:
+        unfinished = [path for path in runs_in(Path("runs")) if not RunFiles(path).result.exists()]
+        mine = [path for path in unfinished if read_json(RunFiles(path).config).get("task") == task]
+        said = f"the newest unfinished one of {task} is {mine[0]}" if mine else f"runs/ has no unfinished one of {task}"
+        raise UserError(f"--resume needs --run-dir, the run to go on with: {said}")
+    folder = run_dir or new_run_dir(run_name(task))
+    check_run_dir(folder, resume=resume)
+    return folder

@@ -12,13 +12,15 @@ from fst_optimizer.cli.console import consoles, quiet_libraries, scoring_bar, se
 from fst_optimizer.cli.options import BaseModel, FinishedRunDir, RunDir, ServedName, Task, TestSize
 from fst_optimizer.cli.tables import evaluation, served
 from fst_optimizer.engines.vllm.server import SERVED_NAME
+from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import KEY_VARIABLE
 from fst_optimizer.progress.tables import show
+from fst_optimizer.store.files import RunFiles, read_json, runs_in
 
 
 def eval_command(
     task: Task,
-    run_dir: RunDir,
+    run_dir: RunDir = None,
     model: BaseModel = None,
     engine: Annotated[str | None, typer.Option(help="torch or vllm. [default: what the run used]")] = None,
     test_size: TestSize = None,
@@ -27,16 +29,28 @@ def eval_command(
 
     Decoding is greedy, as it was at the end of the run: the score is the one that result.json records.
 
-    Example:
+    Try:
+
         fst eval programs/letters --run-dir runs/first
     """
     with user_errors("start it again to score from the beginning"):
+        run_dir = given_folder(task, run_dir)
         from fst_optimizer.finished.score import score_task
 
         out, progress = consoles()
         with quiet_libraries(progress), scoring_bar(progress) as on_progress:
             score = score_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=on_progress)
         show(out, evaluation(task, run_dir, score))
+
+
+def given_folder(task: str, run_dir: Path | None) -> Path:
+    """The folder of a finished run. Raises UserError where none is given, with those of the task."""
+    if run_dir is not None:
+        return run_dir
+    finished = [path for path in runs_in(Path("runs")) if RunFiles(path).result.exists()]
+    mine = [str(path) for path in finished if read_json(RunFiles(path).config).get("task") == task]
+    there = f"finished runs of {task} are {', '.join(mine[:5])}" if mine else f"runs/ has no finished one of {task}"
+    raise UserError(f"--run-dir is missing, the run to score: {there}")
 
 
 def serve_command(
@@ -53,9 +67,9 @@ def serve_command(
 
     The server is vLLM. Its key is read from FST_API_KEY; without that, a new one is made and shown.
 
-    Examples:
-        fst serve runs/first
+    Try:
 
+        fst serve runs/first
         fst serve runs/first --port 8001 --set vllm.max_model_len=4096
     """
     with user_errors("the server is stopped"):
@@ -87,9 +101,9 @@ def export_command(
     OUT gets program.json, which dspy loads, and adapter/, which peft and vLLM load, or with --merge model/, which
     transformers and vLLM load; and a README.md that says how.
 
-    Examples:
-        fst export runs/first --out exported
+    Try:
 
+        fst export runs/first --out exported
         fst export runs/first --out merged --merge
     """
     with user_errors("nothing was written; run it again"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
-from fst_optimizer.cli.options import ModelAsCompile, TestSize, TrainSize, ValSize
+from fst_optimizer.cli.options import ModelAsCompile, ReflectionLM, TestSize, TrainSize, ValSize
 from fst_optimizer.errors import need_extra
 from fst_optimizer.progress.tables import rich_table, say
 from fst_optimizer.task_run import Sizes
@@ -61,6 +61,7 @@ def compare_command(
     sweep: Annotated[Path | None, typer.Option(help="A sweep.json whose learning rates are used.")] = None,
     jobs: Jobs = 1,
     model: ModelAsCompile = None,
+    reflection_lm: ReflectionLM = None,
     config: Config = None,
     train_size: TrainSize = None,
     val_size: ValSize = None,
@@ -71,7 +72,8 @@ def compare_command(
     Every run is an ordinary run directory, OUT/VARIANT/METHOD-seedN. The comparison can be stopped at any time: the
     same command skips what is finished and resumes what is not.
 
-    Example:
+    Try:
+
         fst lab compare programs/letters --methods fst,rl,gepa --seeds 0,1,2 --out runs/compare
     """
     with user_errors(AGAIN):
@@ -83,7 +85,8 @@ def compare_command(
         console, progress = consoles()
         names, numbers, folders = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.by_folder(tasks)
         own = plan.by_method(set_method or (), sweeping.picked_sets(sweep, names) if sweep else {})
-        common = plan.Common(max_rollouts, tuple(sets or ()), model, Sizes(train_size, val_size, test_size), config)
+        sizes = Sizes(train_size, val_size, test_size)
+        common = plan.Common(max_rollouts, tuple(sets or ()), model, sizes, config, reflection_lm)
         work = {
             folder: compare.comparison_jobs(task, out / folder, names, numbers, common, own)
             for folder, task in folders.items()
@@ -91,7 +94,12 @@ def compare_command(
         everything = [job for some in work.values() for job in some]
         _make_runs(everything, jobs, progress)
         swept = {name: value for name, value in read_json(sweep).items() if name != "runs"} if sweep else {}
-        extra = {"command": this_command(), "max_rollouts": max_rollouts, "sweep": swept}
+        extra = {
+            "command": this_command(),
+            "max_rollouts": max_rollouts,
+            "sweep": swept,
+            "reflection_lm": reflection_lm,
+        }
         for folder, some in work.items():
             runs = [compare.read_run(job.folder) for job in some]
             data = compare.save_comparison(runs, out / folder, extra=extra)
@@ -111,6 +119,7 @@ def sweep_command(
     set_method: MethodSets = None,
     jobs: Jobs = 1,
     model: ModelAsCompile = None,
+    reflection_lm: ReflectionLM = None,
     config: Config = None,
     train_size: TrainSize = None,
     val_size: ValSize = None,
@@ -121,9 +130,9 @@ def sweep_command(
     Of the rates whose final validation score is within a standard error of the best, the one that levels off after
     the fewest rollouts.
 
-    Example:
-        fst lab sweep programs/letters --methods fst,rl --lrs 3e-4,1e-3,2e-3 --seeds 100,101 --out runs/sweep
+    Try:
 
+        fst lab sweep programs/letters --methods fst,rl --lrs 3e-4,1e-3,2e-3 --seeds 100,101 --out runs/sweep
         fst lab compare programs/letters --methods fst,rl --sweep runs/sweep/sweep.json --out runs/compare
     """
     with user_errors(AGAIN):
@@ -132,7 +141,8 @@ def sweep_command(
         console, progress = consoles()
         names, numbers, rates = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.parse_rates(lrs)
         own = plan.by_method(set_method or ())
-        common = plan.Common(max_rollouts, tuple(sets or ()), model, Sizes(train_size, val_size, test_size), config)
+        sizes = Sizes(train_size, val_size, test_size)
+        common = plan.Common(max_rollouts, tuple(sets or ()), model, sizes, config, reflection_lm)
         everything = [
             job
             for folder, task in plan.by_folder(tasks).items()
@@ -162,9 +172,9 @@ def bench_command(
     With --engine vllm: the collector over raw requests to one vLLM server, beside a thread pool over dspy.Predict,
     every completion --tokens long.
 
-    Example:
-        fst lab bench programs/letters --out runs/bench.json
+    Try:
 
+        fst lab bench programs/letters --out runs/bench.json
         fst lab bench programs/letters --engine vllm --tokens 64 --in-flight 32 --out runs/serving.json
     """
     with user_errors("run it again"):
@@ -200,7 +210,8 @@ def report_command(
 ) -> None:
     """Write the results page from compare.json files, with the figures beside it.
 
-    Example:
+    Try:
+
         fst lab report runs/compare --out docs/results.md
     """
     with user_errors("run it again"):

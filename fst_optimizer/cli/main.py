@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from fst_optimizer import __version__
 from fst_optimizer.cli.compile import compile_command
 from fst_optimizer.cli.finished import eval_command, export_command, serve_command
 from fst_optimizer.cli.lab import lab
@@ -23,6 +26,24 @@ app = typer.Typer(
         fst eval programs/letters --run-dir runs/first
     """,
 )
+
+
+@app.callback()
+def fst(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=lambda given: _say_version(given), is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Its own options; the help text is the app's."""
+
+
+def _say_version(given: bool) -> None:
+    if given:
+        typer.echo(f"fst-optimizer {__version__}")
+        raise typer.Exit
+
+
 app.command("compile")(compile_command)
 app.command("tune")(tune_command)
 app.command("eval")(eval_command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +12,21 @@ TASK_HELP = (
     "Try programs/letters, which comes with its own small model."
 )
 Task = Annotated[str, typer.Argument(metavar="TASK", help=TASK_HELP)]
-RunDir = Annotated[Path, typer.Option("--run-dir", help="The run's folder.", show_default=False)]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="The finished run's folder.", show_default=False)]
+NewRunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="The run's folder. [default: runs/TASK-VARIANT-DATE-TIME]", show_default=False),
+]
+ReflectionLM = Annotated[
+    str | None,
+    typer.Option(
+        "--reflection-lm",
+        metavar="NAME",
+        help="The LM that writes new instructions: a name that litellm knows, like openai/gpt-5.2, or policy for the "
+        "policy's own base. Its key is read from the environment alone. [default: the task's own, or recurring "
+        "sentences of the feedback]",
+    ),
+]
 FinishedRunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run's folder.", show_default=False)]
 BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now. [default: where it was]")]
 ServedName = Annotated[str, typer.Option("--name", help="The model name that clients ask for.")]
@@ -53,19 +66,12 @@ ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many val
 TestSize = Annotated[int | None, typer.Option(min=1, help="Use only this many test examples.")]
 
 
-class Auto(StrEnum):
-    """The presets."""
-
-    light = "light"
-    medium = "medium"
-    heavy = "heavy"
-    paper = "paper"
-
-
 Preset = Annotated[
-    Auto | None,
+    str | None,
     typer.Option(
-        help="A preset under all other settings, the task's own too. paper: what the Fast-Slow Training paper used, "
-        "about 85,000 rollouts. [default: light]"
+        "--auto",
+        metavar="PRESET",
+        help="light, medium, heavy or paper (what the Fast-Slow Training paper used, about 85,000 rollouts), under all "
+        "other settings, the task's own too. [default: light]",
     ),
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, this_command, user_errors
-from fst_optimizer.cli.options import Auto, Task, TestSize, TrainSize, ValSize
+from fst_optimizer.cli.options import Preset, ReflectionLM, Task, TestSize, TrainSize, ValSize
 from fst_optimizer.progress.tables import rich_table, say, show
 from fst_optimizer.task_run import RunRequest, Sizes
 
@@ -59,7 +59,6 @@ Engine = Annotated[str | None, typer.Option(help="As for fst compile. [default: 
 Url = Annotated[str | None, typer.Option(help="As for fst compile.")]
 Method = Annotated[str | None, typer.Option(help="As for fst compile. [default: the task's, or fst]")]
 Seed = Annotated[int, typer.Option(min=0, help="Of all trials, and of the sampler.")]
-Preset = Annotated[Auto | None, typer.Option(help="A preset under all other settings. [default: light]")]
 ConfigFile = Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all trials.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of all trials.")]
 Heartbeat = Annotated[int, typer.Option(min=1, hidden=True)]
@@ -81,6 +80,7 @@ def tune_command(
     model: Model = None,
     engine: Engine = None,
     url: Url = None,
+    reflection_lm: ReflectionLM = None,
     method: Method = None,
     seed: Seed = 0,
     auto: Preset = None,
@@ -93,17 +93,17 @@ def tune_command(
 ) -> None:
     """Search for a task's settings with Optuna.
 
+    Writes best.json, tune.json, report.md, plots/ and trials/ into the study's folder.
+
     Every trial is a run of FST in a directory of its own, at most as many training rollouts long as the run without a
     search would be (--set budget.max_rollouts=N for another cap). The same command with a larger --trials goes on with
     the study, with the same it reports; elsewhere, with the same --storage, it brings more workers.
 
-    Examples:
+    Try:
+
         fst tune programs/letters --trials 20
-
         fst tune programs/letters --trials 40 --workers 2 --repeats 3
-
         fst tune TASK --trials 100 --storage postgresql://me:secret@host/studies --objectives score,rollouts
-
         fst compile programs/letters --config runs/tune-letters-0/best.json --run-dir runs/best
     """
     with user_errors("the same command goes on where this stopped"):
@@ -119,7 +119,9 @@ def tune_command(
         sizes = Sizes(train_size, val_size, test_size)
         _search(
             request,
-            RunRequest(task, request.folder, model, engine, url, auto, config, flags, tuple(sets or ()), sizes),
+            RunRequest(
+                task, request.folder, model, engine, url, reflection_lm, auto, config, flags, tuple(sets or ()), sizes
+            ),
         )
 
 

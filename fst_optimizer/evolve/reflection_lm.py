@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dspy
-
 from fst_optimizer.errors import UserError
 from fst_optimizer.store.meter import OWN_SERVERS
 from fst_optimizer.text import without_secrets
 
 if TYPE_CHECKING:
+    import dspy
+
     from fst_optimizer.policy.policy import Policy
 
 POLICY = "policy"
@@ -54,6 +54,8 @@ def check_lm_name(name: str) -> None:
 
 def named_lm(name: str) -> dspy.LM:
     """The LM of that name, with its provider's own temperature and length, its key from the environment."""
+    import dspy
+
     return dspy.LM(name)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,11 @@ from fst_optimizer.tasks import load_task
 
 KEY_VARIABLE = "FST_API_KEY"
 """The environment variable with the key of a vLLM server to attach to: it is kept out of command lines and files."""
+
+METADATA, LM_CLASS, DSPY_LM = "metadata", "_dspy_lm_class", "dspy.clients.lm.LM"
+"""In a program's state: what dspy adds to the predictors, where an LM names its class, and dspy's own."""
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     import dspy
@@ -85,11 +92,12 @@ def load(
         policy_settings: More for `Policy`, e.g. `url` and `api_key` of a vLLM server.
 
     Raises:
-        UserError: the run is not finished, or the program cannot be built from its files alone.
+        UserError: the run is not finished, the program cannot be built from its files alone, or is another one.
     """
     from fst_optimizer.program.lms import give_lm
 
     run = read_finished(run_dir)
+    saved = read_json(run.files.program)
     if program is None:
         task = run.config["task"]
         try:
@@ -99,13 +107,57 @@ def load(
                 f"run_dir {str(run_dir)!r} is a run of {task!r}, which is no task that can be built here: "
                 "pass program=, a fresh instance of your program"
             ) from error
+    state = checked_state(saved, program, str(run_dir))
     policy = load_policy(run.files, run.config, run.version, model, engine, **policy_settings)
     own_lms = {name: predictor.lm for name, predictor in program.named_predictors()}
-    program.load(str(run.files.program))
+    program.load_state(state)
     for name, predictor in program.named_predictors():
         # What was saved of an LM lacks its key and its address.
         predictor.lm = own_lms[name] or predictor.lm
     return give_lm(program, policy.lm_at(run.version))
+
+
+def checked_state(saved: Mapping[str, Any], program: dspy.Module, run_dir: str) -> dict[str, Any]:
+    """What a program's `load_state` takes of a run's `program.json`, without the LMs that `program` has itself.
+
+    Raises:
+        UserError: the program has other predictors than the run's, or lacks an LM that no file can bring back.
+    """
+    predictors = dict(program.named_predictors())
+    kept = {name: dict(part) for name, part in saved.items() if name != METADATA}
+    missing, unknown = [name for name in kept if name not in predictors], [n for n in predictors if n not in kept]
+    if missing or unknown:
+        told = [f"{words} {', '.join(names)}" for words, names in (("lacks", missing), ("adds", unknown)) if names]
+        raise UserError(
+            f"the program {type(program).__name__} is not that of the run in {run_dir!r}: of its predictors it "
+            f"{' and '.join(told)}; give the program, or the task and variant, that the run was made with"
+        )
+    for name, predictor in predictors.items():
+        _check_fields(name, kept[name]["signature"], predictor.signature, run_dir)
+        if predictor.lm is not None:
+            kept[name]["lm"] = None
+        elif kept[name]["lm"] is None or kept[name]["lm"].get(LM_CLASS, DSPY_LM) != DSPY_LM:
+            which = f" ({kept[name]['lm'][LM_CLASS]})" if kept[name]["lm"] else ""
+            raise UserError(
+                f"predictor {name!r} had an LM of its own in the run in {run_dir!r}{which}, which cannot be made again "
+                "from files: set it on the program that is given, or in the task's build_program()"
+            )
+    return kept
+
+
+def _check_fields(name: str, saved: Mapping[str, Any], signature: Any, run_dir: str) -> None:
+    """`program.json` has the fields' prefixes, no names: another number of them is another program, others may be."""
+    before = [field["prefix"] for field in saved["fields"]]
+    now = [field.json_schema_extra["prefix"] for field in signature.fields.values()]
+    if len(before) != len(now):
+        raise UserError(
+            f"predictor {name!r} has the fields {', '.join(now)} and had {', '.join(before)} in the run in {run_dir!r}:"
+            " give the program, or the task and variant, that the run was made with"
+        )
+    if before != now:
+        logger.warning(
+            "predictor %r has the fields %s and had %s in the run: its scores may be others", name, now, before
+        )
 
 
 def load_policy(

@@ -51,15 +51,15 @@ def score_task(
 ) -> TestScore:
     """Score a finished run's program on a task's test set: greedily, exactly as the run did at its end.
 
-    Another variant of the run's task scores the program on that. What is None is as it was in the run. `on_progress`
-    is told how many examples are scored, of how many.
+    Another variant of the run's task scores the program on that, where its program has the same predictors. What is None
+    is as it was in the run. `on_progress` is told how many examples are scored, of how many.
     """
     run, task = read_finished(run_dir), load_task(name)
     recorded = run.config["data"].get("test")
     items = items_of(task.load("test", test_size or (recorded or {}).get("examples")), "test")
     if not items:
         raise UserError("the test set is empty: give examples")
-    program = load(run_dir, model=model, engine=engine)
+    program = load(run_dir, program=task.build_program(), model=model, engine=engine)
     policy, version = checked_student(program)
     collector = collector_of(program, policy, task.metric, FSTConfig.from_dict(run.config["config"]))
     done = itertools.count(1)

@@ -13,8 +13,9 @@ from fst_optimizer.config.overrides import assignments, flat
 from fst_optimizer.config.policy import ENGINES
 from fst_optimizer.config.run import METHODS
 from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.store.files import RunFiles
-from fst_optimizer.task_run import RunRequest, Sizes, plan_run
+from fst_optimizer.task_run import RunRequest, Sizes, plan_run, reflection_lm_of, reflection_name
 
 DSPY_METHODS = ("dspy-gepa", "dspy-grpo", "dspy-together")
 """DSPy's own optimizers on our policy: see `dspy_methods`."""
@@ -33,6 +34,8 @@ class Common:
     model: str | None = None
     sizes: Sizes = field(default_factory=Sizes)
     config_file: Path | None = None
+    reflection_lm: str | None = None
+    """None: the task's own."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Job:
             run_dir=self.folder,
             model=self.common.model,
             engine=engine or None,
+            reflection_lm=self.common.reflection_lm,
             config_file=self.common.config_file,
             flags=flags,
             sets=(f"budget.max_rollouts={self.common.max_rollouts}", *self.common.sets, *self.sets),
@@ -85,6 +89,7 @@ class Job:
             ("--engine", request.engine),
             *(("--set", f"{name}={value}") for name, value in request.flags.items() if name != "method"),
             ("--model", request.model),
+            ("--reflection-lm", request.reflection_lm),
             ("--config", request.config_file),
             *((f"--{split}-size", size) for split, size in asdict(request.sizes).items()),
             *(("--set", pair) for pair in request.sets),
@@ -167,13 +172,22 @@ def check_jobs(jobs: Sequence[Job]) -> None:
         UserError: a setting is wrong, or a folder holds another run.
     """
     for job in jobs:
-        config = plan_run(job.request).settings.config
+        plan = plan_run(job.request)
+        config, reflection_lm = plan.settings.config, reflection_name(job.request, plan)
+        if reflection_lm is not None and job.plain_method in DSPY_METHODS:
+            raise UserError(
+                f"--methods has {job.method!r}, which writes instructions without an LM here, and the reflection LM is "
+                f"{reflection_lm!r}: leave one of both out"
+            )
+        reflection_lm_of(job.request, plan)
         path = RunFiles(job.folder).config
         if not path.exists():
             continue
         recorded = read_config(path)
-        before = {"task": recorded["task"], **flat(recorded["config"]), **asdict(Sizes().over(recorded))}
+        named = {"reflection_lm": recorded_name(recorded)}
+        before = {"task": recorded["task"], **flat(recorded["config"]), **asdict(Sizes().over(recorded)), **named}
         now = {"task": job.task, **flat(config.to_dict()), **asdict(job.common.sizes.over(recorded))}
+        now["reflection_lm"] = reflection_lm
         other = [
             f"{name} {before.get(name)!r}, not {now.get(name)!r}"
             for name in {**before, **now}

@@ -92,6 +92,7 @@ def _setup(data: Mapping[str, Any]) -> str:
         f"Task `{data['task']}`, seeds {', '.join(map(str, seeds))}, at most {data['max_rollouts']} training rollouts "
         f"a run, {data['val_examples']} validation and {data['test_examples'] or 0} test examples.",
         "Learning rates: " + ", ".join(f"{method} {rate:g}" for method, rate in rates.items()) + "." if rates else "",
+        f"Instructions are written by {data['reflection_lm']}." if data.get("reflection_lm") else "",
         _sweep(data["sweep"]) if data.get("sweep") else "",
     ]
     return "\n\n".join(line for line in lines if line)

@@ -25,11 +25,7 @@ def checked_student(student: object) -> tuple[Policy, int]:
     Raises:
         UserError: no program, no predictors, a predictor without LM, no policy, or more than one.
     """
-    if not isinstance(student, dspy.Module):
-        raise UserError(f"student is {type(student).__name__}: give a dspy.Module")
-    predictors = student.named_predictors()
-    if not predictors:
-        raise UserError(f"the student {type(student).__name__} has no dspy.Predict in it: there is nothing to learn")
+    predictors = check_program(student).named_predictors()
     lms = {name: predictor.lm or dspy.settings.lm for name, predictor in predictors}
     without = [name for name, lm in lms.items() if lm is None]
     if without:
@@ -53,6 +49,15 @@ def checked_student(student: object) -> tuple[Policy, int]:
     version = max(_pinned(policy, lms.values()) or _served(policy, lms.values()))
     policy.check_served(version, "the student's LM")
     return policy, version
+
+
+def check_program(student: object) -> dspy.Module:
+    """The student, which is a program with predictors. Raises UserError for anything else."""
+    if not isinstance(student, dspy.Module):
+        raise UserError(f"student is {type(student).__name__}: give a dspy.Module")
+    if not student.named_predictors():
+        raise UserError(f"the student {type(student).__name__} has no dspy.Predict in it: there is nothing to learn")
+    return student
 
 
 def _pinned(policy: Policy, lms: Iterable[Any]) -> set[int]:

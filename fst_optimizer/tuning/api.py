@@ -109,7 +109,8 @@ def tune(
     where = {"storage": storage, "heartbeat_s": heartbeat_s}
     request = make_request(name, own.seed if own else 0, study, folder, space, {**search, **amount, **where})
     build = partial(attach_policy, program, policy)
-    runner = TrialRunner(name, build, metric, trainset, valset, lambda _: policy, reflection_lm, owns_policy=False)
+    runner = TrialRunner(name, build, metric, trainset, valset, lambda _: policy, owns_policy=False)
+    runner.reflection_lm = lambda _: reflection_lm
     return _search(request, runner, policy, own, auto, testset)
 
 

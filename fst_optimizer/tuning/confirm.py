@@ -150,7 +150,7 @@ def repeats_of_task(request: TuneRequest, choices: RunRequest, plan: StudyPlan, 
             config = repeat.settings.config
             method = f"{config.method}@{choices.engine}" if choices.engine else config.method
             sets = tuple(pair for pair in choices.sets if pair.startswith("vllm."))
-            common = Common(plan.cap, sets, choices.model, choices.sizes, path)
+            common = Common(plan.cap, sets, choices.model, choices.sizes, path, choices.reflection_lm)
             jobs.append(Job(choices.task, method, config.seed, repeat.folder, common))
         run_all(jobs, at_once=request.workers, tell=tell)
 

@@ -13,7 +13,7 @@ from fst_optimizer.config.overrides import Settings
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.config.section import Remedy, Section
 from fst_optimizer.errors import UserError
-from fst_optimizer.task_run import RunRequest, plan_run
+from fst_optimizer.task_run import RunRequest, plan_run, reflection_lm_of, reflection_name
 from fst_optimizer.tuning.admission import Limits
 from fst_optimizer.tuning.objectives import parse_objectives
 from fst_optimizer.tuning.pruning import check_pruner
@@ -99,6 +99,7 @@ def plan_study(
     trainset: Sequence[dspy.Example],
     valset: Sequence[dspy.Example] | None,
     model: str,
+    reflection_lm: str | None = None,
 ) -> StudyPlan:
     """Settle what all trials share, and check all that can be checked before the first one.
 
@@ -121,7 +122,7 @@ def plan_study(
         )
     train, val = split_data(trainset, valset, base.config.seed)
     data = {"train": digest(train), "val": digest(val)}
-    return StudyPlan(task, base, request.space, request.objectives, cap, data, model, capped)
+    return StudyPlan(task, base, request.space, request.objectives, cap, data, model, reflection_lm, capped)
 
 
 def planned_rollouts(config: FSTConfig) -> int:
@@ -139,12 +140,15 @@ def plan_task_study(request: TuneRequest, choices: RunRequest) -> StudyPlan:
         raise UserError(
             f"repeats is {request.repeats} and --url is given: repeats start their own engines; leave one out"
         )
-    task = plan_run(choices).task
+    run_plan = plan_run(choices)
+    task = run_plan.task
+    reflection_lm_of(choices, run_plan)
     presets = presets_of(
         task.config() is not None, choices.auto, lambda auto: plan_run(replace(choices, auto=auto)).settings
     )
     train, val = task.load("train", choices.sizes.train), task.load("val", choices.sizes.val)
-    return plan_study(request, choices.task, presets, train, val, Path(choices.model or str(task.model())).name)
+    model, reflection_lm = Path(choices.model or str(task.model())).name, reflection_name(choices, run_plan)
+    return plan_study(request, choices.task, presets, train, val, model, reflection_lm)
 
 
 def presets_of(own: bool, auto: str | None, settings_of: Callable[[str | None], Settings]) -> dict[str, Settings]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.overrides import Settings
 from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import EngineError, FSTError, MetricError, Paused, StorageError, TrainingError, UserError
+from fst_optimizer.task_run import ReflectionLM
 
 if TYPE_CHECKING:
     import dspy
@@ -43,7 +44,7 @@ class TrialRunner:
     trainset: Sequence[dspy.Example]
     valset: Sequence[dspy.Example] | None
     make_policy: Callable[[LoraConfig], Policy]
-    reflection_lm: dspy.LM | None = None
+    reflection_lm: ReflectionLM = lambda _: None
     owns_policy: bool = True
     """Whether the policy is closed after a failure, and made anew; one that was handed in is not."""
     policy: Policy | None = field(default=None, init=False)
@@ -69,7 +70,7 @@ class TrialRunner:
             fst = FST(
                 self.metric,
                 config=settings.config.complete(),
-                reflection_lm=self.reflection_lm,
+                reflection_lm=self.reflection_lm(self.policy),
                 run_dir=folder,
                 callbacks=callbacks,
                 progress=False,

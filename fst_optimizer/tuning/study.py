@@ -42,6 +42,8 @@ class StudyPlan:
     """Sizes and hashes of the splits."""
     model: str = ""
     """Its name, without its folder."""
+    reflection_lm: str | None = None
+    """Its name."""
     presets: Mapping[str, Settings] = field(default_factory=dict)
     """What to try first. The winner is compared with the first of them. The study does not keep them."""
 
@@ -55,6 +57,7 @@ class StudyPlan:
             "cap": self.cap,
             "data": dict(self.data),
             "model": self.model,
+            "reflection_lm": self.reflection_lm,
         }
 
     @classmethod
@@ -133,7 +136,7 @@ def check_same(study: optuna.Study, plan: StudyPlan) -> None:
     old, new = _about(study), plan.to_json()
     if odd := _differing(old.pop("space"), new.pop("space")):
         raise UserError(f"study {name!r} exists with another search space ({', '.join(sorted(odd))}): {remedy}")
-    old, new = flat(old), flat(new)
+    old, new = flat({"reflection_lm": new["reflection_lm"], **old}), flat(new)  # an older study does not say
     if odd := [f"{key} {old.get(key)!r}, not {new.get(key)!r}" for key in _differing(old, new)]:
         raise UserError(f"study {name!r} exists with other settings ({'; '.join(odd)}): {remedy}")
 

@@ -189,4 +189,5 @@ def task_runner(choices: task_run.RunRequest, plan: StudyPlan, folder: Path) -> 
         task.load("train", choices.sizes.train),
         task.load("val", choices.sizes.val),
         make_policy,
+        task_run.reflection_lm_of(choices, run_plan),
     )
