@@ -51,8 +51,8 @@ def score_task(
 ) -> TestScore:
     """Score a finished run's program on a task's test set: greedily, exactly as the run did at its end.
 
-    Another variant of the run's task scores the program on that, where its program has the same predictors. What is None
-    is as it was in the run. `on_progress` is told how many examples are scored, of how many.
+    Another variant of the run's task scores the program on that, where its program has the same predictors.
+    What is None is as it was in the run. `on_progress` is told how many examples are scored, of how many.
     """
     run, task = read_finished(run_dir), load_task(name)
     recorded = run.config["data"].get("test")
