@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as installed_version
 from typing import Annotated
 
 import typer
 
-from fst_optimizer import __version__
 from fst_optimizer.cli.compile import compile_command
 from fst_optimizer.cli.finished import eval_command, export_command, serve_command
 from fst_optimizer.cli.lab import lab
@@ -40,7 +40,7 @@ def fst(
 
 def _say_version(given: bool) -> None:
     if given:
-        typer.echo(f"fst-optimizer {__version__}")
+        typer.echo(f"fst-optimizer {installed_version('fst-optimizer')}")
         raise typer.Exit
 
 

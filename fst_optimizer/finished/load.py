@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.run.record import check_files
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.tasks import load_task
 
@@ -64,6 +63,8 @@ def read_finished(run_dir: str | Path) -> FinishedRun:
     Raises:
         UserError: no run there, one that is not finished, or one whose files are not those that it left.
     """
+    from fst_optimizer.run.record import check_files
+
     files = RunFiles(Path(run_dir))
     if files.state.exists() and not files.result.exists():
         raise UserError(

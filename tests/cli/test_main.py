@@ -186,7 +186,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path):
         ([LETTERS, "--model", "/no/such/model"], "no such folder"),
         ([LETTERS, "--config", "/no/such/file.json"], "no such file"),
         ([LETTERS, "--val-size", "0"], "--val-size"),
-        ([LETTERS, "--auto", "lite"], "--auto"),
+        ([LETTERS, "--auto", "lite"], "auto is 'lite': did you mean 'light'?"),
     ],
 )
 def test_bad_input_exits_2_with_one_line_that_helps(arguments, message, tmp_path):
@@ -220,7 +220,8 @@ def test_help_teaches_and_needs_no_torch():
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     for words in (
-        "fst compile programs/letters --run-dir runs/first",
+        "fst compile programs/letters --run-dir runs/first --resume",
+        "Writes the run's folder",
         "PATH_OR_MODULE[:VARIANT]",
         "gepa: prompts alone",
     ):
