@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from fst_optimizer.cli.options import Auto
+from fst_optimizer.cli.options import Preset
 from fst_optimizer.config.formats import ELSEWHERE
 from fst_optimizer.config.overrides import assignments, base_config, check_names, flat, read_settings, settled
 from fst_optimizer.config.policy import LoraConfig
@@ -132,9 +132,10 @@ def test_the_demos_settings_are_the_tasks_own_over_the_defaults():
 
 
 def test_the_command_line_has_every_preset():
-    assert [one.value for one in Auto] == ["light", "medium", "heavy", "paper"]
-    for one in Auto:
-        assert base_config(None, one) == preset(one.value)
+    (option,) = Preset.__metadata__
+    for name in ("light", "medium", "heavy", "paper"):
+        assert base_config(None, name) == preset(name)
+        assert name in option.help
 
 
 def test_without_anything_the_light_preset_is_taken():
