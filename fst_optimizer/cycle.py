@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 from fst_optimizer import schedule
-from fst_optimizer.errors import ReflectionError
+from fst_optimizer.errors import ProgramError, ReflectionError
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
@@ -34,7 +34,8 @@ from fst_optimizer.run.samples import keep_rollouts
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import write_json
 from fst_optimizer.store.metrics import accepted_fields, eval_fields, fast_fields, step_fields
-from fst_optimizer.types import Item
+from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure, tally_of
+from fst_optimizer.types import Candidate, Item, Outcome, Rollout
 
 FIRST_STEP = 3
 """Phase 1 is the fast round, 2 a validation, 3 the first slow step: its rollouts are the sample kept to read."""
@@ -69,19 +70,24 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
             "resume, or let the run go on without new instructions: fast.on_reflection_failure='continue'"
         )
     left = schedule.fast_rollouts_left(config, state)
-    score = partial(
-        run.collector.run_candidate,
-        version=state.policy_version,
-        temperature=config.fast.temperature,
-        on_rollout=run.metrics.counting("fast", min(config.fast.max_rollouts, left)),
-    )
+    version, temperature = state.policy_version, config.fast.temperature
+    count = run.metrics.counting("fast", min(config.fast.max_rollouts, left))
+    tally = Tally()
+
+    def score(candidate: Candidate, items: Sequence[Item], **how: Any) -> list[Rollout]:
+        nonlocal tally
+        how |= {"version": version, "temperature": temperature, "on_rollout": count}
+        rollouts = run.collector.run_candidate(candidate, items, **how)
+        tally = tally.plus(tally_of(rollouts))
+        return rollouts
+
     found = evolve(
         state.population,
         score,
         anchor,
         run.reflector,
         config.fast,
-        policy_version=state.policy_version,
+        policy_version=version,
         cycle=state.cycle,
         seed=config.seed,
         components=run.components,
@@ -92,7 +98,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     )
     run.meter.add_reused(found.reused)
     write_json(run.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
-    run.log("fast", state, **fast_fields(found))
+    run.log("fast", state, tally, **fast_fields(found))
     return replace(state, population=found.population)
 
 
@@ -122,7 +128,8 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     state = replace(state, population=population, step=state.step + 1, policy_version=version)
     if state.phase == FIRST_STEP:
         keep_rollouts(run.files, state.cycle, rollouts)
-    run.log("step", state, **step_fields(rollouts, credited, report, run.metrics.time_s - collected_s))
+    fields = step_fields(rollouts, credited, report, run.metrics.time_s - collected_s)
+    run.log("step", state, tally_of(rollouts), **fields)
     watch, alarms = after_step(config.monitors, state.watch, rollouts, credited, report)
     return replace(state, watch=watch, alarms=alarms)
 
@@ -150,19 +157,40 @@ def validate(run: Run, state: State, again: bool = False) -> State:
             state = replace(state, validated={**others, candidate.id: known})
         elif not again:
             continue
-        run.log("eval", state, **eval_fields(candidate, known))
+        run.log("eval", state, known.tally, **eval_fields(candidate, known))
         if known.score > state.best.score:
             state = replace(state, best=Best(candidate, version, known.score, known.kl_to_base))
     return state
 
 
 def end_of_cycle(run: Run, state: State) -> State:
-    """The evaluation that ends a cycle, what the monitors make of it, and whether another cycle follows."""
+    """The evaluation that ends a cycle, what the monitors make of it, and whether another cycle follows.
+
+    Raises:
+        ProgramError: The first cycle ends, and not one rollout of the run ended `ok`.
+    """
     if schedule.leaves_evaluation(state):
         state = stopped_if_asked(run, within_caps(run, state, "eval", validate, True))
+    if not state.cycle and state.ended != "stopped" and (why := nothing_ended_well(state)):
+        raise ProgramError(why)
     (leader,) = state.population.leading(1)
     if found := state.validation(leader):  # otherwise a cap stopped the validation
         best, before = state.best.score, state.val_score_before
         watch, alarms = after_eval(run.config.monitors, state.watch, found, best=best, best_before=before)
         state = replace(state, watch=watch, alarms=alarms)
     return schedule.next_cycle(run.config, state)
+
+
+def nothing_ended_well(state: State) -> str:
+    """What to say where not one rollout of the run so far ended `ok`; "" where one did."""
+    tally, ran = state.tally, state.rollouts
+    found = commonest_failure(tally.outcomes)
+    # An older version of this package did not count: of what it ran, nothing is known.
+    if found is None or Outcome.OK in tally.outcomes or tally.total < ran.training + ran.eval:
+        return ""
+    counts = ", ".join(f"{outcome} {count}" for outcome, count in tally.outcomes.items())
+    return (
+        f"not one of the {tally.total} rollouts of the first cycle ended well ({counts}; the first: "
+        f"{tally.first_error}), so that nothing was learned: {REMEDIES[found[0]]}. "
+        "Then start again in another directory"
+    )

@@ -31,7 +31,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
 from fst_optimizer.evolve.reflection_lm import name_of
 from fst_optimizer.logs import kept_warnings
-from fst_optimizer.phases import commit, within_caps
+from fst_optimizer.phases import commit, warned, within_caps
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import Teacher, check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
@@ -166,6 +166,8 @@ class FST(Teleprompter):  # type: ignore[misc]
 
         Raises:
             UserError: something about the student, the data or the run directory is wrong; nothing was spent.
+            ProgramError: the program failed alike in every rollout of the first batch, or no rollout of the first
+                cycle ended well.
             MetricError, EngineError, TrainingError, StorageError: a part broke; the last checkpoint stands.
             ReflectionError: the reflection LM failed at every call; see `fast.on_reflection_failure`.
             Paused: a monitor with `pause` saw what it watches for.
@@ -279,6 +281,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             self.metric,
             config,
             meter,
+            must_work=True,
         )
         trainer = policy.trainer(config.train) if config.method != "gepa" else None
         metrics = MetricsLog(files.metrics, (*listeners, *self.listeners))
@@ -344,6 +347,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         record.save_program(compiled, run.files.program)
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
         state, test_score = self._tested(run, state)
+        state = warned(run, state)  # what the last checkpoint came too early for
         result = record.result_of(given.config, given.task, state, run.metrics.time_s, test_score)
         program = run.files.program
         result["files"] = {**run.saver.adapter_checksums(version), program.name: checksum(program)}

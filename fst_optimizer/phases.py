@@ -67,6 +67,11 @@ def stopped_if_asked(run: Run, state: State) -> State:
     return replace(state, ended="stopped") if run.metrics.stop_asked and not state.ended else state
 
 
+def warned(run: Run, state: State) -> State:
+    """The state, with what was warned of until now."""
+    return replace(state, warnings=tuple(dict.fromkeys((*state.warnings, *run.warnings.texts))))
+
+
 def commit(run: Run, state: State) -> State:
     """The state, written down; its alarms are logged, and pause the run where the settings say so.
 
@@ -74,7 +79,7 @@ def commit(run: Run, state: State) -> State:
         Paused: After the checkpoint is written.
         StorageError: It could not be written; the one before stands.
     """
-    state = replace(state, warnings=tuple(dict.fromkeys((*state.warnings, *run.warnings.texts))))
+    state = warned(run, state)
     run.saver.commit(state)
     for alarm in state.alarms:
         logger.warning("monitor %s: %s", alarm.monitor, alarm.text)

@@ -208,6 +208,10 @@ class Raised:
     lines: tuple[str, ...] = ()
     """The last lines of the traceback, without secrets."""
 
+    def __str__(self) -> str:
+        """The same for the same mistake."""
+        return f"{self.error} at {self.place}" if self.place else self.error
+
 
 @dataclass(frozen=True)
 class Rollout:

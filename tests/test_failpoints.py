@@ -15,7 +15,7 @@ from fst_optimizer.errors import EngineDied, EngineError, MetricError, StorageEr
 from fst_optimizer.failpoints import PLACES, failpoint, inject, raising
 from fst_optimizer.store.files import RunFiles, locked, read_json
 from fst_optimizer.tasks import load_task
-from helpers.toy import RULE, Reflection, answer, assert_same_run, optimizer, run_toy, untimed_metrics
+from helpers.toy import RULE, Reflection, answer, assert_same_run, optimizer, run_toy, said, untimed_metrics
 
 DOCS = Path(__file__).parents[1] / "docs" / "faults.md"
 
@@ -264,7 +264,7 @@ def test_a_guard_that_warns_says_so_and_the_run_goes_on(scripted, tmp_path, capl
 def test_a_run_without_progress_stops_early(scripted, tmp_path):
     result = run_toy(
         tmp_path / "run",
-        scripted(lambda *_: "nothing that parses"),
+        scripted(lambda *_: said(False)),
         values={"budget.patience": 2, "budget.max_cycles": 9},
     )
     assert (result["ended"], result["cap"], result["cycles"]) == ("stopped", None, 2)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fst_optimizer.errors import FSTError, Paused, UserError
+from fst_optimizer.errors import FSTError, Paused, ProgramError, UserError
 from fst_optimizer.progress.tables import say
 from fst_optimizer.text import clock, plain
 
@@ -36,6 +36,8 @@ def user_errors(after_interrupt: str) -> Iterator[None]:
     try:
         with _sigterm_as_interrupt():
             yield
+    except ProgramError as error:  # its text has the traceback's end
+        raise _exit(f"failed: {error}", 1) from error
     except UserError as error:
         raise _exit(f"error: {error}", 2) from error
     except Paused as error:

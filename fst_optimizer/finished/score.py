@@ -76,4 +76,6 @@ def score_task(
 
 def collector_of(program: dspy.Module, policy: Policy, metric: Callable[..., Any], config: FSTConfig) -> Collector:
     """A collector that runs `program` with a candidate's texts, as `config` says."""
-    return Collector(lambda candidate: apply_texts(program, candidate.texts), policy, Metric(metric), config)
+    return Collector(
+        lambda candidate: apply_texts(program, candidate.texts), policy, Metric(metric), config, must_work=True
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.store.tally import FirstError, commonest_failure
 from fst_optimizer.text import clock, plain
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.table import Table
+
+MOST_CHARACTERS = 200
+"""Of an error, in the closing table."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -83,8 +87,20 @@ def _costs(result: Mapping[str, Any]) -> str:
     cost = result["cost_usd"]
     money = "unknown price" if cost is None else f"${cost:.4f}"
     return (
-        f"rollouts  {rollouts}\n"
+        f"rollouts  {rollouts}\n{_failures(result)}"
         f"cycles {result['cycles']}  steps {result['steps']}  reflection calls {result['reflection_calls']} ({money})  "
         f"time {clock(result['wall_s'])}  ended: {result['ended']}\n"
         f"best pair at policy version {result['policy_version']}, KL to base {result['kl_to_base']:.4f} nats a token"
     )
+
+
+def _failures(result: Mapping[str, Any]) -> str:
+    """A line on the commonest outcome besides `ok`; "" without any, and for a run of an older version."""
+    outcomes, first = result.get("outcomes", {}), result.get("first_error")
+    found = commonest_failure(outcomes)
+    if not found or not first:
+        return ""
+    outcome, count = found
+    whole = sum(outcomes.values())
+    text = str(FirstError(**first))
+    return f"failed    {outcome} {count} of {whole} ({count / whole:.0%}); the first: {text[:MOST_CHARACTERS]}\n"

@@ -14,9 +14,11 @@ import tqdm
 
 from fst_optimizer.config.run import BudgetConfig, FSTConfig
 from fst_optimizer.engines.recorder import name_components
-from fst_optimizer.errors import EngineError
+from fst_optimizer.errors import EngineError, ProgramError
 from fst_optimizer.policy.policy import Policy
+from fst_optimizer.rollout.crashes import Crashes
 from fst_optimizer.rollout.metric import Metric
+from fst_optimizer.rollout.outcome import mistake_in_program
 from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.rollout.rollout import Request, RolloutJob
 from fst_optimizer.rollout.threads import stray_calls, watched
@@ -38,6 +40,8 @@ class Collector:
         metric: Scores what the programs return.
         config: Has the seed, the number of threads and the time limits.
         meter: Counts what rollouts spend, and is asked before each one whether a cap is reached. None: no caps.
+        must_work: A program that fails alike in every rollout of the first batch raises `ProgramError`. Otherwise that
+            is data, as any failure is.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Collector:
         metric: Metric,
         config: FSTConfig,
         meter: Meter | None = None,
+        *,
+        must_work: bool = False,
     ) -> None:
         self.build = build
         self.policy = policy
@@ -57,6 +63,7 @@ class Collector:
         """Where rollouts are written down as they end, and found again by a run that is resumed."""
         self.strays = 0
         """Calls of the policy that came while rollouts ran, and from none of them."""
+        self.crashes = Crashes(works=not must_work)
         _make_bars_forgiving()
 
     def run(
@@ -83,6 +90,7 @@ class Collector:
             BudgetSpent: A cap was reached on the way.
             StorageError: A rollout could not be written down.
             EngineError: The engine failed every single rollout; EngineDied: it is beyond repair.
+            ProgramError: With `must_work`, the program failed alike in every rollout of the first batch.
         """
         programs: dict[str, dspy.Module] = {}
         for request in requests:
@@ -112,6 +120,8 @@ class Collector:
                 results.throw(interrupt)  # it may have come while a result was looked at: the pool must know
         self.journal.sync()
         ended = [rollout for rollout in rollouts if rollout is not None]
+        self.meter.batch_ended(ended)
+        self._check_program([jobs[index] for index in missing], [rollouts[index] for index in missing], len(jobs))
         if len(ended) < len(jobs):
             raise BudgetSpent(self.meter.reached())
         if jobs and all(rollout.outcome is Outcome.ENGINE_ERROR for rollout in ended):
@@ -132,6 +142,31 @@ class Collector:
                 if count() and not self.strays:
                     logger.warning("%s", stray_calls(count()))
                 self.strays += count()
+
+    def note(self, rollout: Rollout, first: bool) -> None:
+        """What is to be said of a rollout that ended; `first`: it is the first of the run that ended so."""
+        if rollout.raised is None:
+            return
+        self.meter.add_crash(rollout.raised)
+        if first:
+            logger.warning(
+                "the program raised on example %s: %s (at %s); what else fails is counted under outcomes in "
+                "metrics.jsonl and result.json",
+                *(rollout.example_id, " ".join(rollout.error.split())[:300], rollout.raised.place),
+            )
+
+    def _check_program(self, jobs: Sequence[RolloutJob], rollouts: Sequence[Rollout | None], whole: int) -> None:
+        """Jobs that were run, with what came of them, None where a cap stopped them, of a batch of `whole`."""
+        ran = [rollout for rollout in rollouts if rollout is not None]
+        raised = self.crashes.mistake(
+            ran,
+            others=whole - len(jobs),
+            num_threads=self.config.rollout.num_threads,
+            known=self.meter.crashes,
+        )
+        if raised is not None:
+            error = next(job.error for job in jobs if job.error)
+            raise ProgramError(mistake_in_program(raised, len(ran), self.journal.path is not None)) from error
 
     def _clock(self) -> float:
         """Seconds that stand still while the engine restarts: an outage does not count against a rollout's deadline."""

@@ -68,8 +68,20 @@ def raised_by(error: Exception) -> Raised:
 
 def raised_alike(rollouts: Sequence[Rollout]) -> Raised | None:
     """What the program raised, where all of these rollouts ended with the same error in the same place; else None."""
-    found = {(one.raised.error, one.raised.place) if one.raised else None for one in rollouts}
+    found = {one.raised and str(one.raised) for one in rollouts}
     return rollouts[0].raised if len(found) == 1 else None
+
+
+def mistake_in_program(raised: Raised, rollouts: int, resumable: bool) -> str:
+    """For people: the program raised the same in so many rollouts, which were all that there were."""
+    again = "the same command with --resume (in Python: resume=True)" if resumable else "it again"
+    return "\n".join(
+        [
+            f"the program raised {raised} in all {rollouts} rollouts of the first batch:",
+            *raised.lines,
+            f"Correct the program and run {again}.",
+        ]
+    )
 
 
 MOST_LINES, MOST_CHARACTERS = 4, 300

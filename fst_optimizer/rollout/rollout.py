@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -23,6 +24,7 @@ from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Us
 
 if TYPE_CHECKING:
     from fst_optimizer.rollout.collector import Collector
+    from fst_optimizer.store.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class RolloutJob:
         """The rollout, where it ended before the run was resumed."""
         rollout = self.collector.journal.rollout(self._journal_key)
         if rollout is not None:
-            self.collector.meter.add(rollout)
+            self.collector.note(rollout, self.collector.meter.add(rollout))
         return rollout
 
     def run(self) -> Rollout:
@@ -143,10 +145,15 @@ class RolloutJob:
             if self._settled is not None or self._dropped:
                 return self._settled or rollout
             self._settled = rollout = failpoint("rollout.end", rollout)
-        self.collector.meter.add(rollout)
-        if rollout.outcome is not Outcome.ENGINE_ERROR:  # a resumed run tries again what the engine failed
-            self.collector.journal.add_rollout(self._journal_key, rollout)
+        first = self.collector.meter.add(rollout)
+        self.collector.crashes.ended(rollout, partial(self._write_down, rollout, first, self.collector.journal))
         return rollout
+
+    def _write_down(self, rollout: Rollout, first: bool, journal: Journal) -> None:
+        self.collector.note(rollout, first)
+        over = journal is not self.collector.journal  # a checkpoint has it
+        if not over and rollout.outcome is not Outcome.ENGINE_ERROR:  # a resumed run tries again what the engine failed
+            journal.add_rollout(self._journal_key, rollout)
 
     def _usage(self) -> dict[str, Usage]:
         """What LMs besides the policy were asked, a judge's calls included."""

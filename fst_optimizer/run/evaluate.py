@@ -10,6 +10,7 @@ from fst_optimizer.config.run import EvalConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.rollout.collector import Collector, OnRollout
 from fst_optimizer.run.state import ValidationScore
+from fst_optimizer.store.tally import Tally, tally_of
 from fst_optimizer.types import Candidate, Item
 
 
@@ -24,6 +25,8 @@ class Evaluation:
     rollouts: int
     failed: int
     """Rollouts whose outcome was not `ok`."""
+    tally: Tally
+    """How they ended."""
 
 
 def evaluate(
@@ -41,7 +44,7 @@ def evaluate(
     )
     scores = {rollout.example_id: rollout.score for rollout in rollouts}
     failed = sum(rollout.outcome != "ok" for rollout in rollouts)
-    return Evaluation(sum(scores.values()) / len(scores), scores, len(rollouts), failed)
+    return Evaluation(sum(scores.values()) / len(scores), scores, len(rollouts), failed, tally_of(rollouts))
 
 
 def evaluate_pair(
@@ -69,7 +72,7 @@ def evaluate_pair(
         on_rollout=on_rollout,
     )
     if not version:
-        return ValidationScore(version, found.score, 0.0, found.failed, found.rollouts)
+        return ValidationScore(version, found.score, 0.0, found.failed, found.rollouts, found.tally)
     sampled = collector.run_candidate(
         candidate, valset[: config.kl_examples], version=version, temperature=1.0, on_rollout=on_sampled
     )
@@ -78,4 +81,4 @@ def evaluate_pair(
         raise TrainingError(
             f"policy version {version} has a KL of {kl} to its base: its weights are broken; lower train.lr"
         )
-    return ValidationScore(version, found.score, kl, found.failed, found.rollouts + len(sampled))
+    return ValidationScore(version, found.score, kl, found.failed, found.rollouts + len(sampled), found.tally)

@@ -11,15 +11,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fst_optimizer.config.run import MonitorsConfig
+from fst_optimizer.store.tally import REMEDIES, UNREADABLE, commonest_failure, tally_of
 from fst_optimizer.types import Outcome, Rollout, Stored
 
 if TYPE_CHECKING:
     from fst_optimizer.rollout.credit import Credit
     from fst_optimizer.run.state import ValidationScore
     from fst_optimizer.train.trainer import StepReport
-
-UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)
-"""Outcomes that say that the answer's format failed."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +68,34 @@ def after_step(
         format=watch.format + 1 if failed_share > config.format_max else 0,
         rewards=(*watch.rewards, credited.reward_mean),
     )
+    failing = _mostly_failed(rollouts)
+    differ = "raise rollout.temperature or rollout.group_size, or give examples that are neither too easy nor too hard"
+    reward_format = "raise policy.max_tokens, or give rollout.parse_error_reward a negative number"
     seen = {
         "flat": watch.flat >= config.flat_batches
-        and f"in {watch.flat} batches in a row every group had one reward only, so that nothing was learned: raise "
-        "rollout.temperature or rollout.group_size, or give examples that are neither too easy nor too hard",
+        and f"in {watch.flat} batches in a row every group had one reward only, so that nothing was learned: "
+        + (failing or differ),
         "entropy": watch.entropy >= config.steps
         and f"entropy was below {config.entropy_min:g} nats a token for {watch.entropy} steps, at a reward of "
         f"{credited.reward_mean:.3f}: the policy gives nearly the same answer every time; lower train.lr, or "
         "resume from an earlier run",
         "format": watch.format >= config.steps
         and f"more than {config.format_max:.0%} of the rollouts could not be parsed, or were cut, in {watch.format} "
-        "steps in a row: raise policy.max_tokens, or give rollout.parse_error_reward a negative number",
+        "steps in a row: "
+        + (failing if failed_share == 1 else reward_format),
     }
     return _told(config, watch, seen)
+
+
+def _mostly_failed(rollouts: Sequence[Rollout]) -> str:
+    """What to do where at least half of the rollouts failed: then that is why their rewards are equal."""
+    tally = tally_of(rollouts)
+    found = commonest_failure(tally.outcomes)
+    if found is None or 2 * tally.outcomes.get(Outcome.OK, 0) > tally.total:
+        return ""
+    outcome, count = found
+    first = tally.first_error
+    return f"{count} of the last {tally.total} rollouts ended in {outcome} (the first: {first}): {REMEDIES[outcome]}"
 
 
 def after_eval(

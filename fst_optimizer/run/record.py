@@ -155,6 +155,7 @@ def result_of(
         "ended": state.ended,
         "cap": state.cap or None,
         "tokens": state.tokens,
+        **state.tally.to_json(),
         "alarms": [*state.watch.alarms, *state.warnings],
     }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.logs import KeptWarnings
 from fst_optimizer.progress.plan import Plan
 from fst_optimizer.store.metrics import start_fields
+from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure
 
 if TYPE_CHECKING:
     from fst_optimizer.config.run import FSTConfig
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from fst_optimizer.store.metrics import MetricsLog
     from fst_optimizer.train.trainer import Trainer
     from fst_optimizer.types import Item
+
+logger = logging.getLogger(__name__)
+
+UNREAD = "no answer of a whole batch could be parsed"
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,20 @@ class Run:
         number = state.phase if state.started and phase != "test" else 0
         self.metrics.tell("phase", phase=phase, cycle=state.cycle, number=number, step=state.step, over=state.over)
 
-    def log(self, kind: str, state: State, **fields: Any) -> None:
-        """Append a line to `metrics.jsonl`, with the counts of this moment."""
+    def log(self, kind: str, state: State, tally: Tally, **fields: Any) -> None:
+        """Append a line to `metrics.jsonl`, with the counts of this moment. `tally`: how its rollouts ended.
+
+        That not one answer of them could be parsed is warned of once in a run.
+        """
+        told = any(text.startswith(UNREAD) for text in (*state.warnings, *self.warnings.texts))
+        if tally.unread and not told and (found := commonest_failure(tally.outcomes)):
+            logger.warning("%s (%d rollouts; %s): %s", UNREAD, tally.total, tally.first_error, REMEDIES[found[0]])
         self.metrics.line(
             kind,
             cycle=state.cycle,
             step=state.step,
             policy_version=state.policy_version,
             rollouts=self.meter.rollouts,
+            **tally.to_json(),
             **fields,
         )

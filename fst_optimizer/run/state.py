@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from fst_optimizer.run.monitors import Alarm, Watch
+from fst_optimizer.store.tally import Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, Stored, Usage
 
 Score = Annotated[
@@ -45,6 +46,8 @@ class ValidationScore:
     """Rollouts whose outcome was not `ok`."""
     rollouts: int
     """Rollouts that it took."""
+    tally: Tally = field(default_factory=Tally)
+    """How those ended that were scored."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,10 @@ class State(Stored):
     """None once a price was unknown."""
     usage: Mapping[str, Usage] = field(default_factory=dict)
     """Model -> what the rollouts asked of LMs that are not trained."""
+    tally: Tally = field(default_factory=Tally)
+    """How all rollouts ended."""
+    crashes: tuple[str, ...] = ()
+    """What the program has raised in some of them, and where."""
     validated: Mapping[str, ValidationScore] = field(default_factory=dict)
     """Candidate id -> its last score on the validation set."""
     tokens: int = 0

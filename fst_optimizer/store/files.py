@@ -161,15 +161,18 @@ def check_run_dir(root: Path, *, resume: bool) -> bool:
 def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     """The run's files, and whether there is a state to resume.
 
-    A run that died before its first checkpoint is begun again, with a warning where it was to be resumed.
+    A run that died before its first checkpoint is begun again, with a warning where it was to be resumed. So is one
+    that kept no rollout, without one: its program may have been wrong, and be another now.
 
     Raises:
         UserError: as `check_run_dir` does.
     """
     files = RunFiles(root)
     if check_run_dir(root, resume=resume):
-        return files, True
-    if resume:
+        if not _nothing_ran(files):
+            return files, True
+        files.state.unlink(missing_ok=True)
+    elif resume:
         logger.warning("the run in %s ended before its first checkpoint: it starts from the beginning", root)
     root.mkdir(parents=True, exist_ok=True)
     _clear(files)
@@ -193,6 +196,16 @@ def _others(root: Path) -> str:
     near = inside or [beside[name] for name in get_close_matches(root.name, beside)]
     names = [f"{path}{' (finished)' if RunFiles(path).result.exists() else ''}" for path in near[:5]]
     return f" (there is {', '.join(names)})" if names else ""
+
+
+def _nothing_ran(files: RunFiles) -> bool:
+    """Whether a run has only its first checkpoint, of the base, and not one rollout."""
+    written = [*files.journal(0).parent.glob("*.jsonl"), files.metrics]
+    return (
+        [path.parent for path in files.manifests()] == [files.checkpoint(1)]
+        and not any(path.exists() and path.stat().st_size for path in written)
+        and not any(files.policy(0).parent.glob("*"))
+    )
 
 
 def _clear(files: RunFiles) -> None:

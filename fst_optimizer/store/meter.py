@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import FSTError, UserError
-from fst_optimizer.types import Rollout, RolloutCounts, Usage, total_usage
+from fst_optimizer.store.tally import FirstError, Tally, first_error, ordered
+from fst_optimizer.types import Raised, Rollout, RolloutCounts, Usage, total_usage
 
 if TYPE_CHECKING:
     from fst_optimizer.config.run import BudgetConfig
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 OWN_SERVERS = ("hosted_vllm", "vllm", "ollama", "ollama_chat", "lm_studio", "llamafile")
 """Providers, as dspy and litellm name them, that run on the user's own machines: no dollars a token."""
+
+MOST_CRASHES = 100
+"""Places of which a run remembers that its program raised there."""
 
 Prices = Mapping[str, tuple[float, float]]
 """Model -> dollars for a million prompt tokens, and for a million completion tokens; see `price_of` for names."""
@@ -94,6 +99,10 @@ class Meter:
         self.tokens = 0
         """Sampled from the policy."""
         self.usage: dict[str, Usage] = {}
+        self.outcomes: Counter[str] = Counter()
+        self.first_error: FirstError | None = None
+        self.crashes: set[str] = set()
+        """What the program has raised, and where: what a run has had before is no new mistake in the program."""
         self._reflections_before = 0
         self._reflected_before_usd: float | None = 0.0
         self._started = time.monotonic()
@@ -104,6 +113,8 @@ class Meter:
     def resume(self, state: State, elapsed_s: float) -> None:
         """Go on from what earlier processes spent."""
         self.rollouts, self.tokens, self.usage = state.rollouts, state.tokens, dict(state.usage)
+        self.outcomes, self.first_error = Counter(state.tally.outcomes), state.tally.first_error
+        self.crashes = set(state.crashes)
         self._reflections_before, self._reflected_before_usd = state.reflection_calls, state.reflection_cost_usd
         self._started = time.monotonic() - elapsed_s
 
@@ -116,13 +127,26 @@ class Meter:
         finally:
             self._kind = before
 
-    def add(self, rollout: Rollout) -> None:
-        """A rollout ended."""
+    def add(self, rollout: Rollout) -> bool:
+        """A rollout ended; returns whether it is the first of the run that ended so."""
         with self._lock:
             self.rollouts = self.rollouts.plus(**{self._kind: 1})
+            self.outcomes[str(rollout.outcome)] += 1
             self.tokens += rollout.tokens
             if rollout.usage:
                 self.usage = total_usage(self.usage, rollout.usage)
+            return self.outcomes[str(rollout.outcome)] == 1
+
+    def add_crash(self, raised: Raised) -> None:
+        """The program raised this, and the run goes on all the same."""
+        with self._lock:
+            if len(self.crashes) < MOST_CRASHES:
+                self.crashes.add(str(raised))
+
+    def batch_ended(self, rollouts: Sequence[Rollout]) -> None:
+        """These ended, in the order in which they were asked for: the first error must not depend on who was quick."""
+        with self._lock:
+            self.first_error = self.first_error or first_error(rollouts)
 
     def add_reused(self, count: int) -> None:
         """So many rollouts served a second purpose."""
@@ -136,6 +160,8 @@ class Meter:
                 "rollouts": self.rollouts,
                 "tokens": self.tokens,
                 "usage": self.usage,
+                "tally": Tally(ordered(self.outcomes), self.first_error),
+                "crashes": tuple(sorted(self.crashes)),
                 "reflection_calls": self._reflections_before + (self.reflector.calls if self.reflector else 0),
                 "reflection_cost_usd": self._reflection_cost_usd(),
             }

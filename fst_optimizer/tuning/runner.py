@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.overrides import Settings
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.errors import EngineError, FSTError, MetricError, Paused, StorageError, TrainingError, UserError
+from fst_optimizer.errors import (
+    EngineError,
+    FSTError,
+    MetricError,
+    Paused,
+    ProgramError,
+    StorageError,
+    TrainingError,
+    UserError,
+)
 from fst_optimizer.task_run import ReflectionLM
 
 if TYPE_CHECKING:
@@ -25,6 +34,7 @@ CAUSES: tuple[tuple[type[FSTError], str], ...] = (
     (MetricError, "metric"),
     (StorageError, "disk"),
     (Paused, "paused by a monitor"),
+    (ProgramError, "program"),
     (UserError, "settings"),
 )
 

@@ -7,6 +7,7 @@ from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.run.record import changes, check_same_run, describe_run, result_of
 from fst_optimizer.run.state import Best, State
+from fst_optimizer.store.tally import FirstError, Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, items_of
 
 
@@ -96,6 +97,7 @@ def test_the_result_tells_the_best_pair():
         rollouts=RolloutCounts(10, 20, 30, 4),
         val_score_before=0.25,
         ended="done",
+        tally=Tally({"ok": 59, "timeout": 1}, FirstError("timeout", "late", "val-1")),
     )
     found = result_of(FSTConfig(seed=9), "Program", state, 60.5)
     assert found | {"rollouts": None} == {
@@ -118,6 +120,8 @@ def test_the_result_tells_the_best_pair():
         "candidate": {"answer": "Say it."},
         "ended": "done",
         "cap": None,
+        "outcomes": {"ok": 59, "timeout": 1},
+        "first_error": {"outcome": "timeout", "text": "late", "example": "val-1"},
         "tokens": 0,
         "alarms": [],
     }

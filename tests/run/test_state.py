@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from fst_optimizer.run.monitors import Alarm, Watch
 from fst_optimizer.run.state import Best, State
+from fst_optimizer.store.tally import FirstError, Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
 
 SEED = Candidate({"answer": "Say it."})
@@ -14,6 +15,8 @@ def test_a_state_survives_json():
     state = replace(
         STATE, cycle=1, phase=3, started=True, step=6, batch=6, rollouts=RolloutCounts(1, 2, 3, 4), ended="budget"
     )
+    tally = Tally({"ok": 8, "timeout": 1}, FirstError("timeout", "late", "val-1"))
+    state = replace(state, tally=tally, crashes=("KeyError at a.py:3 in forward",))
     state = replace(state, reflection_cost_usd=None, usage={"openai/judge": Usage(3, 100, 40, 20)})
     state = replace(state, watch=Watch(flat=2, rewards=(0.5,), evals=((0.1, 0.2),), told=("kl",), alarms=("kl: far",)))
     assert State.from_json(state.to_json()) == state
@@ -36,7 +39,10 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
         },
     }
     state = State.from_json(json.loads(json.dumps(written)))
-    assert state.to_json() == written | {"warnings": []}  # which it did not have
+    new = {"outcomes": {}, "first_error": None}
+    validated = {SEED.id: written["validated"][SEED.id] | {"tally": new}}
+    # What it did not have: nothing is known of it.
+    assert state.to_json() == written | {"warnings": [], "tally": new, "crashes": [], "validated": validated}
     assert (state.watch.evals, state.validated[SEED.id].failed, state.best.score) == (((0.6, 0.7),), 1, -math.inf)
 
 

@@ -9,6 +9,7 @@ from fst_optimizer import FST, FSTConfig, UserError
 from fst_optimizer.config.run import BudgetConfig
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.meter import Meter, model_cost_usd
+from fst_optimizer.store.tally import FirstError, Tally
 from fst_optimizer.types import Call, Outcome, Rollout, RolloutCounts, Usage
 from helpers.toy import coin, examples, frozen, metric, student_of
 
@@ -101,6 +102,7 @@ def test_a_price_without_tokens_tells_no_cost_but_where_it_is_nothing():
 def test_a_resumed_meter_goes_on():
     meter = Meter(BudgetConfig(max_time_s=100.0, max_tokens=50))
     spent = {"rollouts": RolloutCounts(1, 2, 3, 4), "tokens": 40, "usage": {"a/b": Usage(1, 1, 0, 1)}}
+    spent |= {"tally": Tally({"ok": 5, "timeout": 1}, FirstError("timeout", "late", "val-1")), "crashes": ("a at b",)}
     meter.resume(SimpleNamespace(**spent, reflection_calls=5, reflection_cost_usd=0.25), 99.0)
     assert meter.spent() == {**spent, "reflection_calls": 5, "reflection_cost_usd": 0.25}
     assert meter.reached() == ""
