@@ -119,6 +119,7 @@ def _progress(before: Snapshot, event: Event) -> Snapshot:
         done=event["done"],
         total=event["total"],
         pace=before.pace.counted(),
+        rollouts=before.rollouts.plus(**{_COUNTED.get(event["phase"], "eval"): 1}),
         tokens=before.tokens + event.get("tokens", 0),
         outcomes={**before.outcomes, outcome: before.outcomes.get(outcome, 0) + 1},
     )
@@ -143,6 +144,9 @@ def _eval(before: Snapshot, event: Event) -> Snapshot:
     best = score if before.val_best is None else max(score, before.val_best)
     return replace(_line(before, event), val_first=first, val_score=score, val_best=best, kl=event["kl_to_base"])
 
+
+_COUNTED = {"fast": "fast", "slow": "slow"}
+"""Phase -> what its rollouts count as until the next line has the exact numbers; all others are evaluations."""
 
 _FOLDS = {
     "start": _started,

@@ -55,7 +55,8 @@ def closing(result: Mapping[str, Any], next_steps: str) -> list[Table | str]:
     """What a finished run came to; last, where it is and what to do with it."""
     texts = [[name, text] for name, text in result["candidate"].items()]
     instructions = rich_table("", ("predictor", "learned instruction"), texts)
-    return [_scores(result), _costs(result), instructions, next_steps]
+    title = f"{result['method']} on {result['task']}, seed {result['seed']}"
+    return [title, _scores(result), _costs(result), instructions, next_steps]
 
 
 def files_left(run_dir: Path) -> str:
@@ -77,8 +78,7 @@ def _scores(result: Mapping[str, Any]) -> Table:
             continue
         gain = f"{after - before:+.3f}" if before is not None and after is not None else "-"
         rows.append([label, number(before, 4), number(after, 4), gain])
-    title = f"{result['method']} on {result['task']}, seed {result['seed']}"
-    return rich_table(title, ("", "before", "after", "gain"), rows)
+    return rich_table("", ("", "before", "after", "gain"), rows)
 
 
 def _costs(result: Mapping[str, Any]) -> str:

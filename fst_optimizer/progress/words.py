@@ -98,6 +98,8 @@ def _steps(now: Snapshot) -> str:
 
 def _phase(now: Snapshot) -> str:
     name = PHASES.get(now.phase, "working")
+    if now.phase == "slow" and now.total and now.done >= now.total:
+        return "updating the weights"
     return f"{name}, {now.done} of {now.total}" if now.total else name
 
 

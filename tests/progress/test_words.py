@@ -136,8 +136,9 @@ def test_the_numbers_tell_phase_failures_tokens_and_pace():
         "cycle 1 of 4   step 0 of 24   0:10 [........................]",
         "collecting rollouts, 8 of 64   2 rollouts/s",
         "reward -   frontier 4   validation 0.200 (first 0.200, best 0.200)   KL 0.0100",
-        "rollouts fast 30 slow 64 eval 16   failed 3 of 8, mostly parse_error   80 tokens",
+        "rollouts fast 30 slow 72 eval 16   failed 3 of 8, mostly parse_error   80 tokens",
     ]
+    assert panel(snapshot_of([started(), phase(3, "slow"), progressed(64)]), 3.0)[1].startswith("updating the weights")
 
 
 def test_lines_and_numbers_are_of_one_clock():
