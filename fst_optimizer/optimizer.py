@@ -13,9 +13,9 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import dspy
@@ -33,7 +33,7 @@ from fst_optimizer.evolve.reflection_lm import name_of
 from fst_optimizer.logs import kept_warnings
 from fst_optimizer.phases import commit, warned, within_caps
 from fst_optimizer.program.lms import attach_policy
-from fst_optimizer.program.student import Teacher, check_roles, checked_student, checked_teachers
+from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.progress.display import shown
 from fst_optimizer.progress.tables import from_python
@@ -42,34 +42,15 @@ from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.result import compile_result
-from fst_optimizer.run.run import Run
+from fst_optimizer.run.run import Given, Run
 from fst_optimizer.run.saver import Saver
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
-from fst_optimizer.types import Candidate, Item, Population, items_of
-
-if TYPE_CHECKING:
-    from fst_optimizer.policy.policy import Policy
+from fst_optimizer.types import Candidate, Population, items_of
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Given:
-    """What `compile` was given, checked."""
-
-    config: FSTConfig
-    """The optimizer's, with the seed and the threads that `compile` was given."""
-    student: dspy.Module
-    task: str
-    """The name in `result.json`."""
-    policy: Policy
-    start_version: int
-    train: tuple[Item, ...]
-    val: tuple[Item, ...]
-    teachers: tuple[Teacher, ...]
 
 
 class FST(Teleprompter):  # type: ignore[misc]
@@ -145,6 +126,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
         student_follows: bool = False,
+        seed: int | None = None,
+        num_threads: int | None = None,
         **kwargs: Any,
     ) -> dspy.Module:
         """Learn instructions and weights together; `student` itself is not changed, and `policy.lm` answers as before.
@@ -157,8 +140,9 @@ class FST(Teleprompter):  # type: ignore[misc]
             valset: Examples to choose the best pair on. None: a seeded fifth of `trainset` is held out.
             student_follows: Whether `policy.lm`, and with it the student, serves the new versions while they are
                 learned, and stays at the best one.
-            kwargs: `seed` and `num_threads`, which DSPy's optimizers take here or there: over the optimizer's own, for
-                this run. Others are refused.
+            seed: Over the optimizer's own, for this run; DSPy's optimizers take it in either place.
+            num_threads: Likewise.
+            kwargs: Refused, with what is meant.
 
         Returns:
             A copy with the best candidate's instructions, its LM serving the best policy version, and
@@ -172,7 +156,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             ReflectionError: the reflection LM failed at every call; see `fast.on_reflection_failure`.
             Paused: a monitor with `pause` saw what it watches for.
         """
-        given = self.check(student, trainset, teacher, valset, **kwargs)
+        check_keywords(kwargs, inspect.signature(self.compile).parameters, inspect.signature(FST).parameters)
+        given = self.check(student, trainset, teacher, valset, seed=seed, num_threads=num_threads)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
         check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
         with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
@@ -184,15 +169,16 @@ class FST(Teleprompter):  # type: ignore[misc]
         trainset: Sequence[dspy.Example],
         teacher: dspy.Module | Sequence[dspy.Module] | None = None,
         valset: Sequence[dspy.Example] | None = None,
-        **kwargs: Any,
+        *,
+        seed: int | None = None,
+        num_threads: int | None = None,
     ) -> Given:
         """What `compile` would work with; nothing is spent or written.
 
         Raises:
             UserError: as `compile` does.
         """
-        check_keywords(kwargs, inspect.signature(self.compile).parameters, inspect.signature(FST).parameters)
-        config = by_arguments(self.config, **kwargs)
+        config = by_arguments(self.config, seed=seed, num_threads=num_threads)
         policy, start_version = checked_student(student)
         check_roles(seed_texts(student), config)
         if config.train.credit == "predictor" and not self.metric.per_predictor:

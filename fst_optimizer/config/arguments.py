@@ -42,10 +42,8 @@ def check_keywords(given: Iterable[str], of_compile: Iterable[str], of_optimizer
     Raises:
         UserError: names it, and what it belongs to or the nearest that there is.
     """
-    known = [*(name for name in of_compile if name != "kwargs"), *SETTINGS]
+    known = [name for name in of_compile if name != "kwargs"]
     for name in given:
-        if name in SETTINGS:
-            continue
         if name in of_optimizer:
             raise UserError(f"compile was given {name!r}, which is the optimizer's: FST(..., {name}=...)")
         raise UserError(f"compile was given {name!r}, which it does not take; {did_you_mean(name, known)}")

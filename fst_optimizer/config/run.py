@@ -34,9 +34,10 @@ class FastConfig(Section, section="fast"):
     """The prompt side: one light GEPA round per cycle."""
 
     population: int = Field(default=4, ge=1)
-    """K, the most candidates kept. `rollout.group_size` must be divisible by it."""
+    """K, the most candidates kept. With the method fst, `rollout.group_size` must be divisible by it."""
     anchor_size: int = Field(default=16, ge=1)
-    """Examples that every candidate is scored on, drawn from those that the cycle's steps will use."""
+    """Examples that every candidate is scored on, drawn from those that the cycle's steps will use; all of those where
+    they are fewer."""
     max_rollouts: int = Field(default=192, ge=1)
     """Metric calls that one round may spend, rescoring the old population included."""
     max_proposals: int = Field(default=12, ge=0)
@@ -122,7 +123,7 @@ class TrainConfig(Section, section="train"):
     train_truncated: bool = True
     """Whether calls that ran into max_tokens are trained on. False masks them."""
     microbatch_tokens: int = Field(default=8192, ge=1)
-    """Most padded tokens in one forward pass."""
+    """Most padded tokens in one forward pass, where a single row is not longer. On CPU never more than 2048."""
     gradient_checkpointing: bool = False
     """Trade compute for memory."""
     max_bad_steps: int = Field(default=3, ge=1)
@@ -211,7 +212,8 @@ class FSTConfig(Section):
     """`fst`; `rl` (K = 1, seed instruction, no fast rounds); `gepa` (fast rounds only); `sequential` (half of the
     rollouts on GEPA, then the rest on RL with its best candidate)."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Every random choice follows from it."""
+    """Every random choice of a run follows from it, but for the adapter's first weights and its dropout: those follow
+    from `Policy(seed=)`, to which the command line gives the same number."""
     fast: FastConfig = FastConfig()
     rollout: RolloutConfig = RolloutConfig()
     train: TrainConfig = TrainConfig()

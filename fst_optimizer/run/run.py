@@ -12,6 +12,8 @@ from fst_optimizer.store.metrics import start_fields
 from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure
 
 if TYPE_CHECKING:
+    import dspy
+
     from fst_optimizer.config.run import FSTConfig
     from fst_optimizer.evolve.reflect import Reflector
     from fst_optimizer.policy.policy import Policy
@@ -28,6 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNREAD = "no answer of a whole batch could be parsed"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `compile` was given, checked."""
+
+    config: FSTConfig
+    """The optimizer's, with the seed and the threads that `compile` was given."""
+    student: dspy.Module
+    task: str
+    """The name in `result.json`."""
+    policy: Policy
+    start_version: int
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    teachers: tuple[Teacher, ...]
 
 
 @dataclass(frozen=True)

@@ -136,3 +136,18 @@ def test_compile_takes_seed_and_threads_for_one_run(scripted, tmp_path):
     assert (fst.config.seed, fst.config.rollout.num_threads) == (1, 4)
     held_out = {item.id for item in fst.check(student_of(scripted(answer)), TRAIN, seed=5).val}
     assert held_out != {item.id for item in fst.check(student_of(scripted(answer)), TRAIN).val}
+
+
+def test_better_together_runs_it_with_a_seed_of_its_own(scripted, tmp_path):
+    settings = {**SETTINGS, "method": "gepa", "budget": {"max_cycles": 1}}
+    together = dspy.BetterTogether(metric=metric, p=FST(metric, config=settings, run_dir=tmp_path / "run"))
+    best = together.compile(
+        student_of(scripted(answer)),
+        trainset=TRAIN,
+        valset=VAL,
+        strategy="p",
+        optimizer_compile_args={"p": {"seed": 3, "num_threads": 2}},
+    )
+    assert not best.flag_compilation_error_occurred
+    recorded = read_json(tmp_path / "run" / "config.json")["config"]
+    assert (recorded["seed"], recorded["rollout"]["num_threads"]) == (3, 2)
