@@ -312,6 +312,9 @@ ELSEWHERE = {
     "a finished run is changed": "tests/finished/test_verified.py",
     "a model lacks a tensor": "tests/model/test_load.py",
     "an adapter lacks a tensor": "tests/model/test_lora.py",
+    "the program raises in every rollout": "tests/test_programs_that_fail.py, tests/rollout/test_crashes.py",
+    "the program raises in some rollouts": "tests/test_programs_that_fail.py",
+    "no answer parses": "tests/test_programs_that_fail.py",
     "a second process": test_a_second_process_in_the_same_directory_is_refused,
     "SIGKILL": test_six_runs_that_are_killed_end_as_if_nothing_had_been,
 }

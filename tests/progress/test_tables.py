@@ -53,3 +53,15 @@ def test_the_closing_table_has_scores_costs_and_what_to_do_next():
 def test_without_a_test_set_there_is_no_row_for_it():
     assert "test" not in shown(RESULT)
     assert "test " in shown(RESULT | {"test_score_before": 0.5})
+
+
+def test_the_commonest_failure_is_shown_with_its_share_and_the_first_error_on_one_line():
+    first = {"outcome": "timeout", "text": "late\nin \x1b[2J" + "x" * 400, "example": "val-3"}
+    outcomes = {"ok": 150, "parse_error": 54, "timeout": 12}
+    (line,) = [
+        line for line in shown(RESULT | {"outcomes": outcomes, "first_error": first}).splitlines() if "failed" in line
+    ]
+    assert line.startswith("failed    parse_error 54 of 216 (25%); the first: timeout on val-3: late in \\x1b[2Jxxx")
+    assert len(line) < 270
+    assert "failed" not in shown(RESULT | {"outcomes": {"ok": 216}, "first_error": None})
+    assert "failed" not in shown(RESULT), "a run of an older version"

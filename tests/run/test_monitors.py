@@ -100,3 +100,32 @@ def test_all_that_was_said_is_kept():
     watch, _ = steps(*[{"failed_share": 0.6}] * 2)
     assert watch.alarms[0].startswith("format: more than 50% of the rollouts could not be parsed")
     assert Watch.from_json(watch.to_json()) == watch
+
+
+@pytest.mark.parametrize(
+    ("outcome", "remedy"),
+    [
+        (Outcome.PROGRAM_ERROR, "correct the program"),
+        (Outcome.PARSE_ERROR, "policy.max_tokens"),
+        (Outcome.TIMEOUT, "rollout.timeout_s"),
+        (Outcome.ENGINE_ERROR, "rollout.num_threads"),
+    ],
+)
+def test_batches_that_are_flat_because_rollouts_fail_name_the_failure(outcome, remedy):
+    failed = [Rollout("c", f"train-{index}", 0, 0, outcome, 0.0, error="it broke") for index in range(6)]
+    credited, report = Credit((), 0.0, groups=2, flat_groups=2), StepReport(False)
+    quiet = CONFIG.changed(format="off", flat_batches=1)
+    fine = [Rollout("c", "train-9", index, 0, Outcome.OK, 0.0) for index in range(7)]
+    (alarm,) = after_step(quiet, Watch(), [*fine[:4], *failed], credited, report)[1]
+    assert f"6 of the last 10 rollouts ended in {outcome} (the first: {outcome} on train-0: it broke)" in alarm.text
+    assert remedy in alarm.text and "temperature" not in alarm.text
+    (alarm,) = after_step(quiet, Watch(), [*fine, *failed], credited, report)[1]  # most of them did not fail
+    assert "raise rollout.temperature" in alarm.text and str(outcome) not in alarm.text
+
+
+def test_steps_in_which_nothing_parses_do_not_advise_a_reward():
+    _, spoke = steps({"failed_share": 1.0}, {"failed_share": 1.0})
+    assert spoke[1] == ["format"]
+    watch, _ = steps({"failed_share": 1.0}, {"failed_share": 1.0})
+    assert "10 of the last 10 rollouts ended in truncated" in watch.alarms[0]
+    assert "parse_error_reward" not in watch.alarms[0]

@@ -116,6 +116,19 @@ def test_a_resumed_meter_goes_on():
     assert late.reached() == "max_time_s"
 
 
+def test_outcomes_are_counted_and_the_first_error_is_the_first_that_was_asked_for():
+    meter = Meter(BudgetConfig())
+    late, odd = (
+        Rollout("c", example, 0, 0, outcome, 0.0, error="why")
+        for example, outcome in (("val-0", Outcome.TIMEOUT), ("val-1", Outcome.PARSE_ERROR))
+    )
+    assert [meter.add(one) for one in (odd, late, odd)] == [True, True, False]  # the first that ended so
+    assert meter.spent()["tally"] == Tally({"parse_error": 2, "timeout": 1})
+    meter.batch_ended([late, odd, odd])
+    meter.batch_ended([odd])
+    assert meter.spent()["tally"].first_error == FirstError("timeout", "why", "val-0")
+
+
 def test_no_more_steps_are_taken_than_allowed(policy, tmp_path):
     result = compiled(student_of(policy), tmp_path / "run", **{"budget.max_steps": 3}).detailed_results.result
     assert (result["steps"], result["ended"], result["cap"]) == (3, "budget", "max_steps")
