@@ -43,17 +43,12 @@ class Snapshot:
     tokens: int = 0
     """Sampled from the policy."""
     outcomes: Mapping[str, int] = field(default_factory=dict)
-    """Outcome -> rollouts of this process that ended so."""
+    """Outcome -> rollouts that ended so."""
 
     @property
     def failed(self) -> int:
-        """Rollouts of this process whose outcome was not `ok`."""
+        """Rollouts whose outcome was not `ok`."""
         return sum(count for outcome, count in self.outcomes.items() if outcome != "ok")
-
-    @property
-    def commonest_failure(self) -> str:
-        """The outcome, besides `ok`, that most rollouts had; "" where all were `ok`."""
-        return commonest(self.outcomes)
 
     @property
     def steps(self) -> int | None:
@@ -63,12 +58,6 @@ class Snapshot:
     def left(self, now_s: float) -> Left | None:
         """What is left to the end; None while that is unknown."""
         return None if self.plan is None else time_left(self.plan, self.at, self.pace, now_s)
-
-
-def commonest(outcomes: Mapping[str, int]) -> str:
-    """The outcome, besides `ok`, that comes most often."""
-    failures = {outcome: count for outcome, count in outcomes.items() if outcome != "ok" and count}
-    return max(failures, key=failures.__getitem__, default="")
 
 
 def advance(before: Snapshot, event: Event) -> Snapshot:
@@ -96,6 +85,7 @@ def _started(before: Snapshot, event: Event) -> Snapshot:
         kl=event["kl_to_base"],
         rollouts=counts,
         tokens=event["tokens"],
+        outcomes=event["outcomes"],
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fst_optimizer.progress.diff import diff
-from fst_optimizer.progress.snapshot import Event, Snapshot, commonest
+from fst_optimizer.progress.snapshot import Event, Snapshot
 from fst_optimizer.progress.tables import number
+from fst_optimizer.store.tally import commonest_failure
 from fst_optimizer.text import clock, plain
 from fst_optimizer.types import RolloutCounts
 
@@ -105,8 +106,8 @@ def _phase(now: Snapshot) -> str:
 
 def _failures(now: Snapshot) -> str:
     ended = sum(now.outcomes.values())
-    mostly = f", mostly {now.commonest_failure}" if now.failed else ""
-    return f"failed {now.failed} of {ended}{mostly}"
+    found = commonest_failure(now.outcomes)
+    return f"failed {now.failed} of {ended}{f', mostly {found[0]}' if found else ''}"
 
 
 def _left(now: Snapshot) -> str:
@@ -141,8 +142,8 @@ def _fast(event: Event, now: Snapshot) -> str:
 def _step(event: Event, now: Snapshot) -> str:
     note = "" if event["updated"] else f", no update ({event.get('note') or 'every group was flat'})"
     signal, failed = event["groups"] - event["flat_groups"], event.get("failed", 0)
-    mostly = commonest(event.get("outcomes", {})) or now.commonest_failure
-    failures = f", {failed} failed ({mostly})" if failed and mostly else ""
+    found = commonest_failure(event.get("outcomes", {}))
+    failures = f", {failed} failed (mostly {found[0]})" if failed and found else ""
     return (
         f"{_stamp(event)} {_cycle(now, event['cycle'])}, {_steps(now)}: reward {event['reward_mean']:.3f}, "
         f"{signal} of {event['groups']} groups with signal{failures}{note}{_left(now)}"

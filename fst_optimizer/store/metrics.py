@@ -173,6 +173,7 @@ def start_fields(run_dir: Path, state: State, plan: Plan, *, resumed: bool) -> d
         "policy_version": state.policy_version,
         "rollouts": state.rollouts.to_json(),
         "tokens": state.tokens,
+        "outcomes": dict(state.tally.outcomes),
         "reward_mean": state.watch.rewards[-1] if state.watch.rewards else None,
         "val_score_before": state.val_score_before if state.started else None,
         "best": _finite(state.best.score),

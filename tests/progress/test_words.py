@@ -34,6 +34,7 @@ def started(*, method="fst", resumed=False, **fields):
         "step": 0,
         "rollouts": dict.fromkeys(COUNTS, 0),
         "tokens": 0,
+        "outcomes": {},
         "reward_mean": None,
         "val_score_before": None,
         "best": None,
@@ -98,7 +99,7 @@ def test_each_event_that_is_worth_one_is_a_line():
         "94 rollouts so far",
         "[1:05] cycle 1 of 4, new prompts: val score 0.500, KL to base 0.0100, the best so far",
         "[1:05] cycle 1 of 4, step 1 of 24: reward 0.250, 5 of 8 groups with signal",
-        "[1:05] cycle 1 of 4, step 1 of 24: reward 0.250, 5 of 8 groups with signal, 3 failed (parse_error), "
+        "[1:05] cycle 1 of 4, step 1 of 24: reward 0.250, 5 of 8 groups with signal, 3 failed (mostly parse_error), "
         "no update (every group was flat)",
         "[1:05] after cycle 1 of 4: val score 0.600, KL to base 0.0100, the best so far",
     ]
@@ -115,14 +116,23 @@ def test_rl_has_no_cycle_0():
 
 def test_a_resumed_run_shows_the_scores_that_it_had():
     had = {"val_score_before": 0.2, "best": 0.6, "score": 0.5, "kl_to_base": 0.03, "reward_mean": 0.4}
-    start = started(resumed=True, cycle=1, step=8, time_s=200.0, rollouts=COUNTS, tokens=1234, **had)
+    start = started(
+        resumed=True,
+        cycle=1,
+        step=8,
+        time_s=200.0,
+        rollouts=COUNTS,
+        tokens=1234,
+        outcomes={"ok": 90, "timeout": 4},
+        **had,
+    )
     assert lines([start]) == [
         "[3:20] resumed in cycle 2 of 4, after step 8: validation 0.500 (first 0.200, best 0.600), "
         "KL to base 0.0300, 94 rollouts so far"
     ]
     text = "\n".join(panel(snapshot_of([start]), 201.0))
     assert "validation 0.500 (first 0.200, best 0.600)   KL 0.0300" in text
-    assert "reward 0.400" in text and "1,234 tokens" in text and "3:21 [" in text
+    assert "reward 0.400" in text and "failed 4 of 94, mostly timeout   1,234 tokens" in text and "3:21 [" in text
     # A worse score after it is not the best so far.
     assert "best" not in lines([start, evaluated(0.55, cycle=1)])[-1]
     assert snapshot_of([start, evaluated(0.55, cycle=1)]).val_first == 0.2
