@@ -12,6 +12,12 @@ from fst_optimizer.text import plain, without_secrets
 PACKAGE = logging.getLogger("fst_optimizer")
 
 
+FROM_PYTHON = {"from_python": True}
+"""`extra` of a record that is for Python programs: the commands have a line of their own."""
+NOISY = ("dspy.clients.lm", "LiteLLM")
+"""Loggers that tell of every truncated completion or request: rollouts' outcomes count them."""
+
+
 class KeptWarnings(logging.Handler):
     """The texts of all warnings while a run goes on, each once.
 
@@ -49,10 +55,24 @@ def show_warnings() -> None:
 
 @contextmanager
 def kept_warnings() -> Iterator[KeptWarnings]:
-    """What is warned of inside."""
+    """What is warned of inside, while `NOISY` libraries tell of errors alone."""
     kept = KeptWarnings()
     PACKAGE.addHandler(kept)
     try:
-        yield kept
+        with errors_alone(*NOISY):
+            yield kept
     finally:
         PACKAGE.removeHandler(kept)
+
+
+@contextmanager
+def errors_alone(*names: str) -> Iterator[None]:
+    """These loggers tell of errors alone, but for those whose level the program has set itself."""
+    unset = [one for one in map(logging.getLogger, names) if one.level == logging.NOTSET]
+    for one in unset:
+        one.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for one in unset:
+            one.setLevel(logging.NOTSET)

@@ -30,7 +30,7 @@ from fst_optimizer.data import split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
 from fst_optimizer.evolve.reflection_lm import name_of
-from fst_optimizer.logs import kept_warnings
+from fst_optimizer.logs import FROM_PYTHON, kept_warnings
 from fst_optimizer.phases import commit, warned, within_caps
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
@@ -217,8 +217,8 @@ class FST(Teleprompter):  # type: ignore[misc]
                 state = run_cycle(run, state)
             return self._finish(given, run, state)
         except KeyboardInterrupt:
-            again = "interrupted; go on with run_dir=%r, resume=True (fst compile ... --resume)"
-            logger.info(again, str(run.files.root))
+            again = "interrupted; go on from here with FST(..., run_dir=%r, resume=True)"
+            logger.warning(again, str(run.files.root), extra=FROM_PYTHON)
             raise
         finally:
             run.saver.close()

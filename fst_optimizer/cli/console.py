@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -117,17 +117,14 @@ def server_start(console: Console) -> Iterator[OnWait]:
 @contextmanager
 def quiet_libraries(console: Console) -> Iterator[None]:
     """Only this package prints: no loading bars, no warning for each truncated completion. Warnings take one line."""
-    from transformers.utils import logging as transformers_logging
+    from fst_optimizer.model.load import no_bars
 
-    hub: Any = transformers_logging  # its functions carry no types
     own, handler = logging.getLogger("fst_optimizer"), _OneLine(console)
     with ExitStack() as undo, warnings.catch_warnings():
         for logger in map(logging.getLogger, ("dspy", "transformers", "peft", "LiteLLM")):
             undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        if hub.is_progress_bar_enabled():
-            undo.callback(hub.enable_progress_bar)
-            hub.disable_progress_bar()
+        undo.enter_context(no_bars())
         undo.callback(own.removeHandler, handler)
         own.addHandler(handler)
         warnings.simplefilter("ignore")
@@ -144,4 +141,6 @@ class _OneLine(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "from_python", False):
+            return
         say(self.console, f"{record.levelname.lower()}: {record.getMessage()}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,21 @@ from typing import Any
 from fst_optimizer.errors import UserError, did_you_mean
 
 QUANTIZATIONS = ("nf4",)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Transformers shows no progress bars; afterwards it does again, if it did."""
+    from transformers.utils import logging as hub_logging
+
+    hub: Any = hub_logging  # its functions carry no types
+    shown = hub.is_progress_bar_enabled()
+    hub.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hub.enable_progress_bar()
 
 
 def check_model_folder(model: str | Path) -> None:
@@ -66,9 +82,10 @@ def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, qua
         loading["device_map"] = {"": target}
     try:
         # With sizes ignored, tensors of another shape are listed, and refused below by name.
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, ignore_mismatched_sizes=True, **loading
-        )
+        with no_bars():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **loading
+            )
     # Not RuntimeError: memory may run out, which is no fault of the files.
     except (
         OSError,
