@@ -117,6 +117,10 @@ class Candidate(Stored):
             digest = hashlib.sha256(json.dumps(dict(self.texts), sort_keys=True).encode()).hexdigest()
             object.__setattr__(self, "id", digest[:12])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A read-only mapping can be neither copied nor pickled: it is made anew."""
+        return type(self), (dict(self.texts), self.parents, self.origin, self.cycle, self.id)
+
 
 @dataclass(frozen=True)
 class Population(Stored):

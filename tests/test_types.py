@@ -1,6 +1,8 @@
+import copy
 import dataclasses
 import json
 import math
+import pickle
 
 import dspy
 import pytest
@@ -44,6 +46,13 @@ def test_candidates_and_populations_survive_json():
     again = Population.from_json(population.to_json())
     assert again == population
     assert again.candidates[1].parents == (A.id,)
+
+
+def test_candidates_are_copied_and_pickled_whole():
+    for again in (copy.deepcopy(B), pickle.loads(pickle.dumps(B))):
+        assert again == B
+        with pytest.raises(TypeError):
+            again.texts["first"] = "changed"
 
 
 def test_a_candidate_is_written_as_plain_json():

@@ -2,8 +2,10 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import cloudpickle
 import dspy
 import pytest
 
@@ -70,7 +72,7 @@ def test_a_run_without_fast_rounds_has_a_candidate_and_no_scores():
     assert (result.per_val_instance_best_candidates, result.best_idx, result.discovery_eval_counts) == ({}, 0, [0])
 
 
-def test_all_of_it_is_plain_data_by_geps_names():
+def test_all_of_it_is_plain_data_by_gepas_names():
     data = found(best=LOST).to_dict()
     assert json.loads(json.dumps(data)) == data
     assert data["candidates"][3] == {"first": "Lost.", "second": "Answer."}
@@ -91,6 +93,15 @@ def test_a_copy_of_the_program_shares_the_result():
     program = Program()
     program.detailed_results = found()
     assert copy.deepcopy(program).detailed_results is program.detailed_results
+
+
+def test_a_pickled_program_brings_its_result_along():
+    program = Program()
+    program.detailed_results = replace(found(), program=program)
+    again = cloudpickle.loads(cloudpickle.dumps(program))
+    assert again.detailed_results == program.detailed_results
+    assert again.detailed_results.best_candidate is again
+    assert again.detailed_results.to_dict() == found().to_dict()
 
 
 def test_a_run_tells_what_its_files_do(scripted, tmp_path, lines):
