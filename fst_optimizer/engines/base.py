@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -143,6 +144,15 @@ def not_served(version: int, served: Iterable[int]) -> RetiredVersion:
     """The error of a request for a version that was retired, or was never there."""
     numbers = ", ".join(map(str, sorted(served)))
     return RetiredVersion(f"policy version {version} is not served any more; these are: {numbers}")
+
+
+def check_process(made_in: int) -> None:
+    """Raises EngineError in a process that was forked from the one that made an engine: its threads stayed there."""
+    if os.getpid() != made_in:
+        raise EngineError(
+            f"the policy was made in process {made_in}, and this is {os.getpid()}, forked from it: its engine runs "
+            "there alone; make a Policy in this process, or use threads"
+        )
 
 
 def end_ids(generation_config: Any, tokenizer: Any) -> list[int]:

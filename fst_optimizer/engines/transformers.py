@@ -5,13 +5,17 @@ version, whose LoRA adapter (or none, for the base) is switched on while it runs
 small tensors and nothing else. Sampling happens inside a logits processor, one uniform number a row and step from
 the request's own seed, so a request's tokens do not depend on its neighbours, and only the sampled token's log-prob
 is kept of each step's logits.
+
+The worker holds nothing of the engine while it waits, so an engine that is dropped is freed and its worker ends.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -23,7 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from fst_optimizer.engines.base import Generation, GenerationRequest, end_ids, not_served
+from fst_optimizer.engines.base import Generation, GenerationRequest, check_process, end_ids, not_served
 from fst_optimizer.engines.checks import checked
 from fst_optimizer.errors import EngineError
 from fst_optimizer.model import lora
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _Queued = tuple[GenerationRequest, "Future[Generation]"]
+_Arrivals = queue.SimpleQueue["tuple[TransformersEngine, _Queued] | None"]
+"""Requests, each with the engine that it keeps alive; None: the engine was closed, or is gone."""
 
 
 class TransformersEngine:
@@ -72,31 +78,39 @@ class TransformersEngine:
         model.generation_config = GenerationConfig(eos_token_id=self.end_ids, pad_token_id=self.pad_id)
         model.get_base_model().generation_config = model.generation_config
         self._versions: set[int] = {0}
-        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._arrivals: _Arrivals = queue.SimpleQueue()
         self._waiting: list[_Queued] = []
         self._closed = False
-        self._worker = threading.Thread(target=self._work, name="fst-engine", daemon=True)
+        self._pid = os.getpid()
+        self._worker = threading.Thread(target=_work, args=(self._arrivals,), name="fst-engine", daemon=True)
         self._worker.start()
+        weakref.finalize(self, self._arrivals.put, None).atexit = False
 
     def submit(self, request: GenerationRequest) -> Future[Generation]:
         """See `Engine.submit`."""
         future: Future[Generation] = Future()
-        if self._closed:
-            future.set_exception(EngineError("the engine is closed"))
-        elif request.version not in self._versions:
-            future.set_exception(not_served(request.version, self._versions))
+        try:
+            check_process(self._pid)
+            if self._closed:
+                raise EngineError("the engine is closed")
+            if request.version not in self._versions:
+                raise not_served(request.version, self._versions)
+        except EngineError as error:
+            future.set_exception(error)
         else:
-            self._queue.put((request, future))
+            self._arrivals.put((self, (request, future)))
         return future
 
     def publish(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         """See `Engine.publish`."""
+        check_process(self._pid)
         with self.lock:
             lora.add_version(self.model, str(_adapter_name(version)), dict(tensors))
         self._versions.add(version)
 
     def retire(self, version: int) -> None:
         """See `Engine.retire`."""
+        check_process(self._pid)
         if version in self._versions and version:
             self._versions.discard(version)
             with self.lock:
@@ -114,37 +128,36 @@ class TransformersEngine:
         """See `Engine.close`."""
         if not self._closed:
             self._closed = True
-            self._queue.put(None)
-            self._worker.join()
+            self._arrivals.put(None)
+            if os.getpid() == self._pid:
+                self._worker.join()
 
-    def _work(self) -> None:
-        while True:
+    def _work_off(self, first: _Queued) -> bool:
+        """Answer this request and those that arrive meanwhile. False when closed."""
+        self._waiting.append(first)
+        while self._waiting:
             batch = self._gather()
             if batch is None:
-                break
+                for _, future in self._waiting:
+                    if future.set_running_or_notify_cancel():
+                        future.set_exception(EngineError("the engine was closed"))
+                return False
             live = [(request, future) for request, future in batch if future.set_running_or_notify_cancel()]
             if live:
                 self._run(live)
-        for _, future in self._waiting:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(EngineError("the engine was closed"))
+        return True
 
     def _gather(self) -> list[_Queued] | None:
         """The next batch: the oldest request, and those that fit with it. None when closed."""
-        if not self._waiting:
-            first = self._queue.get()
-            if first is None:
-                return None
-            self._waiting.append(first)
         deadline = time.monotonic() + self.max_wait_s
         while len(self._waiting) < self.max_batch:
             try:
-                more = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+                more = self._arrivals.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 break
             if more is None:
                 return None
-            self._waiting.append(more)
+            self._waiting.append(more[1])
         batch, self._waiting = split_batch(self._waiting, self.max_batch, self.max_batch_tokens)
         return batch
 
@@ -207,6 +220,16 @@ class TransformersEngine:
                 Generation(tuple(row[:length]), tuple(logprobs[index][:length]), "stop" if ended else "length")
             )
         return generations
+
+
+def _work(arrivals: _Arrivals) -> None:
+    """The worker's thread."""
+    while (arrival := arrivals.get()) is not None:
+        engine, first = arrival
+        going_on = engine._work_off(first)
+        del arrival, engine, first
+        if not going_on:
+            return
 
 
 class _Sampler(LogitsProcessor):  # type: ignore[misc]

@@ -192,12 +192,13 @@ class VLLMClient:
     async def healthy(self) -> bool:
         """Whether the server answers and its engine lives. A connection that breaks is no answer yet."""
         for wait_s in _waits():
+            await asyncio.sleep(wait_s)
             try:
                 return (await self._send_once("GET", "/health", timeout_s=HEALTH_S)).status == 200
             except ServerGone:
-                await asyncio.sleep(wait_s)
+                continue
             except (EngineError, TimeoutError):
-                return False
+                break
         return False
 
     async def _send(
@@ -217,6 +218,7 @@ class VLLMClient:
             TimeoutError: no answer in time.
         """
         for wait_s in _waits():
+            await asyncio.sleep(wait_s)
             try:
                 return await self._send_once(method, path, body, timeout_s=timeout_s, limit=limit)
             except ServerGone as error:
@@ -224,7 +226,6 @@ class VLLMClient:
             if not await self.healthy():
                 raise broke
             logger.info("a connection to the vLLM server broke, which is well: %s", broke)
-            await asyncio.sleep(wait_s)
         raise EngineError(f"the server is well and broke off {method} {path} {RESENDS + 1} times: {broke}") from broke
 
     async def _send_once(
@@ -271,8 +272,8 @@ async def _read(reply: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 def _waits() -> list[float]:
-    """Seconds to wait after each try."""
-    return [RESEND_S * 2.0**number for number in range(RESENDS + 1)]
+    """Seconds to wait before each try."""
+    return [0.0, *(RESEND_S * 2.0**number for number in range(RESENDS))]
 
 
 def completion_body(model: str, request: GenerationRequest, end_ids: Sequence[int]) -> dict[str, Any]:

@@ -17,15 +17,17 @@ import secrets
 import shutil
 import tempfile
 import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from fst_optimizer.config.policy import VLLMConfig
-from fst_optimizer.engines.base import Generation, GenerationRequest, not_served
+from fst_optimizer.engines.base import Generation, GenerationRequest, check_process, not_served
 from fst_optimizer.engines.vllm.client import ServerGone, VLLMClient
+from fst_optimizer.engines.vllm.holdings import Holdings
 from fst_optimizer.engines.vllm.restart import ServerConnection
 from fst_optimizer.engines.vllm.server import VLLMServer
 from fst_optimizer.errors import EngineError
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-ResultT = TypeVar("ResultT")
 
 WriteAdapter = Callable[[Mapping[str, "Tensor"], Path], None]
 """Writes LoRA tensors as a peft folder."""
@@ -79,8 +80,6 @@ class VLLMEngine:
         self.max_live_versions = config.max_live_versions
         self._patience_s = config.start_timeout_s
         self._write_adapter = write_adapter
-        self._adapters: dict[int, Path] = {}
-        """Version -> its adapter's folder, whose name is the adapter's on the server."""
         self._retiring: set[int] = set()
         """Versions that take no new requests and still answer old ones."""
         self._unfinished: defaultdict[int, set[Future[Generation]]] = defaultdict(set)
@@ -90,16 +89,15 @@ class VLLMEngine:
         self._closed = False
         if config.adapter_dir is not None:
             Path(config.adapter_dir).mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="fst-adapters-", dir=config.adapter_dir)).resolve()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="fst-vllm", daemon=True)
-        self._thread.start()
         self._client = VLLMClient(
             end_ids,
             vocabulary=vocabulary,
             max_in_flight=config.max_in_flight,
             timeout_s=config.request_timeout_s,
         )
+        folder = Path(tempfile.mkdtemp(prefix="fst-adapters-", dir=config.adapter_dir)).resolve()
+        self._held = Holdings(server, self._client, folder)
+        weakref.finalize(self, self._held.let_go_later).atexit = False  # then, the server stops by itself
         self._connection = ServerConnection(
             self._client,
             server,
@@ -111,7 +109,7 @@ class VLLMEngine:
         try:
             if server:
                 server.start()
-            self._wait(self._connection.open())
+            self._held.wait(self._connection.open())
             self._load_version(0, base)
         except BaseException:
             self.close()
@@ -131,17 +129,18 @@ class VLLMEngine:
     def submit(self, request: GenerationRequest) -> Future[Generation]:
         """See `Engine.submit`. Cancelling the future aborts the request in vLLM too."""
         version = request.version
-        with self._state:
-            try:
+        try:
+            check_process(self._held.pid)  # before the lock: in a forked process, nobody may be there to give it back
+            with self._state:
                 self._check_open()
                 if version not in self.versions():
                     raise not_served(version, self.versions())
-            except EngineError as error:
-                refused: Future[Generation] = Future()
-                refused.set_exception(error)
-                return refused
-            future = asyncio.run_coroutine_threadsafe(self._answer(request), self._loop)
-            self._unfinished[version].add(future)
+                future = asyncio.run_coroutine_threadsafe(self._answer(request), self._held.loop)
+                self._unfinished[version].add(future)
+        except EngineError as error:
+            refused: Future[Generation] = Future()
+            refused.set_exception(error)
+            return refused
         future.add_done_callback(lambda done: self._ended(version, done))
         return future
 
@@ -152,7 +151,7 @@ class VLLMEngine:
             EngineError: as many versions are served as `vllm.max_live_versions` allows, or loading failed.
         """
         self._check_open()
-        live = sorted(self._adapters.keys() - {0})
+        live = sorted(self._held.adapters.keys() - {0})
         if len(live) >= self.max_live_versions:
             raise EngineError(
                 f"policy version {version} cannot be published: {', '.join(map(str, live))} are served, as many as "
@@ -163,6 +162,7 @@ class VLLMEngine:
 
     def retire(self, version: int) -> None:
         """See `Engine.retire`. Waits for the version's requests and unloads it; its files are deleted later."""
+        check_process(self._held.pid)
         with self._state:
             if not version or version not in self.versions():
                 return
@@ -174,7 +174,7 @@ class VLLMEngine:
         if stuck:
             logger.warning("policy version %d is retired; %d requests for it were cancelled", version, len(stuck))
         with self._state:
-            adapter = self._adapters.pop(version, None)
+            adapter = self._held.adapters.pop(version, None)
             self._retiring.discard(version)
             self._unfinished.pop(version, None)
         if adapter is None:  # closed meanwhile
@@ -182,13 +182,13 @@ class VLLMEngine:
         if not self._connection.failure and not self._closed:
             # A server that died has unloaded it as well, and is not restarted for this.
             with contextlib.suppress(ServerGone):
-                self._wait(self._client.unload_adapter(adapter.name))
+                self._held.wait(self._client.unload_adapter(adapter.name))
         self._delete_later(adapter)
 
     def versions(self) -> frozenset[int]:
         """See `Engine.versions`."""
         with self._state:
-            return frozenset(self._adapters.keys() - self._retiring)
+            return frozenset(self._held.adapters.keys() - self._retiring)
 
     def outage_s(self) -> float:
         """See `Engine.outage_s`."""
@@ -199,22 +199,13 @@ class VLLMEngine:
         if self._closed:
             return
         self._closed = self._connection.closing = True
-        with self._state:
-            adapters, self._adapters = tuple(self._adapters.values()), {}
-        if self.server:
-            self.server.stop()
-            adapters = ()
-        self._wait(self._leave(adapters))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._held.let_go()
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
     def adapter(self, version: int) -> Path:
         """A version's folder, whose name is the server's name of it. Raises RetiredVersion where it is not served."""
-        adapter = self._adapters.get(version)
+        adapter = self._held.adapters.get(version)
         if adapter is None:
             raise not_served(version, self.versions())
         return adapter
@@ -231,22 +222,22 @@ class VLLMEngine:
                 await self._client.unload_adapter(adapter.name)
 
         try:
-            return self._wait(sampled())
+            return self._held.wait(sampled())
         finally:
             self._delete_later(adapter)
 
     def _load_version(self, version: int, tensors: Mapping[str, Tensor]) -> None:
         adapter = self._write(f"policy-{version:06d}", tensors)
         try:
-            self._wait(self._connection.ask(lambda: self._client.load_adapter(adapter)))
+            self._held.wait(self._connection.ask(lambda: self._client.load_adapter(adapter)))
         except BaseException:
             shutil.rmtree(adapter, ignore_errors=True)
             raise
         with self._state:
-            self._adapters[version] = adapter
+            self._held.adapters[version] = adapter
 
     def _write(self, prefix: str, tensors: Mapping[str, Tensor]) -> Path:
-        adapter = self._folder / f"{prefix}-{secrets.token_hex(3)}"
+        adapter = self._held.folder / f"{prefix}-{secrets.token_hex(3)}"
         self._write_adapter(tensors, adapter)
         return adapter
 
@@ -254,17 +245,19 @@ class VLLMEngine:
         """Load every live version that the server does not know."""
         known = {model["id"] for model in await self._client.models()}
         with self._state:
-            missing = [adapter for adapter in self._adapters.values() if adapter.name not in known]
+            missing = [adapter for adapter in self._held.adapters.values() if adapter.name not in known]
         for adapter in missing:
             await self._client.load_adapter(adapter)
 
     def _delete_later(self, adapter: Path) -> None:
         if not self._closed:  # else they are gone with the folder
-            self._loop.call_soon_threadsafe(lambda: self._loop.call_later(LINGER_S, shutil.rmtree, adapter, True))
+            loop = self._held.loop  # alone: the engine itself need not stay for this
+            loop.call_soon_threadsafe(lambda: loop.call_later(LINGER_S, shutil.rmtree, adapter, True))
 
     # -- requests ----------------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
+        check_process(self._held.pid)
         if self._closed:
             raise EngineError("the engine is closed")
         if self._connection.failure:
@@ -292,24 +285,3 @@ class VLLMEngine:
         with self._state:
             self._unfinished.get(version, set()).discard(future)
             self._state.notify_all()
-
-    # -- the event loop's thread -------------------------------------------------------------------------------
-
-    def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run a coroutine in the engine's loop and wait for it here."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    async def _leave(self, adapters: Sequence[Path]) -> None:
-        for adapter in adapters:
-            with contextlib.suppress(EngineError, TimeoutError):
-                await self._client.unload_adapter(adapter.name)
-        await self._client.close()
-        unfinished = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in unfinished:
-            task.cancel()
-        await asyncio.gather(*unfinished, return_exceptions=True)

@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from weakref import WeakSet
 
 from fst_optimizer.config.policy import VLLMConfig
 from fst_optimizer.engines.vllm import supervisor
@@ -98,6 +99,7 @@ class VLLMServer:
         """Whether it should run: a stop from another thread ends a start that is under way."""
         self._lock = threading.Lock()
         """Held while the process is made or ended."""
+        _MADE.add(self)
         if self.config.log_file is not None:
             self.log_file = Path(self.config.log_file)
         else:
@@ -148,6 +150,15 @@ class VLLMServer:
             running.kill()
             running.wait()
         running.stdout.close()
+
+    def forget(self) -> None:
+        """In a forked process: let go of the parent's server, which would not stop while we held its pipe open too."""
+        running, self._supervisor, self.pid, self._wanted = self._supervisor, None, None, False
+        self._lock = threading.Lock()  # a thread that is not here may have held the old one
+        if running is not None:
+            assert running.stdin is not None and running.stdout is not None
+            running.stdin.close()
+            running.stdout.close()
 
     def wait(self) -> None:
         """Wait for as long as the server runs.
@@ -295,6 +306,18 @@ class VLLMServer:
                 logged_s = waited
                 logger.info("waiting for vLLM, %d s: %s", waited, self.log_tail(1))
             time.sleep(_POLL_S)
+
+
+_MADE: WeakSet[VLLMServer] = WeakSet()
+
+
+def _forget_all() -> None:
+    for server in tuple(_MADE):
+        server.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
