@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fst_optimizer"
 LEVELS = (
-    "errors failpoints sandbox stats task_kit text",
+    "children errors failpoints sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),
     *("dspy_jobs", "evolve", "run", "schedule", "phases", "cycle", "optimizer", "tasks", "finished", "task_run"),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fst_optimizer.children import end_with_parent
 from fst_optimizer.cli.compile import compile_command
 from fst_optimizer.cli.finished import eval_command, export_command, serve_command
 from fst_optimizer.cli.lab import lab
@@ -54,6 +55,7 @@ app.add_typer(lab, name="lab")
 
 def main() -> None:
     """The console script."""
+    end_with_parent()
     app()
 
 

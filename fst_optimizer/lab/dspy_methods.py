@@ -22,6 +22,7 @@ from typing import Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
+from fst_optimizer.children import end_with_parent
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.finished.score import collector_of
@@ -225,6 +226,7 @@ def run(method: str, request: RunRequest) -> None:
 
 def main() -> None:
     """One run, in a process of its own."""
+    end_with_parent()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
     parser.add_argument("--method", choices=DSPY_METHODS, required=True)

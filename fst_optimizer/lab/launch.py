@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from fst_optimizer.children import GRACE_S, start_child
 from fst_optimizer.errors import FSTError
 from fst_optimizer.lab.plan import Job
-from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.store.files import RunFiles, in_use, read_json
 from fst_optimizer.text import clock
 
 Tell = Callable[[str], None]
@@ -49,6 +51,10 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
             while todo and len(running) < at_once:
                 number, job = todo.pop(0)
                 name = f"[{number}/{len(jobs)}] {job.label}"
+                _wait_for_earlier(job, partial(tell, f"{name} waits for the run of an earlier command to end"))
+                if RunFiles(job.folder).result.exists():
+                    tell(f"{name} was finished by it")
+                    continue
                 tell(f"{name} started")
                 running.append(_Running(job, name, _start(job, alone=at_once == 1), time.monotonic()))
             with suppress(subprocess.TimeoutExpired):
@@ -56,7 +62,7 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 tell(f"{one.name} {_outcome(one)}")
-    finally:  # none outlives this call: two writers in one folder would spoil it
+    finally:  # none outlives this call, nor this process: two writers in one folder would spoil it
         for one in running:
             one.process.terminate()
         for one in running:
@@ -68,17 +74,26 @@ def log_path(job: Job) -> Path:
     return job.folder.with_name(f"{job.folder.name}.log")
 
 
+def _wait_for_earlier(job: Job, tell: Callable[[], None]) -> None:
+    """A command that was killed leaves its runs some seconds behind, in which they end in order."""
+    deadline = time.monotonic() + GRACE_S
+    if in_use(job.folder):
+        tell()
+    while in_use(job.folder) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+
+
 def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:
     # Several torch processes with all cores each are slower than one after the other.
     threads = {} if alone else {"OMP_NUM_THREADS": "1"}
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with log_path(job).open("ab") as log:
-        return subprocess.Popen(
+        return start_child(
             [sys.executable, "-m", *job.command()],
+            {**os.environ, **threads},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **threads},
         )
 
 

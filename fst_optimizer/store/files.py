@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetensors"
 """The files of a LoRA adapter, as peft and vLLM name them."""
 
+LOCK = ".lock"
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""For opening a file that may have become a link, or a pipe, that somebody else put there."""
+
 CHECKPOINT = re.compile(r"\d{6,}")
 JOURNAL = re.compile(r"\d{6,}\.jsonl")
 ADAPTER = re.compile(r"policy-\d{6,}")
@@ -108,25 +112,50 @@ def locked(root: Path) -> Iterator[None]:
     """Only one process at a time writes a run directory. The lock goes with the process, however it ends.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        UserError: another process holds it, or the folder cannot be written, or the lock is no file of the run's.
     """
     if root.exists() and not root.is_dir():
         raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
     try:
         failpoint("files.write", root)
         root.mkdir(parents=True, exist_ok=True)
-        handle = (root / ".lock").open("a+")
+        path = root / LOCK
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UserError(f"{path} is a link, or no file: remove it, or give another directory")
+        # Not followed, should it become a link at this moment: what it names would be made, or locked.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
     except OSError as error:
         raise UserError(f"run_dir {str(root)!r} cannot be written ({error}): give another directory") from error
-    with handle:
-        try:
-            if fcntl:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    try:
+        if not _take(descriptor):
             raise UserError(
                 f"run_dir {str(root)!r} is being written by another process: wait for it, or give another directory"
-            ) from error
+            )
         yield
+    finally:
+        os.close(descriptor)
+
+
+def in_use(root: Path) -> bool:
+    """Whether a process holds a run directory's lock."""
+    try:
+        descriptor = os.open(root / LOCK, os.O_RDWR | NO_FOLLOW)
+    except OSError:
+        return False
+    try:
+        return not _take(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int) -> bool:
+    """Lock a file that is open; False where another process has it. The lock goes when the file is closed."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def check_run_dir(root: Path, *, resume: bool) -> bool:

@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
+from fst_optimizer.children import end_with_parent
 from fst_optimizer.errors import FSTError
 from fst_optimizer.text import plain
 from fst_optimizer.tuning.worker import run_worker
@@ -19,6 +20,7 @@ from fst_optimizer.tuning.worker import run_worker
 def main() -> None:
     """Run trials until the study has enough. SIGTERM does what Ctrl-C does: the trial is put back in the queue."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in ("dspy", "transformers", "peft", "LiteLLM"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.children import start_child
 from fst_optimizer.tuning.admission import admission, finished
 from fst_optimizer.tuning.request import TuneRequest
 from fst_optimizer.tuning.study import StudyPlan
@@ -91,19 +92,19 @@ class _Worker:
             # Several torch processes with all cores each are slower than one after the other.
             environment.setdefault("OMP_NUM_THREADS", "1")
         with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", __package__, str(self.request.folder), str(self.number)],
+            return start_child(
+                [sys.executable, "-m", str(__package__), str(self.request.folder), str(self.number)],
+                environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment,
                 start_new_session=True,  # Ctrl-C reaches this process, which then stops them, once
             )
 
 
 @contextmanager
 def _workers(request: TuneRequest) -> Iterator[list[_Worker]]:
-    """The workers, of which none outlives the context."""
+    """The workers, of which none outlives the context, or this process."""
     running: list[_Worker] = []
     try:
         running += [_Worker(request, number) for number in range(request.workers)]

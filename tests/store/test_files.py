@@ -5,7 +5,16 @@ import os
 import pytest
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, locked, open_run, read_json, runs_in, write_json
+from fst_optimizer.store.files import (
+    ADAPTER_TENSORS,
+    RunFiles,
+    in_use,
+    locked,
+    open_run,
+    read_json,
+    runs_in,
+    write_json,
+)
 
 
 def test_a_new_directory_is_made_with_its_parents(tmp_path):
@@ -79,6 +88,34 @@ def test_a_directory_has_one_writer_at_a_time_and_the_lock_goes_with_it(tmp_path
             pass
     with locked(tmp_path / "run"):
         pass
+
+
+@pytest.mark.parametrize("there", ["a file", "no file"])
+def test_a_lock_that_is_a_link_is_refused_and_nothing_is_made_or_changed_where_it_leads(tmp_path, there):
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    if there == "a file":
+        outside.write_text("the user's")
+    run.mkdir()
+    (run / ".lock").symlink_to(outside)
+    with pytest.raises(UserError, match=r"\.lock is a link, or no file: remove it"), locked(run):
+        raise AssertionError
+    assert outside.exists() == (there == "a file")
+    assert there == "no file" or outside.read_text() == "the user's"
+    assert not in_use(run)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused_and_hangs_nobody(tmp_path, make):
+    make(tmp_path / ".lock")
+    with pytest.raises(UserError, match=r"\.lock is a link, or no file"), locked(tmp_path):
+        raise AssertionError
+
+
+def test_who_holds_a_directory_is_seen_from_outside(tmp_path):
+    assert not in_use(tmp_path / "none")
+    with locked(tmp_path / "run"):
+        assert in_use(tmp_path / "run")
+    assert not in_use(tmp_path / "run")
 
 
 def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):

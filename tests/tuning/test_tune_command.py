@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 
+import psutil
 import pytest
 
 from fst_optimizer.store.files import read_json
@@ -74,6 +75,25 @@ def test_ctrl_c_leaves_a_study_that_goes_on(task, tmp_path):
     trials = trials_of(f"sqlite:///{folder / 'study.db'}", "tiny-0")
     states = [trial.state.name for trial in trials]
     assert states.count("FAIL") == 1 and "RUNNING" not in states
+    said = fst(*options(task, folder, "--trials", 2, "--set", "run.grace_s=0"))
+    assert said.exit_code == 0, said.output
+    rows = read_json(folder / "tune.json")["trials"]
+    assert sum(row["state"] in ("complete", "pruned") for row in rows) == 2
+    assert [row["cause"] for row in rows if row["state"] == "fail"] == ["interrupted"]
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_command_that_is_killed_and_the_same_command_goes_on(task, tmp_path):
+    folder = tmp_path / "study"
+    (task / "hang").touch()
+    process = started(options(task, folder, "--trials", 2, "--set", "run.grace_s=0"))
+    worker = psutil.Process(int(wait_for(task / "hanging", process)))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    trials = trials_of(f"sqlite:///{folder / 'study.db'}", "tiny-0")
+    assert "RUNNING" not in [trial.state.name for trial in trials]
     said = fst(*options(task, folder, "--trials", 2, "--set", "run.grace_s=0"))
     assert said.exit_code == 0, said.output
     rows = read_json(folder / "tune.json")["trials"]
