@@ -27,28 +27,29 @@ from fst_optimizer.config.overrides import base_config
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.cycle import run_cycle, validate
 from fst_optimizer.data import split_data
+from fst_optimizer.dry_run import DryRun, dry_run
 from fst_optimizer.errors import UserError
-from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.evolve.reflect import LMReflector
 from fst_optimizer.evolve.reflection_lm import name_of
 from fst_optimizer.logs import FROM_PYTHON, kept_warnings
+from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
 from fst_optimizer.phases import commit, warned, within_caps
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.progress.display import shown
 from fst_optimizer.progress.tables import from_python
-from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
 from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.result import compile_result
 from fst_optimizer.run.run import Given, Run
 from fst_optimizer.run.saver import Saver
-from fst_optimizer.run.state import Best, State
+from fst_optimizer.run.state import State
 from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
-from fst_optimizer.types import Candidate, Population, items_of
+from fst_optimizer.types import items_of
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +150,10 @@ class FST(Teleprompter):  # type: ignore[misc]
             `detailed_results`, a `CompileResult`, unless `track_stats` is False.
 
         Raises:
-            UserError: something about the student, the data or the run directory is wrong; nothing was spent.
-            ProgramError: the program failed alike in every rollout of the first batch, or no rollout of the first
-                cycle ended well.
+            UserError: something about the student, the data, the metric or the run directory is wrong; at most the dry
+                run's two rollouts were spent.
+            ProgramError: the program failed alike in every rollout of the dry run or of the first batch, or no rollout
+                of the first cycle ended well.
             MetricError, EngineError, TrainingError, StorageError: a part broke; the last checkpoint stands.
             ReflectionError: the reflection LM failed at every call; see `fast.on_reflection_failure`.
             Paused: a monitor with `pause` saw what it watches for.
@@ -159,9 +161,27 @@ class FST(Teleprompter):  # type: ignore[misc]
         check_keywords(kwargs, inspect.signature(self.compile).parameters, inspect.signature(FST).parameters)
         given = self.check(student, trainset, teacher, valset, seed=seed, num_threads=num_threads)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
+        goes_on = self.resume and RunFiles(run_dir).state.exists()
+        found = self._dry_run(given) if given.config.run.dry_run and not goes_on else None
+        if found:
+            found.refuse()
         check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
         with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
-            return self._run(run_dir, given)
+            return self._run(run_dir, given, found)
+
+    def dry_run(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | Sequence[dspy.Module] | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+    ) -> DryRun:
+        """What `compile` begins with: the student on two training examples, one call of the reflection LM, the plan.
+
+        Nothing is written. `refuse()` on what it returns raises what `compile` would.
+        """
+        return self._dry_run(self.check(student, trainset, teacher, valset))
 
     def check(
         self,
@@ -190,7 +210,12 @@ class FST(Teleprompter):  # type: ignore[misc]
         train, val = split_data(trainset, valset, config.seed)
         return Given(config, student, self.task or type(student).__name__, policy, start_version, train, val, teachers)
 
-    def _run(self, run_dir: Path, given: Given) -> dspy.Module:
+    def _dry_run(self, given: Given) -> DryRun:
+        program, reflector = attach_policy(given.student, given.policy), reflector_of(self.reflection_lm, given.config)
+        collector = collector_of(program, given, self.metric, Meter(given.config.budget, reflector))
+        return dry_run(collector, reflector, given, len(self.testset or ()), self.run_dir, resume=self.resume)
+
+    def _run(self, run_dir: Path, given: Given, found: DryRun | None) -> dspy.Module:
         """Cycles from the first or the last committed state to the end, and the compiled program."""
         files, resuming = open_run(run_dir, resume=self.resume)
         policy, start = given.policy, given.start_version
@@ -201,7 +226,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         with kept_warnings() as warnings, shown(self.progress) as display:
             display.say(f"run directory: {run_dir}")
             run = replace(self.prepare(program, given, files, display), warnings=warnings)
-            compiled = self._cycles(run, program, given, resuming, changed=bool(changes))
+            state = run.saver.resume(changed=bool(changes)) if resuming else first_state(run, program, found)
+            compiled = self._cycles(run, given, state, resumed=resuming)
             result = compiled.detailed_results.result
             display.conclude(result, from_python(run_dir, type(given.student)))
         if alarms := result["alarms"]:
@@ -210,9 +236,10 @@ class FST(Teleprompter):  # type: ignore[misc]
             del compiled.detailed_results
         return compiled
 
-    def _cycles(self, run: Run, program: dspy.Module, given: Given, resuming: bool, *, changed: bool) -> dspy.Module:
+    def _cycles(self, run: Run, given: Given, state: State, *, resumed: bool) -> dspy.Module:
         try:
-            state = self._start(run, program, resuming, changed=changed)
+            run.begin(state, test=len(self.testset or ()), resumed=resumed)
+            state = self._start(run, state)
             while not state.over:
                 state = run_cycle(run, state)
             return self._finish(given, run, state)
@@ -252,23 +279,10 @@ class FST(Teleprompter):  # type: ignore[misc]
 
     def prepare(self, program: dspy.Module, given: Given, files: RunFiles, *listeners: Callback) -> Run:
         """The parts that do the work, put together. `program`: the student with its LMs on its predictors."""
-        policy, teachers = given.policy, given.teachers
-        config = given.config
-        reflector = (
-            LMReflector(self.reflection_lm, config.budget.prices)
-            if self.reflection_lm
-            else ExtractiveReflector(config.seed)
-        )
+        policy, config = given.policy, given.config
+        reflector = reflector_of(self.reflection_lm, config)
         meter = Meter(config.budget, reflector)
-        taught = {one.candidate.id: one.program for one in teachers}
-        collector = Collector(
-            lambda candidate: taught.get(candidate.id) or apply_texts(program, candidate.texts),
-            policy,
-            self.metric,
-            config,
-            meter,
-            must_work=True,
-        )
+        collector = collector_of(program, given, self.metric, meter)
         trainer = policy.trainer(config.train) if config.method != "gepa" else None
         metrics = MetricsLog(files.metrics, (*listeners, *self.listeners))
         payers = (collector, reflector) if isinstance(reflector, LMReflector) else (collector,)
@@ -279,8 +293,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             trainer=trainer,
             meter=meter,
             reflector=reflector,
-            components=tuple(filter(config.evolves, seed_texts(program))),
-            teachers=teachers,
+            components=components_of(given),
+            teachers=given.teachers,
             trainset=given.train,
             valset=given.val,
             files=files,
@@ -290,15 +304,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             ),
         )
 
-    def _start(self, run: Run, program: dspy.Module, resuming: bool, *, changed: bool) -> State:
-        """The committed state, or the first one; evaluated before any cycle."""
-        if resuming:
-            state = run.saver.resume(changed=changed)
-        else:
-            seed, version = Candidate(seed_texts(program)), run.policy.version
-            state = State(population=Population((seed,), version), best=Best(seed, version), policy_version=version)
-            state = commit(run, state)
-        run.begin(state, test=len(self.testset or ()), resumed=resuming)
+    def _start(self, run: Run, state: State) -> State:
+        """The state, evaluated before any cycle."""
         if state.started:
             return state
         run.enter("eval", state)

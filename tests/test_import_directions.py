@@ -15,7 +15,8 @@ LEVELS = (
     "children errors failpoints sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),
-    *("dspy_jobs", "evolve", "run", "schedule", "phases", "cycle", "optimizer", "tasks", "finished", "task_run"),
+    *("dspy_jobs", "evolve", "run", "schedule", "phases", "cycle", "parts", "dry_run", "optimizer"),
+    *("tasks", "finished", "task_run"),
     *("testing", "lab", "tuning", "cli"),
 )
 """From the lowest to the highest. What shares a line does not import each other."""

@@ -203,6 +203,9 @@ class RunConfig(Section, section="run"):
     them; the best pair's adapter always does."""
     grace_s: float = Field(default=10.0, ge=0)
     """How long rollouts in flight may go on after Ctrl-C or SIGTERM, in seconds. A second Ctrl-C drops them."""
+    dry_run: bool = True
+    """Whether a new run first tries the student on two training examples, and the reflection LM with one call, and is
+    refused where that shows a mistake."""
 
 
 class FSTConfig(Section):

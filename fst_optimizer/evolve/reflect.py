@@ -105,18 +105,40 @@ class LMReflector(Reflector):
         if found is not None:
             self._add_cost(found["cost_usd"])
             return str(found["text"])
-        last, asked = next(reversed(self.lm.history), None), _Asked(dspy.settings.usage_tracker)
-        with dspy.context(usage_tracker=asked):
-            outputs = self.lm(prompt)
-        entry = next(reversed(self.lm.history), None)
-        cost = self._cost_usd(asked.entries, None if entry is last else entry)
+        text, cost = self._answer(self.lm, prompt)
         self._add_cost(cost)
-        first = outputs[0] if outputs else ""
-        text = first.get("text") if isinstance(first, Mapping) else first
         # A reasoning model without a reasoning parser thinks aloud, sometimes in backticks.
-        text = str(failpoint("reflection.answer", str(text or "").rpartition("</think>")[2].strip()))
+        text = str(failpoint("reflection.answer", text.rpartition("</think>")[2].strip()))
         self.journal.add_reflection(prompt, text, cost)
         return text
+
+    def try_out(self) -> None:
+        """Ask the LM for one word. Its dollars are counted; it is no reflection.
+
+        A copy is asked, without cache, and once.
+
+        Raises:
+            Exception: whatever the LM raises.
+        """
+        limit = "max_completion_tokens" if "max_completion_tokens" in self.lm.kwargs else "max_tokens"
+        changed = {limit: 16}  # OpenAI's responses API refuses a lower one
+        changed |= {name: value for name, value in (("cache", False), ("num_retries", 0)) if hasattr(self.lm, name)}
+        try:
+            self._add_cost(self._answer(self.lm.copy(**changed), "Answer with one word: ready")[1])
+        except Exception as error:
+            if not _ABOUT_LENGTH.search(str(error)):  # a model that thinks first may find 16 tokens too few
+                raise
+
+    def _answer(self, lm: dspy.LM, prompt: Any) -> tuple[str, float | None]:
+        """What the LM, or a copy of it, answers, and what that cost."""
+        last, asked = next(reversed(lm.history), None), _Asked(dspy.settings.usage_tracker)
+        with dspy.context(usage_tracker=asked):
+            outputs = lm(prompt)
+        entry = next(reversed(lm.history), None)
+        cost = self._cost_usd(asked.entries, None if entry is last else entry)
+        first = outputs[0] if outputs else ""
+        text = first.get("text") if isinstance(first, Mapping) else first
+        return str(text or ""), cost
 
     def _cost_usd(self, asked: Sequence[Mapping[str, Any]], entry: Mapping[str, Any] | None) -> float | None:
         """What a call cost: by its tokens as for LMs in rollouts, else as dspy's history has it; None if unknown."""
@@ -147,6 +169,7 @@ class _Asked(UsageTracker):  # type: ignore[misc]
             self.outer.add_usage(lm, usage_entry)
 
 
+_ABOUT_LENGTH = re.compile(r"max_?(output_|completion_)?tokens|output limit", re.IGNORECASE)
 _WILL_PASS = re.compile(r"rate.?limit|time.?d?.?out|overloaded|unavailable|\b(408|429|50[0234])\b", re.IGNORECASE)
 
 

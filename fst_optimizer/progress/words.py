@@ -34,6 +34,8 @@ def lines_of(event: Event, before: Snapshot, now: Snapshot, last_line_s: float) 
     elif kind == "start":
         if event["resumed"]:
             yield _resumed(now)
+    elif kind == "plan":
+        yield f"plan: {event['text']}"
     elif kind == "progress":
         if event["time_s"] - last_line_s >= HEARTBEAT_S:
             yield f"{_stamp(event)} {_phase(now)}{_left(now)}"

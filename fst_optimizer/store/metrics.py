@@ -33,6 +33,7 @@ UNREADABLE = "metrics.damaged.jsonl"
 Callback = Callable[[Mapping[str, Any]], None]
 """Receives every line of `metrics.jsonl`, and events of other kinds that are not written down.
 
+- `plan`: what a new run may spend at most, in words (`text`), where it made its dry run;
 - `start`: the run begins, or goes on, from the state that is told (`start_fields`);
 - `phase`: a phase begins: `phase` (fast, eval, slow or test), `cycle`, `number` in it, `step`;
 - `progress`: a rollout of a phase ended: `phase`, `done`, `total`, `example`, `score`, `outcome`, `tokens`;

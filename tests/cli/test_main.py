@@ -64,7 +64,7 @@ def test_the_test_rollouts_are_counted_as_evaluation(compiled):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     # The last line comes before the best pair is scored on 8 test examples; the first counts validation alone.
     assert result_of(run)["rollouts"]["eval"] == lines[-1]["rollouts"]["eval"] + 8
-    assert lines[0]["rollouts"]["eval"] == 8
+    assert lines[0]["rollouts"]["eval"] == 2 + 8  # the dry run and the validation set
 
 
 @pytest.mark.slow

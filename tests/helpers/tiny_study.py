@@ -13,6 +13,7 @@ SETTINGS = {
     "train": {"steps_per_cycle": 1, "lr": 0.01, "warmup_steps": 0},
     "eval": {"kl_examples": 1},
     "budget": {"max_rollouts": 36},
+    "run": {"dry_run": False},
 }
 """Of trials that never train, and so take no time."""
 TRAINING = {"method": "fst", "fast.max_rollouts": 4, "rollout.batch_size": 1, "budget.max_rollouts": 12}

@@ -20,6 +20,7 @@ SETTINGS = {
     "train": {"steps_per_cycle": 2, "lr": 0.01, "warmup_steps": 0},
     "eval": {"kl_examples": 2},
     "budget": {"max_cycles": 2},
+    "run": {"dry_run": False},  # tests count what the cycles spend
 }
 SHORT = {
     "fast": {"population": 2, "anchor_size": 2, "max_rollouts": 12, "max_proposals": 1, "minibatch": 2},
@@ -27,6 +28,7 @@ SHORT = {
     "train": {"steps_per_cycle": 1, "lr": 0.01, "warmup_steps": 0},
     "eval": {"kl_examples": 2},
     "budget": {"max_cycles": 1},
+    "run": {"dry_run": False},
 }
 """One cycle of one step."""
 
