@@ -30,7 +30,7 @@ from fst_optimizer.data import split_data
 from fst_optimizer.dry_run import DryRun, dry_run
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import LMReflector
-from fst_optimizer.evolve.reflection_lm import name_of
+from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.logs import FROM_PYTHON, kept_warnings
 from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
 from fst_optimizer.phases import commit, warned, within_caps
@@ -105,6 +105,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         super().__init__()
         self.metric = Metric(metric)
         self.config = by_arguments(base_config(config, auto), seed=seed, num_threads=num_threads)
+        check_lm(reflection_lm)
         self.reflection_lm = reflection_lm
         self.run_dir = run_folder(run_dir, log_dir)
         self.track_stats = track_stats

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -15,6 +16,7 @@ ENGINES = ("torch", "vllm")
 PathText = Annotated[str | None, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
 NumberText = BeforeValidator(lambda value: str(value) if type(value) is int else value)
 """For text that may look like a number: on a command line, 1 is given without quotes."""
+S = TypeVar("S", bound=Section)
 Strings = Annotated[tuple[str, ...], Field(strict=False)]  # JSON has lists, no tuples
 
 
@@ -70,6 +72,29 @@ class VLLMConfig(Section, section="vllm"):
         if any(flag.startswith("--api-key") for flag in flags):
             raise UserError("vllm.flags is '--api-key=...': give api_key instead, which is kept out of all files")
         return flags
+
+
+def settings_of(section: type[S], value: object) -> S:
+    """Settings given as such, or as a mapping of their names. Raises UserError for anything else."""
+    if isinstance(value, section):
+        return value
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return section(**value)
+    raise UserError(f"{section.section} is {value!r}: give a {section.__name__}, or a dictionary of its settings")
+
+
+class PolicyArguments(Section):
+    """Numbers and names among the arguments of `Policy`, which documents them."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    max_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+    trust_remote_code: bool
+    max_batch: int = Field(ge=1)
+    max_batch_tokens: int = Field(ge=1)
+    max_wait_s: float = Field(ge=0)
+    dtype: str
+    device: str
 
 
 class PolicyConfig(Section, section="policy"):

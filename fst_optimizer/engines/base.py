@@ -121,6 +121,8 @@ class ServedPolicy(Protocol):
     temperature: float
     """Of a call outside of rollouts that does not say, where there is no observer."""
     observer: CallObserver | None
+    closed: bool
+    """Whether it has been closed, and generates no more."""
 
     @property
     def lm_version(self) -> int:

@@ -12,13 +12,14 @@ import hashlib
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import Generation, GenerationRequest, ServedPolicy, sampled_call
+from fst_optimizer.engines.sampling import check_options, options_of
 from fst_optimizer.errors import EngineDied, EngineError, PromptTooLong, RetiredVersion, UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.types import Call, Outcome
@@ -54,6 +55,8 @@ class Recorder:
     """Set when the engine refused or failed a call."""
     died: EngineDied | None = None
     """Set when the engine failed for good, even where the program caught that."""
+    refused: UserError | None = None
+    """Set when a call asked for what a policy cannot do, even where the program caught that."""
     _cancelled: bool = False
     _seen: Counter[tuple[object, ...]] = field(default_factory=Counter)
     _pending: set[Future[Generation]] = field(default_factory=set)
@@ -173,6 +176,25 @@ class RecordingEngine:
             return self.version
         return self.policy.version if self.follows else self.policy.lm_version
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse a call that cannot be answered as it asks, before dspy drops or wraps anything.
+
+        Raises:
+            UserError: an option that a policy does not have. The rollout that asked ends the run.
+            EngineError: the policy is closed.
+        """
+        import dspy
+
+        recorder: Recorder | None = dspy.settings.get(SETTING)
+        if recorder is None and self.policy.closed:
+            raise EngineError(f"{self.policy!r} is closed and answers no more: make a new Policy")
+        try:
+            check_options(options)
+        except UserError as error:
+            if recorder is not None:
+                recorder.refused = error
+            raise
+
     def complete(self, request: Request) -> Response:
         """Sample one completion (dspy's custom engine contract)."""
         pending = self._submit(request)
@@ -191,6 +213,7 @@ class RecordingEngine:
     def _submit(self, request: Request) -> _Pending:
         from dspy.lm15 import ContextLengthError
 
+        self.check(options_of(request))
         recorder = self._recorder()
         component = calling_component() if recorder else ""
         messages = chat_messages(request)

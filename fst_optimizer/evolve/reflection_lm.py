@@ -52,6 +52,14 @@ def check_lm_name(name: str) -> None:
         )
 
 
+def check_lm(lm: object) -> None:
+    """Raises a UserError for what is given as `reflection_lm` and is no LM."""
+    if isinstance(lm, str):
+        raise UserError(f"reflection_lm is {lm!r}: give an LM, reflection_lm=dspy.LM({lm!r})")
+    if lm is not None and not isinstance(lm, dspy.BaseLM):
+        raise UserError(f"reflection_lm is {lm!r}: give a dspy.LM, or None for the extractive reflector")
+
+
 def named_lm(name: str) -> dspy.LM:
     """The LM of that name, with its provider's own temperature and length, its key from the environment."""
     import dspy

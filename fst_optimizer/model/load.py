@@ -39,6 +39,24 @@ def check_model_folder(model: str | Path) -> None:
         raise UserError(f"model is {str(model)!r}: no such folder; give a model's folder or a hub name like owner/name")
 
 
+def check_placement(dtype: str, device: str) -> None:
+    """Raises a UserError for a dtype or a device that torch does not have here."""
+    import torch
+
+    kind = getattr(torch, dtype, None)
+    if dtype != "auto" and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+        raise UserError(f"dtype is {dtype!r}: {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
+    if device == "auto":
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(
+            f"device is {device!r}: torch cannot use it here ({first}); give 'auto', 'cpu', 'cuda' or 'cuda:1'"
+        ) from error
+
+
 def load_tokenizer(source: str, trust_remote_code: bool) -> Any:
     """A model's tokenizer; a UserError where it cannot be loaded, or has no chat template."""
     from transformers import AutoTokenizer
@@ -62,10 +80,9 @@ def load_base(source: str, dtype: str, device: str, trust_remote_code: bool, qua
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    check_placement(dtype, device)
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     kind = ("float32" if target == "cpu" else "bfloat16") if dtype == "auto" else dtype
-    if not isinstance(getattr(torch, kind, None), torch.dtype):
-        raise UserError(f"dtype is {dtype!r}: {did_you_mean(dtype, ('auto', 'float32', 'bfloat16', 'float16'))}")
     loading: dict[str, Any] = {"dtype": getattr(torch, kind), "trust_remote_code": trust_remote_code}
     if quantization is not None:
         if target == "cpu" or find_spec("bitsandbytes") is None:

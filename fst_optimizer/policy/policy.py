@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import itertools
 import threading
+import uuid
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.policy import LoraConfig, VLLMConfig
+from fst_optimizer.config.policy import LoraConfig, PolicyArguments, VLLMConfig, settings_of
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model import lora as adapters
-from fst_optimizer.model.chat import encode_chat
-from fst_optimizer.model.load import check_model_folder, check_tokenizer, fingerprint, load_base, load_tokenizer
+from fst_optimizer.model.load import (
+    check_model_folder,
+    check_placement,
+    check_tokenizer,
+    fingerprint,
+    load_base,
+    load_tokenizer,
+)
+from fst_optimizer.policy.face import PolicyFace
 from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
 from fst_optimizer.policy.sharing import TrainingJobs
 
 if TYPE_CHECKING:
-    import dspy
     from torch import Tensor
 
     from fst_optimizer.engines.base import CallObserver
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
     from fst_optimizer.types import Call
 
 
-class Policy:
+class Policy(PolicyFace):
     """A trainable local model.
 
     Args:
@@ -70,7 +76,7 @@ class Policy:
         model: str | Path,
         *,
         engine: EngineChoice = "torch",
-        lora: LoraConfig | None = None,
+        lora: LoraConfig | Mapping[str, Any] | None = None,
         adapter: str | Path | None = None,
         dtype: str = "auto",
         device: str = "auto",
@@ -84,17 +90,34 @@ class Policy:
         max_wait_s: float = 0.004,
         url: str | None = None,
         api_key: str | None = None,
-        vllm: VLLMConfig | None = None,
+        vllm: VLLMConfig | Mapping[str, Any] | None = None,
         quantization: str | None = None,
         on_wait: OnWait | None = None,
     ) -> None:
+        lora = settings_of(LoraConfig, {} if lora is None else lora)
+        vllm = None if vllm is None else settings_of(VLLMConfig, vllm)
+        PolicyArguments(
+            seed=seed,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            trust_remote_code=trust_remote_code,
+            max_batch=max_batch,
+            max_batch_tokens=max_batch_tokens,
+            max_wait_s=max_wait_s,
+            dtype=dtype,
+            device=device,
+        )
         check_choice(engine, url, vllm, quantization)
+        check_placement(dtype, device)
         check_model_folder(model)
         if adapter is not None:
             adapters.check_plain(adapter)
+        self.key = uuid.uuid4().hex
+        """Tells it from every other policy."""
+        self.closed = False
         self.source = str(model)
         self.name = Path(self.source).name
-        self.lora = lora or LoraConfig()
+        self.lora = lora
         self.seed = seed
         self.max_tokens = max_tokens
         self.temperature = temperature
@@ -129,48 +152,6 @@ class Policy:
         self.latest_lm = self._make_lm(None, follows=True)
         """The policy's current version, whichever that is: the newest while a run trains, the best one after it."""
 
-    # -- as an LM ----------------------------------------------------------------------------------------------
-
-    def lm_at(self, version: int) -> dspy.LM:
-        """An LM that stays at one version. It counts as this policy when its program is compiled again."""
-        lm = self._make_lm(version)
-        self._pinned.add(lm.engine)
-        return lm
-
-    @property
-    def base_lm(self) -> dspy.LM:
-        """The base model as a frozen LM: for a judge or a reflector. Never recorded, never trained."""
-        return self._make_lm(0, trainable=False)
-
-    def _make_lm(self, version: int | None, **kind: bool) -> dspy.LM:
-        from fst_optimizer.policy.lm import make_lm
-
-        return make_lm(self, version, **kind)
-
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """Prompt token ids of a conversation, ready for the assistant's turn."""
-        return encode_chat(self.tokenizer, messages, self.chat_template_args)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of sampled tokens, without special tokens."""
-        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def fresh_seed(self) -> int:
-        """The sampling seed of the next call outside of any rollout."""
-        return next(self._seeds)
-
-    @property
-    def observer(self) -> CallObserver | None:
-        """Told of the calls outside of rollouts.
-
-        A weak reference: an owner that is dropped, because its optimizer raised, stops observing.
-        """
-        return None if self._observer is None else self._observer()
-
-    @observer.setter
-    def observer(self, observer: CallObserver | None) -> None:
-        self._observer = None if observer is None else weakref.ref(observer)
-
     # -- versions ----------------------------------------------------------------------------------------------
 
     def _begin_at_base(self) -> None:
@@ -180,25 +161,6 @@ class Policy:
         """The version that training goes on from, and that `latest_lm` serves: the last published or restored one."""
         self._newest = 0
         self._lm_version: int | None = 0
-
-    @property
-    def lm_version(self) -> int:
-        """The version that `lm` stays at: 0, or 1 with an `adapter` to start from, until `move_lm` says another."""
-        return self.version if self._lm_version is None else self._lm_version
-
-    def move_lm(self, version: int) -> None:
-        """Let `lm` stay at another version that is served; programs on it then answer by that."""
-        self.check_served(version, "the version to move policy.lm to")
-        self._lm_version = version
-
-    @contextmanager
-    def lm_following(self) -> Iterator[None]:
-        """Inside, `lm` serves what `latest_lm` does; afterwards it stays where that is."""
-        self._lm_version = None
-        try:
-            yield
-        finally:
-            self._lm_version = self.version
 
     def publish(self) -> int:
         """Freeze the trainable adapter as the next version, serve it, and return its number."""
@@ -262,14 +224,6 @@ class Policy:
             self.engine.retire(version)
         self.engine.publish(version, tensors)
         self._tensors[version] = tensors
-
-    def check_served(self, version: int, what: str, program: str = "student") -> None:
-        """Raises UserError where the policy does not serve the version that `what`, an LM of `program`, is at."""
-        if version not in self.engine.versions():
-            raise UserError(
-                f"{what} is at policy version {version}, which {self!r} does not serve any more: "
-                f"call {program}.set_lm(policy.lm)"
-            )
 
     def tensors(self, version: int) -> dict[str, Tensor]:
         """The LoRA tensors of a version that is still served."""
@@ -339,8 +293,16 @@ class Policy:
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
     def close(self) -> None:
-        """Stop the engine. The policy cannot generate afterwards."""
-        self.engine.close()
+        """Stop the engine. The policy cannot generate afterwards. `with Policy(...) as policy:` does it at the end."""
+        if not self.closed:
+            self.closed = True
+            self.engine.close()
+
+    def __enter__(self) -> Policy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Policy:
         return self  # programs are copied, the weights behind them are shared on purpose

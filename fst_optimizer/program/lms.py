@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from fst_optimizer.policy.lm import trainable_policy
+from fst_optimizer.policy.lm import takes_policy, trainable_policy
 from fst_optimizer.program.texts import copy_program
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def give_lm(program: dspy.Module, lm: dspy.LM) -> dspy.Module:
     for predictor in program.predictors():
         if predictor.lm is None:
             predictor.lm = lm
-        elif trainable_policy(predictor.lm):
+        elif takes_policy(predictor.lm):
             predictor.lm = _set_like(lm, predictor.lm)
     return program
 
@@ -52,7 +52,7 @@ def without_unsaveable_lms(program: dspy.Module) -> dspy.Module:
     """A copy to save: other LMs than the policy's of which dspy can write no state are left out of it."""
     copy = copy_program(program)
     for predictor in copy.predictors():
-        if predictor.lm is not None and not trainable_policy(predictor.lm) and not _saveable(predictor.lm):
+        if predictor.lm is not None and not takes_policy(predictor.lm) and not _saveable(predictor.lm):
             predictor.lm = None
     return copy
 

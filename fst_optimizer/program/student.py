@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from fst_optimizer.engines.sampling import check_options
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.policy.lm import trainable_policy
 from fst_optimizer.program.lms import with_lms
@@ -46,6 +47,7 @@ def checked_student(student: object) -> tuple[Policy, int]:
             "one run trains one. Call student.set_lm(policy.lm)"
         )
     (policy,) = policies.values()
+    check_lms(student, policy, "student")
     version = max(_pinned(policy, lms.values()) or _served(policy, lms.values()))
     policy.check_served(version, "the student's LM")
     return policy, version
@@ -58,6 +60,16 @@ def check_program(student: object) -> dspy.Module:
     if not student.named_predictors():
         raise UserError(f"the student {type(student).__name__} has no dspy.Predict in it: there is nothing to learn")
     return student
+
+
+def check_lms(program: dspy.Module, policy: Policy, what: str) -> None:
+    """Raises UserError for a closed policy, and where a predictor's LM or its `dspy.Predict(...)` asks it in vain."""
+    if policy.closed:
+        raise UserError(f"{policy!r} is closed: make a new Policy, and call {what}.set_lm(policy.lm)")
+    for name, predictor in program.named_predictors():
+        lm = predictor.lm or dspy.settings.lm
+        if trainable_policy(lm) is policy:
+            check_options({**lm.kwargs, **predictor.config}, f"the {what}'s predictor {name!r}: ")
 
 
 def _pinned(policy: Policy, lms: Iterable[Any]) -> set[int]:
@@ -98,6 +110,7 @@ def checked_teachers(teacher: object, policy: Policy) -> tuple[Teacher, ...]:
         pinned = _pinned(policy, lms)
         if len(pinned) > 1:
             raise UserError(f"the teacher's LMs are at policy versions {sorted(pinned)}: give all of them one")
+        check_lms(program, policy, "teacher")
         version = next(iter(pinned), None)
         if version is not None:
             policy.check_served(version, "the teacher's LM", "teacher")

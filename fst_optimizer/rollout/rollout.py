@@ -89,7 +89,7 @@ class RolloutJob:
         Raises:
             EngineDied: The engine is beyond repair, whether or not the program caught that.
             MetricError: The metric raised.
-            UserError: It did not return a finite number.
+            UserError: It did not return a finite number, or a call asked for what the policy cannot do.
         """
         with inherited_by_threads():
             return self._run()
@@ -98,8 +98,8 @@ class RolloutJob:
         started = time.monotonic()
         prediction = self._run_program()
         self._recorder.cancel()  # a thread that goes on may not sample for a rollout that has ended
-        if self._recorder.died:
-            raise self._recorder.died
+        if fatal := self._recorder.died or self._recorder.refused:
+            raise fatal
         outcome = outcome_of(self.error, self._recorder)
         error = "" if self.error is None else describe_failure(outcome, self.error)
         judged: dict[str, Any] = {"feedback": {"": error}} if self.capture else {}

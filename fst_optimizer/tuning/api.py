@@ -13,6 +13,7 @@ from fst_optimizer.config.overrides import Settings, base_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import EngineError, UserError
+from fst_optimizer.evolve.reflection_lm import check_lm
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.tuning.confirm import confirm_winner, repeats_here
@@ -102,6 +103,7 @@ def tune(
         UserError: something is wrong with what was passed in, or the study is another one; no trial was begun.
         StudyStopped: three trials in a row failed of one cause.
     """
+    check_lm(reflection_lm)
     policy, name = _base_policy(program), type(program).__name__
     own = FSTConfig.from_dict(config) if isinstance(config, Mapping) else config
     search = {"sampler": sampler, "pruner": pruner, "objectives": objectives}
