@@ -54,6 +54,8 @@ def check_lm_name(name: str) -> None:
 
 def check_lm(lm: object) -> None:
     """Raises a UserError for what is given as `reflection_lm` and is no LM."""
+    import dspy
+
     if isinstance(lm, str):
         raise UserError(f"reflection_lm is {lm!r}: give an LM, reflection_lm=dspy.LM({lm!r})")
     if lm is not None and not isinstance(lm, dspy.BaseLM):
