@@ -162,8 +162,9 @@ class BudgetConfig(Section, section="budget"):
     max_cost_usd: float | None = Field(default=None, gt=0)
     """Dollars that reflection and other LMs in rollouts may cost. None: no cap, and prices may be unknown."""
     prices: Annotated[Mapping[str, PricePair], Remedy("give an object of models and prices")] = {}
-    """Model -> dollars for a million prompt tokens, and for a million completion tokens. Models not named: as litellm's
-    price table has them."""
+    """Model -> dollars for a million prompt tokens, and for a million completion tokens. It holds for
+    the reflection LM too; a name may leave the provider out. Models not named: nothing on own servers (`hosted_vllm`,
+    `ollama`, ...), else as litellm's price table has them."""
 
 
 class MonitorsConfig(Section, section="monitors"):

@@ -13,7 +13,7 @@ from fst_optimizer.config.overrides import Settings, base_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import EngineError, UserError
-from fst_optimizer.evolve.reflection_lm import check_lm
+from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.tuning.confirm import confirm_winner, repeats_here
@@ -142,7 +142,8 @@ def _search(
             f"repeats is {request.repeats} and testset is empty: the winner is confirmed on examples of its own"
         )
     presets = presets_of(own is not None, preset if own is None else None, settings_of)
-    plan = plan_study(request, runner.name, presets, runner.trainset, runner.valset, policy.name)
+    reflection_lm = name_of(runner.reflection_lm(policy), policy)
+    plan = plan_study(request, runner.name, presets, runner.trainset, runner.valset, policy.name, reflection_lm)
     study = join_study(request, plan)
     confirm = None
     if testset and request.repeats:

@@ -366,6 +366,7 @@ OTHERS = {
     "directions": ({"objectives": "score,rollouts"}, r"the directions \['maximize'\], not \['maximize', 'minimize'\]"),
     "settings": ({"values": {"rollout.batch_size": 1}}, r"config\.rollout\.batch_size 2, not 1"),
     "cap": ({"values": {"budget.max_rollouts": 40}}, "cap 36, not 40"),
+    "reflection": ({"reflection_lm": dspy.LM("hosted_vllm/own")}, "reflection_lm None, not 'hosted_vllm/own'"),
 }
 
 
