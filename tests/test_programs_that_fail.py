@@ -87,7 +87,8 @@ def test_a_program_that_always_crashes_stops_in_its_first_batch(scripted, tmp_pa
     text, place = str(raised.value), place_of(Mistyped, ".midle")
     assert text.startswith(f"the program raised AttributeError at {place} in all 4 rollouts of the first batch:\n")
     assert "middle = self.first(question=question).midle\n" in text
-    assert text.endswith("Correct the program and run the same command with --resume (in Python: resume=True).")
+    again = f"--resume (in Python: run_dir={str(tmp_path / 'run')!r}, resume=True)."
+    assert text.endswith(f"Correct the program and run the same command with {again}")
     assert len(text.splitlines()) < 16
     assert isinstance(raised.value, UserError) and isinstance(raised.value.__cause__, AttributeError)
     assert len(policy.engine.requests) == 4  # the first call of each validation example, and no more

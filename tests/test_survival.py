@@ -21,6 +21,7 @@ from helpers.toy import (
     assert_same_run,
     optimizer,
     run_toy,
+    said,
     student_of,
     untimed_metrics,
 )
@@ -117,7 +118,7 @@ def test_a_damaged_newest_adapter_costs_computing_and_no_rollout(scripted, tmp_p
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b"0.5", b"0.7", 1)]
+    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b"0.375", b"0.75", 1)]
 )
 def test_a_damaged_metrics_file_is_told_at_the_resume_and_in_the_result(scripted, tmp_path, caplog, damage):
     stopped(tmp_path / "run", scripted(answer), place="files.commit", after=6)
@@ -191,7 +192,7 @@ def test_a_cap_is_looked_at_before_each_reflection(scripted, tmp_path):
             return [f"```\nuseless {self.calls}\n```"]
 
     values = {"method": "gepa", "budget.max_cost_usd": 1.5, "fast.max_proposals": 8, "fast.max_rollouts": 200}
-    result = run_toy(tmp_path / "run", scripted(lambda *_: "nothing that parses"), reflection_lm=Dear(), values=values)
+    result = run_toy(tmp_path / "run", scripted(lambda *_: said(False)), reflection_lm=Dear(), values=values)
     assert result["cost_usd"] <= 2.0
     assert (result["ended"], result["cap"]) == ("budget", "max_cost_usd")
 
@@ -258,6 +259,8 @@ def test_keys_are_taken_out_of_errors(monkeypatch, text, left):
 def test_a_key_in_a_tools_error_reaches_no_file(scripted, tmp_path):
     class Leaking(Program):
         def forward(self, question):
+            if int(question[1:]) % 2 == 0:  # in every rollout, it would stop the run
+                return super().forward(question)
             raise ConnectionError("GET https://api.example/v1?api_key=planted-in-an-address failed")
 
     policy = scripted(answer)

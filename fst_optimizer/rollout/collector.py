@@ -166,7 +166,8 @@ class Collector:
         )
         if raised is not None:
             error = next(job.error for job in jobs if job.error)
-            raise ProgramError(mistake_in_program(raised, len(ran), self.journal.path is not None)) from error
+            run_dir = self.journal.path.parents[1] if self.journal.path else None
+            raise ProgramError(mistake_in_program(raised, len(ran), run_dir)) from error
 
     def _clock(self) -> float:
         """Seconds that stand still while the engine restarts: an outage does not count against a rollout's deadline."""

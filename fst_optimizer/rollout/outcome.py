@@ -72,9 +72,14 @@ def raised_alike(rollouts: Sequence[Rollout]) -> Raised | None:
     return rollouts[0].raised if len(found) == 1 else None
 
 
-def mistake_in_program(raised: Raised, rollouts: int, resumable: bool) -> str:
-    """For people: the program raised the same in so many rollouts, which were all that there were."""
-    again = "the same command with --resume (in Python: resume=True)" if resumable else "it again"
+def mistake_in_program(raised: Raised, rollouts: int, run_dir: Path | None) -> str:
+    """For people: the program raised the same in so many rollouts, which were all that there were.
+
+    `run_dir`: where the run can be resumed. None: there is nothing to resume.
+    """
+    again = "it again"
+    if run_dir is not None:
+        again = f"the same command with --resume (in Python: run_dir={str(run_dir)!r}, resume=True)"
     return "\n".join(
         [
             f"the program raised {raised} in all {rollouts} rollouts of the first batch:",
