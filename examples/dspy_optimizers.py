@@ -16,7 +16,7 @@ def good(example, prediction, trace=None):
 
 
 def main(steps=30, size=256):
-    policy = Policy("programs/letters/model", max_tokens=64)
+    policy = Policy("letters", max_tokens=64)
     program = TrimAndOrder()
     program.set_lm(policy.lm)
     train, val = examples(size, 0), examples(64, 1)

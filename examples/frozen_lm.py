@@ -25,7 +25,7 @@ def metric(example, prediction, trace=None):
 
 def main(config=None, frozen=None):
     frozen = frozen or dspy.LM("openai/gpt-5-mini", temperature=1.0, max_tokens=16000)  # reads OPENAI_API_KEY
-    policy = Policy("programs/letters/model", max_tokens=64)
+    policy = Policy("letters", max_tokens=64)
     program = AnswerAndTidy(frozen)
     program.tidy.lm = policy.lm
     # The frozen model's instruction is left alone; without this line it would evolve too.

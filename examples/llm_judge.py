@@ -24,7 +24,7 @@ def main(config=None, judge_lm=None):
         said = judge(letters=example.letters, expected=example.order, answer=str(prediction.order))
         return dspy.Prediction(score=min(1.0, max(0.0, said.score)), feedback=said.advice)
 
-    policy = Policy("programs/letters/model", max_tokens=64)
+    policy = Policy("letters", max_tokens=64)
     program = TrimAndOrder()
     program.set_lm(policy.lm)
     better = FST(metric, config=config).compile(program, trainset=examples(256, 0), valset=examples(64, 1))

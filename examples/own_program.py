@@ -40,7 +40,7 @@ def examples(count, seed):
 
 
 def main(config=None):
-    policy = Policy("programs/letters/model", max_tokens=64)
+    policy = Policy("letters", max_tokens=64)
     program = TrimAndOrder()
     program.set_lm(policy.lm)
     better = FST(metric, config=config).compile(program, trainset=examples(256, 0), valset=examples(64, 1))

@@ -9,7 +9,7 @@ from fst_optimizer import FST, Policy
 def main(config=None, reflection_lm=None):
     # Called a few times a cycle and never trained. `policy.base_lm` would be the policy's own frozen base.
     reflection_lm = reflection_lm or dspy.LM("openai/gpt-5.2", temperature=1.0, max_tokens=16000)
-    policy = Policy("programs/letters/model", max_tokens=64)
+    policy = Policy("letters", max_tokens=64)
     program = TrimAndOrder()
     program.set_lm(policy.lm)
     fst = FST(metric, reflection_lm=reflection_lm, config=config)

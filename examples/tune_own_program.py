@@ -12,7 +12,7 @@ SPACE = {
 
 
 def main(config=None, trials=12):
-    policy = Policy("programs/letters/model", max_tokens=64)
+    policy = Policy("letters", max_tokens=64)
     program = TrimAndOrder()
     program.set_lm(policy.lm)
     train, val = examples(256, 0), examples(64, 1)

@@ -16,7 +16,7 @@ from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.evolve.reflection_lm import POLICY, check_lm_name, named_lm, recorded_name
 from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
-from fst_optimizer.model.load import check_model_folder
+from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import RunFiles, check_run_dir, locked
 from fst_optimizer.tasks import Task, load_task
 
@@ -120,7 +120,7 @@ def check_engine(request: RunRequest) -> None:
     if request.engine is not None and request.engine not in ENGINES:
         raise UserError(f"engine is {request.engine!r}: {did_you_mean(request.engine, ENGINES)}")
     if request.model is not None:
-        check_model_folder(request.model)
+        model_place(request.model)
 
 
 def reflection_lm_of(request: RunRequest, plan: RunPlan) -> ReflectionLM:

@@ -71,9 +71,7 @@ STAND_INS = {
 
 
 @pytest.fixture
-def in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "programs").symlink_to(ROOT / "programs")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     return tmp_path
@@ -81,7 +79,7 @@ def in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=page_id)
-def test_an_example_runs(path: Path, in_a_checkout: Path) -> None:
+def test_an_example_runs(path: Path, in_an_empty_folder: Path) -> None:
     arguments, engine = {}, None
     if path.stem in STAND_INS:
         name, text = STAND_INS[path.stem]
@@ -100,14 +98,14 @@ def test_an_example_runs(path: Path, in_a_checkout: Path) -> None:
 
 
 @pytest.mark.slow
-def test_dspys_own_optimizers_run_on_the_policy(in_a_checkout: Path) -> None:
+def test_dspys_own_optimizers_run_on_the_policy(in_an_empty_folder: Path) -> None:
     better = runpy.run_path(str(OTHER_OPTIMIZERS))["main"](steps=1, size=16)
     assert {entry["strategy"] for entry in better.candidate_programs} == {"", "f", "f -> g"}
     assert better.predictors()[0].lm.engine.policy.version > 0
 
 
 @pytest.mark.slow
-def test_the_settings_of_a_program_are_searched_for(in_a_checkout: Path) -> None:
+def test_the_settings_of_a_program_are_searched_for(in_an_empty_folder: Path) -> None:
     config = {**SHORT, "budget": {"max_rollouts": 24}}
     found, better = runpy.run_path(str(TUNING))["main"](config, trials=2)
     assert found.folder == Path("runs/tune-TrimAndOrder-0") and (found.folder / "best.json").is_file()
@@ -117,7 +115,7 @@ def test_the_settings_of_a_program_are_searched_for(in_a_checkout: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(in_a_checkout: Path) -> None:
+def test_the_notebook_runs(in_an_empty_folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
@@ -126,7 +124,7 @@ def test_the_notebook_runs(in_a_checkout: Path) -> None:
     for number, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
         code = "".join(cell["source"])
         if "parameters" in cell["metadata"].get("tags", ()):
-            code = f"config, run_dir = {SHORT!r}, {str(in_a_checkout / 'run')!r}"
+            code = f"config, run_dir = {SHORT!r}, {str(in_an_empty_folder / 'run')!r}"
         exec(compile(code, f"cell {number}", "exec"), space)
         assert not cell["outputs"]
     assert space["result"]["steps"] == 1

@@ -16,6 +16,13 @@ import fst_optimizer
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "dspy", "gepa", "litellm", "numpy", "peft", "transformers", "trl", "vllm", "optuna", "matplotlib"}
+SHORT = {
+    "budget": {"max_cycles": 1},
+    "fast": {"population": 2, "anchor_size": 4, "max_rollouts": 40, "max_proposals": 4, "minibatch": 2},
+    "rollout": {"group_size": 4, "batch_size": 2},
+    "train": {"steps_per_cycle": 1},
+    "eval": {"max_examples": 8, "kl_examples": 2},
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -64,7 +71,7 @@ def extra(name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_wheel_brings_the_letters_task_and_its_model(tmp_path: Path) -> None:
+def test_the_wheel_brings_the_letters_task_and_its_model_and_runs_the_readmes_example(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -85,3 +92,14 @@ def test_the_wheel_brings_the_letters_task_and_its_model(tmp_path: Path) -> None
     )
     place, predictors, examples = in_a_new_process(code, installed, tmp_path).splitlines()[-1].split()
     assert (Path(place), predictors, examples) == (model, "2", "3")
+    (shown,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "own_program.py").write_text(shown)
+    code = (
+        f"import fst_optimizer, own_program; better = own_program.main({SHORT!r}); print(fst_optimizer.__file__, "
+        "better.predictors()[0].lm.engine.policy.folder, better.detailed_results.result['steps'])"
+    )
+    package, folder, steps = in_a_new_process(code, installed, empty).splitlines()[-1].split()
+    assert (Path(package).parent, Path(folder), steps) == (installed / "fst_optimizer", model, "1")
+    assert [path.name for path in empty.iterdir() if path.suffix == ""] == ["runs"]

@@ -31,7 +31,8 @@ FinishedRunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finis
 BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now. [default: where it was]")]
 ServedName = Annotated[str, typer.Option("--name", help="The model name that clients ask for.")]
 Model = Annotated[
-    str | None, typer.Option(help="A model's folder, or a hub name like Qwen/Qwen3-1.7B. [default: the task's own]")
+    str | None,
+    typer.Option(help="A model's folder, a hub name like Qwen/Qwen3-1.7B, or letters. [default: the task's own]"),
 ]
 Engine = Annotated[
     str | None,

@@ -12,6 +12,7 @@ from fst_optimizer.engines.vllm.installed import served_rank
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import FinishedRun, read_finished
+from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import ADAPTER_CONFIG, read_json, write_json
 
 ADAPTER, MODEL, PROGRAM, README = "adapter", "model", "program.json", "README.md"
@@ -51,7 +52,7 @@ def export_run(
     out, run = Path(out), read_finished(run_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out is {str(out)!r}, which holds something: give a folder that does not exist yet")
-    source = model or run.policy["model"]
+    source = model_place(model or run.policy["model"])
     if run.adapter is None and not merge:
         raise UserError(
             f"the run in {str(run_dir)!r} ended at policy version 0, the base itself: there is no adapter to export; "
@@ -108,9 +109,8 @@ def _end_ids(source: str, trust_remote_code: bool) -> list[int]:
     from transformers import AutoConfig, GenerationConfig
 
     from fst_optimizer.engines.base import end_ids
-    from fst_optimizer.model.load import check_model_folder, load_tokenizer
+    from fst_optimizer.model.load import load_tokenizer
 
-    check_model_folder(source)
     tokenizer = load_tokenizer(source, trust_remote_code)
     try:
         generation = GenerationConfig.from_pretrained(source)

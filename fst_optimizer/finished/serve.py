@@ -12,7 +12,7 @@ from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.engines.vllm.server import BASE_NAME, SERVED_NAME, OnWait, VLLMServer
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import read_finished
-from fst_optimizer.model.load import check_model_folder
+from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import ADAPTER_CONFIG, RunFiles, read_json
 
 
@@ -50,8 +50,7 @@ def policy_server(
         UserError: the run is not finished, the base model is missing, or vLLM is.
     """
     run = read_finished(run_dir)
-    source = model or run.policy["model"]
-    check_model_folder(source)
+    source = model_place(model or run.policy["model"])
     if api_key is not None and not api_key.strip():
         raise UserError("api_key is empty: give one, or None for a new random one")
     config = config or server_settings(run.files.root, ())

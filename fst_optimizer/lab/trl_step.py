@@ -37,7 +37,7 @@ class TRLStep:
 
     def __init__(self, policy: Policy, rows: Sequence[TrainRow], config: TrainConfig, folder: str) -> None:
         """Loads the policy's base a second time, with a LoRA adapter of the same shape."""
-        base = AutoModelForCausalLM.from_pretrained(policy.source, dtype=policy.model.dtype).to(policy.model.device)
+        base = AutoModelForCausalLM.from_pretrained(policy.folder, dtype=policy.model.dtype).to(policy.model.device)
         arguments = GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=MICROBATCH,

@@ -12,6 +12,8 @@ from typing import Any
 from fst_optimizer.errors import UserError, did_you_mean
 
 QUANTIZATIONS = ("nf4",)
+BUILT_IN = {"letters": "programs/letters/model"}
+"""Name -> folder of the models that come with the package."""
 
 
 @contextmanager
@@ -29,14 +31,30 @@ def no_bars() -> Iterator[None]:
             hub.enable_progress_bar()
 
 
-def check_model_folder(model: str | Path) -> None:
-    """A folder must exist and hold a model; a hub name (`owner/name`) is left to the hub."""
-    path = Path(model)
+def model_place(model: str | Path) -> str:
+    """Where a model is loaded from: a folder, or a hub name (`owner/name`), which is left to the hub.
+
+    A folder with a model in it is taken first. Else a built-in name (`letters`) or a path like `programs/letters/model`
+    is looked for beside the installed package, so that both work from anywhere.
+
+    Raises:
+        UserError: there is no such folder, or no model in it.
+    """
+    path, package = Path(model), Path(__file__).parents[1]
+    if (path / "config.json").is_file():
+        return str(model)
+    for root in () if path.is_absolute() else (package, package.parent):
+        beside = root / BUILT_IN.get(str(model), str(model))
+        if (beside / "config.json").is_file():
+            return str(beside)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model is {str(model)!r}: the folder has no config.json; give a model's own folder")
-    elif isinstance(model, Path) or path.is_absolute() or str(model).startswith(".") or len(path.parts) != 2:
-        raise UserError(f"model is {str(model)!r}: no such folder; give a model's folder or a hub name like owner/name")
+        raise UserError(f"model is {str(model)!r}: the folder has no config.json; give a model's own folder")
+    if isinstance(model, Path) or path.is_absolute() or str(model).startswith(".") or len(path.parts) != 2:
+        raise UserError(
+            f"model is {str(model)!r}: no such folder; give a model's folder, a hub name like owner/name, or "
+            f"{' or '.join(map(repr, BUILT_IN))}, which is built in"
+        )
+    return str(model)
 
 
 def check_placement(dtype: str, device: str) -> None:

@@ -160,6 +160,7 @@ def add_version(model: PeftModel, name: str, tensors: Mapping[str, Tensor]) -> N
     copies = {key: tensor.detach().to(device, copy=True) for key, tensor in tensors.items()}
     set_peft_model_state_dict(model, copies, adapter_name=name, low_cpu_mem_usage=True)
     model.set_adapter(TRAINED)
+    model.train(model.training)  # the new adapter's dropout is a new module, in training mode
 
 
 def drop_version(model: PeftModel, name: str) -> None:

@@ -61,7 +61,7 @@ def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) ->
     server = None
     if policy.url is None:
         server = VLLMServer(
-            policy.source,
+            policy.folder,
             max_lora_rank=policy.rank,
             config=config,
             dtype=policy.dtype,

@@ -20,12 +20,12 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model import lora as adapters
 from fst_optimizer.model.load import (
-    check_model_folder,
     check_placement,
     check_tokenizer,
     fingerprint,
     load_base,
     load_tokenizer,
+    model_place,
 )
 from fst_optimizer.policy.face import PolicyFace
 from fst_optimizer.policy.make_engine import EngineChoice, check_choice, make_engine
@@ -45,7 +45,8 @@ class Policy(PolicyFace):
     """A trainable local model.
 
     Args:
-        model: A folder or a hub name of a causal LM with a chat template.
+        model: A folder or a hub name of a causal LM with a chat template; or `letters`, the small one in the package,
+            unless a folder of that name has a model in it.
         engine: `torch` generates in this process; `vllm` has a vLLM server do it. A callable makes another engine from
             this policy.
         url: With `vllm`: a server that runs already, to attach to. None: one is started, and stopped by `close`.
@@ -109,7 +110,8 @@ class Policy(PolicyFace):
         )
         check_choice(engine, url, vllm, quantization)
         check_placement(dtype, device)
-        check_model_folder(model)
+        self.folder = model_place(model)
+        """Where the model is loaded from; a hub name as it is."""
         if adapter is not None:
             adapters.check_plain(adapter)
         self.key = uuid.uuid4().hex
@@ -123,9 +125,9 @@ class Policy(PolicyFace):
         self.temperature = temperature
         self.chat_template_args = dict(chat_template_args or {})
         self.lock = threading.RLock()
-        self.tokenizer = load_tokenizer(self.source, trust_remote_code)
-        base = load_base(self.source, dtype, device, trust_remote_code, quantization)
-        check_tokenizer(self.source, self.tokenizer, base)
+        self.tokenizer = load_tokenizer(self.folder, trust_remote_code)
+        base = load_base(self.folder, dtype, device, trust_remote_code, quantization)
+        check_tokenizer(self.folder, self.tokenizer, base)
         self.fingerprint = fingerprint(base)
         """Tells base models apart, whatever their folder is called."""
         self.model = (

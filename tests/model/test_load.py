@@ -10,28 +10,44 @@ from safetensors.torch import load_file, save_file
 from fst_optimizer.errors import UserError
 from fst_optimizer.model.load import (
     check_fingerprint,
-    check_model_folder,
     check_tokenizer,
     fingerprint,
     load_base,
     load_tokenizer,
+    model_place,
 )
 from fst_optimizer.testing import make_tiny_model
 
 
 @pytest.mark.parametrize("model", ["no/such/folder", "./nowhere", "/nowhere", Path("owner/name"), "name"])
 def test_what_is_neither_a_folder_nor_a_hub_name_is_refused(model):
-    with pytest.raises(UserError, match=r"no such folder; give a model's folder or a hub name like owner/name"):
-        check_model_folder(model)
+    with pytest.raises(
+        UserError, match=r"no such folder; give a model's folder, a hub name like owner/name, or 'letters'"
+    ):
+        model_place(model)
 
 
 def test_a_hub_name_is_left_to_the_hub():
-    check_model_folder("owner/name")
+    assert model_place("owner/name") == "owner/name"
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"the folder has no config\.json"):
-        check_model_folder(tmp_path)
+        model_place(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["letters", "programs/letters/model"])
+def test_the_built_in_model_is_found_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letters").mkdir()  # any folder of that name, as runs and tasks have
+    assert Path(model_place(name)).is_absolute()
+    assert load_tokenizer(model_place(name), trust_remote_code=False).chat_template
+
+
+def test_a_folder_with_a_model_goes_before_the_built_in_one(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "letters")
+    assert model_place("letters") == "letters"
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_model, tmp_path):

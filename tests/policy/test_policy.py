@@ -111,3 +111,16 @@ def test_kl_to_base_is_zero_at_the_base_and_above_it_after_training(policy):
     assert policy.kl_to_base(calls, 0) == 0
     move_adapter(policy)
     assert policy.kl_to_base(calls, policy.publish()) > 0
+
+
+def test_dropout_of_the_adapter_is_for_training_alone(tiny_model):
+    from fst_optimizer.types import Call
+
+    calls = [Call("p", (5, 6, 7), (8, 9), (0.0, 0.0), 1.0, 0, "stop")]
+    measured = []
+    for dropout in (0.0, 0.5):
+        with Policy(tiny_model, lora=LORA.changed(dropout=dropout), max_tokens=8) as policy:
+            move_adapter(policy)
+            version = policy.publish()
+            measured.append((policy.kl_to_base(calls, version), policy.logprobs_of(calls, policy.tensors(version))))
+    assert measured[0] == measured[1]
