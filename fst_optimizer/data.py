@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fst_optimizer.errors import UserError
+from fst_optimizer.text import shown
 from fst_optimizer.types import Item, items_of
 
 if TYPE_CHECKING:
@@ -51,16 +52,50 @@ def check_examples(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Examp
     """There is something to train on and to validate on.
 
     Raises:
-        UserError: a set is empty, or an example is none or does not name its inputs.
+        UserError: a set is empty, or an example is none, does not name its inputs, or has a field that is no text.
     """
     if not trainset:
         raise UserError("trainset is empty: give at least one example")
+    check_fields(trainset, "train")
+    check_fields(valset or (), "val")
     for example in (*trainset, *(valset or ())):
         fingerprint(example)  # raises where it is no dspy.Example or names no inputs
     if valset is None and len(trainset) < 2:
         raise UserError("trainset has one example and valset is None: give more examples, or a valset")
     if valset is not None and not valset:
         raise UserError("valset is empty: give examples, or None to hold a fifth of the trainset out")
+
+
+def check_fields(examples: Sequence[dspy.Example], split: str) -> None:
+    """Every field can be written down, in prompts and in files.
+
+    Raises:
+        UserError: names the example and its field.
+    """
+    for index, example in enumerate(examples):
+        for name, value in example.items() if hasattr(example, "items") else ():
+            if problem := _problem_of(value):
+                raise UserError(f"example {split}-{index}: its field {name!r} {problem}")
+
+
+def _problem_of(value: object) -> str:
+    """Why a value cannot be written down; empty if it can."""
+    try:
+        json.dumps(value, sort_keys=True, default=_both_texts, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = shown(error.object[error.start : error.end][:1])
+        return f"holds half a character ({half}): clean it, e.g. text.encode('utf-8', 'replace').decode()"
+    except RecursionError:
+        return "is nested too deeply, or contains itself: give plain data"
+    except Exception as error:
+        if "Circular reference" in str(error):
+            return "contains itself: give plain data"
+        return f"cannot be turned into text ({shown(error)}): give plain data"
+    return ""
+
+
+def _both_texts(value: object) -> str:
+    return f"{value!r} {value!s}"
 
 
 def fingerprint(example: dspy.Example) -> str:

@@ -26,7 +26,7 @@ from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import base_config
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.cycle import run_cycle, validate
-from fst_optimizer.data import split_data
+from fst_optimizer.data import check_fields, split_data
 from fst_optimizer.dry_run import DryRun, dry_run
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import LMReflector
@@ -114,6 +114,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
         self.progress = progress
         self.task = task
+        check_fields(testset or (), "test")
         self.testset = None if testset is None else items_of(testset, "test")
         if self.testset == ():
             raise UserError("testset is empty: give examples, or None for no test scores")

@@ -27,13 +27,40 @@ def unicode_only(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def plain_data(value: Any) -> Any:
-    """Containers stay containers; anything else becomes text. Done twice, it changes nothing."""
-    if isinstance(value, Mapping):
-        return {str(name): plain_data(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_data(inner) for inner in value]
-    return str(value)
+def shown(value: object, limit: int = 200) -> str:
+    """What a value looks like in an error's text: its `repr`, not too long, whatever it raises."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+DEEPEST = 100
+"""Containers inside each other that are kept; what is below becomes `...`."""
+
+
+def plain_data(value: Any, _inside: tuple[int, ...] = ()) -> Any:
+    """Containers stay containers; anything else becomes text. Done twice, it changes nothing.
+
+    A container that holds itself is `...` there, and what raises when it becomes text is named by its type.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        if id(value) in _inside or len(_inside) > DEEPEST:
+            return "..."
+        inside = (*_inside, id(value))
+        if isinstance(value, Mapping):
+            return {as_text(name): plain_data(inner, inside) for name, inner in value.items()}
+        return [plain_data(inner, inside) for inner in value]
+    return value if isinstance(value, str) else as_text(value)
+
+
+def as_text(value: object) -> str:
+    """A value's `str` that can be written, or what it is where that raises."""
+    try:
+        return unicode_only(str(value))
+    except Exception:
+        return shown(value)
 
 
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_optimizer.data import batch_at, fingerprint, split_data
+from fst_optimizer import FST
+from fst_optimizer.data import batch_at, check_fields, fingerprint, split_data
 from fst_optimizer.errors import UserError
 from fst_optimizer.types import items_of
 
@@ -47,6 +48,49 @@ def test_a_small_trainset_still_gives_one_example_to_validate_on(count):
 def test_data_that_nothing_can_be_learned_from_is_refused(trainset, valset, named):
     with pytest.raises(UserError, match=named):
         split_data(trainset, valset, seed=0)
+
+
+class Mute:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def cyclic():
+    found = {"more": []}
+    found["more"].append(found)
+    return found
+
+
+def nested(depth):
+    return [] if not depth else [nested(depth - 1)]
+
+
+ODD = {
+    "half a character": ("a \udcff b", r"holds half a character \('\\udcff'\): clean it"),
+    "half a character, deep inside": ({"a": ["\ud800"]}, r"holds half a character \('\\ud800'\)"),
+    "contains itself": (cyclic(), "contains itself: give plain data"),
+    "no text": (Mute(), r"cannot be turned into text \(RuntimeError\('no text'\)\)"),
+    "too long a number": (10**5000, "cannot be turned into text"),
+    "names of several kinds": ({1: "a", "b": 2}, "cannot be turned into text"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("field", ["question", "answer"])
+def test_a_field_that_cannot_be_written_down_is_refused_with_the_name_of_its_example(odd, field):
+    value, said = ODD[odd]
+    broken = dspy.Example(**{"question": "q", "answer": "a", field: value}).with_inputs("question")
+    with pytest.raises(UserError, match=f"example train-2: its field '{field}' {said}"):
+        split_data([*examples(2), broken], examples(2, start=10), seed=0)
+    with pytest.raises(UserError, match=f"example val-1: its field '{field}' {said}"):
+        split_data(examples(4), [*examples(1, start=10), broken], seed=0)
+    with pytest.raises(UserError, match=f"example test-0: its field '{field}' {said}"):
+        FST(lambda example, prediction: 1.0, testset=[broken])
+
+
+def test_a_field_of_any_other_kind_will_do():
+    odd = [nested(50), float("nan"), {1, 2}, b"bytes", object(), None, {"a": (1, "é 漢 😀")}]
+    check_fields([dspy.Example(question=one).with_inputs("question") for one in odd], "train")
 
 
 def test_any_iterable_of_examples_will_do():

@@ -315,6 +315,8 @@ ELSEWHERE = {
     "the program raises in every rollout": "tests/test_programs_that_fail.py, tests/rollout/test_crashes.py",
     "the program raises in some rollouts": "tests/test_programs_that_fail.py",
     "no answer parses": "tests/test_programs_that_fail.py",
+    "the metric returns what cannot be read": "tests/rollout/test_metric.py",
+    "an example cannot be written down": "tests/test_data.py",
     "a second process": test_a_second_process_in_the_same_directory_is_refused,
     "SIGKILL of `fst lab` or `fst tune`": "tests/lab/test_launch.py, tests/tuning/test_tune_command.py",
     "SIGKILL": test_six_runs_that_are_killed_end_as_if_nothing_had_been,

@@ -118,7 +118,8 @@ def test_a_damaged_newest_adapter_costs_computing_and_no_rollout(scripted, tmp_p
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b"0.375", b"0.75", 1)]
+    "damage",
+    [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: data.replace(b'"score"', b'"scorf"', 1)],
 )
 def test_a_damaged_metrics_file_is_told_at_the_resume_and_in_the_result(scripted, tmp_path, caplog, damage):
     stopped(tmp_path / "run", scripted(answer), place="files.commit", after=6)
@@ -161,6 +162,32 @@ def test_a_text_that_is_no_unicode_is_written_down_and_read_back(scripted, tmp_p
 
     stopped(tmp_path / "run", scripted(answer), place="rollout.end", after=20, metric=odd)
     assert run_toy(tmp_path / "run", scripted(answer), metric=odd, resume=True)["ended"] == "done"
+
+
+def test_what_a_program_hands_on_may_hold_itself_or_have_no_text(scripted, tmp_path):
+    class Mute:
+        def __str__(self):
+            raise RuntimeError("no text")
+
+        __repr__ = __str__
+
+    class MuteError(Exception):
+        __str__ = __repr__ = Mute.__str__
+
+    class Odd(Program):
+        def forward(self, question):
+            found = super().forward(question)
+            itself = [Mute()]
+            itself.append(itself)
+            dspy.settings.trace.append((self.first, {"question": itself}, {"middle": Mute()}))
+            if found.middle == "wrong":
+                raise MuteError
+            return found
+
+    program = Odd()
+    program.set_lm(scripted(answer).lm)
+    fst = optimizer(tmp_path / "run", values={"budget.max_cycles": 1})
+    assert fst.compile(program, trainset=TRAIN, valset=VAL).detailed_results.result["ended"] == "done"
 
 
 def test_a_full_disk_at_a_reflection_stops_the_run_and_is_no_failed_proposal(scripted, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.failpoints import failpoint
-from fst_optimizer.text import unicode_only
+from fst_optimizer.text import shown, unicode_only
 from fst_optimizer.types import Item
 
 
@@ -46,7 +46,7 @@ class Metric:
         """Score one prediction; with `pred_name`, give this predictor's own score and feedback.
 
         Raises:
-            MetricError: The metric raised.
+            MetricError: The metric raised, or what it returned does when it is read.
             UserError: It returned something that is not a finite number.
         """
         name = _name(self.function)
@@ -54,21 +54,33 @@ class Metric:
         try:
             answer = failpoint("metric.answer", self.function(item.example, prediction, *arguments))
         except Exception as error:
-            raise MetricError(f"metric {name} raised on example {item.id}: {error!r}") from error
-        if isinstance(answer, dict):
-            value, words = answer.get("score"), answer.get("feedback")
-        else:
-            value, words = getattr(answer, "score", answer), getattr(answer, "feedback", None)
+            raise MetricError(f"metric {name} raised on example {item.id}: {shown(error, 1000)}") from error
         try:
-            score = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            score = math.nan
+            score, feedback = _read(answer)
+        except Exception as error:  # of a property, a __float__ or a __str__ of the answer
+            raise MetricError(
+                f"metric {name} returned {shown(answer)} on example {item.id}, which raises when it is read: "
+                f"{shown(error)}"
+            ) from error
         if not math.isfinite(score):
             raise UserError(
-                f"metric {name} returned {answer!r} on example {item.id}: "
+                f"metric {name} returned {shown(answer)} on example {item.id}: "
                 "return a finite number, or dspy.Prediction(score=..., feedback=...)"
             )
-        return Judgement(score, unicode_only(str(words)) if words else "")
+        return Judgement(score, feedback)
+
+
+def _read(answer: Any) -> tuple[float, str]:
+    """Score and feedback of what a metric returned; the score is NaN where it is no number."""
+    if isinstance(answer, dict):
+        value, words = answer.get("score"), answer.get("feedback")
+    else:
+        value, words = getattr(answer, "score", answer), getattr(answer, "feedback", None)
+    try:
+        score = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        score = math.nan
+    return score, unicode_only(str(words)) if words else ""
 
 
 def _accepts(function: Callable[..., Any], count: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
 from fst_optimizer.engines.recorder import Recorder
-from fst_optimizer.text import plain, unicode_only, without_secrets
+from fst_optimizer.text import as_text, plain, without_secrets
 from fst_optimizer.types import Call, Outcome, Raised, Rollout
 
 
@@ -47,7 +47,7 @@ def describe_failure(outcome: Outcome, error: Exception | None) -> str:
         fields = ", ".join(f"`{name}`" for name in error.signature.output_fields)
         cut = " It was cut at max_tokens." if outcome is Outcome.TRUNCATED else ""
         return f"The answer could not be parsed.{cut} It must give the fields {fields} in the format asked for."
-    return unicode_only(without_secrets(f"{type(error).__name__}: {error}")) if error else str(outcome)
+    return without_secrets(f"{type(error).__name__}: {as_text(error)}") if error else str(outcome)
 
 
 def raised_by(error: Exception) -> Raised:

@@ -54,11 +54,39 @@ def test_numpy_and_torch_numbers_are_numbers():
         dspy.Prediction(score=None),
         {"feedback": "no score"},
         {"score": math.nan},
+        pytest.param(10**400, id="a large number"),
+        pytest.param(10**5000, id="a number too long to be shown"),
+        dspy.Prediction(score=-(10**400)),
     ],
 )
 def test_anything_but_a_finite_number_is_the_users_mistake_and_names_the_example(answer):
     with pytest.raises(UserError, match="on example train-3: return a finite number"):
         judged(lambda example, prediction: answer)
+
+
+class Broken:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+    __repr__ = __float__ = __bool__ = __str__
+
+
+class BrokenError(Exception):
+    __str__ = __repr__ = Broken.__str__
+
+
+@pytest.mark.parametrize("answer", [Broken(), {"score": 1.0, "feedback": Broken()}, {"score": Broken()}])
+def test_an_answer_that_raises_when_it_is_read_is_the_metrics_mistake_and_names_the_example(answer):
+    with pytest.raises(MetricError, match=r"on example train-3, which raises when it is read: RuntimeError"):
+        judged(lambda example, prediction: answer)
+
+
+def test_an_error_that_cannot_be_shown_is_named_by_its_type():
+    def fussy(example, prediction):
+        raise BrokenError
+
+    with pytest.raises(MetricError, match="on example train-3: <BrokenError, whose repr raises RuntimeError>"):
+        judged(fussy)
 
 
 def test_a_metric_that_raises_is_named_with_the_example_and_chained():
