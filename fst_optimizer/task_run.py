@@ -14,7 +14,7 @@ from fst_optimizer.config.overrides import Settings, assignments, base_config, r
 from fst_optimizer.config.policy import ENGINES
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
-from fst_optimizer.evolve.reflection_lm import POLICY, check_lm_name, named_lm, recorded_name
+from fst_optimizer.evolve.reflection_lm import POLICY, check_lm, check_lm_name, named_lm, recorded_name
 from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
 from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import RunFiles, check_run_dir, locked
@@ -141,6 +141,7 @@ def reflection_lm_of(request: RunRequest, plan: RunPlan) -> ReflectionLM:
         if chosen == POLICY:
             return lambda policy: policy.base_lm
         chosen = named_lm(chosen)
+    check_lm(chosen)
     return lambda policy: chosen
 
 

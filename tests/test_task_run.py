@@ -43,7 +43,7 @@ def test_the_option_wins_over_the_task_and_the_task_over_none():
 def test_a_task_may_choose_by_variant_or_not_care():
     assert chosen(function=lambda variant: f"hosted_vllm/{variant}", variant="loud") == "hosted_vllm/loud"
     assert chosen(function=lambda: "hosted_vllm/own", variant="loud") == "hosted_vllm/own"
-    with pytest.raises(UserError, match=r"reflection_lm\(\) gave 3: give a dspy.LM, a model's name, or None"):
+    with pytest.raises(UserError, match=r"reflection_lm is 3: give a dspy.LM, or None"):
         chosen(function=lambda: 3)
 
 

@@ -202,7 +202,8 @@ def test_the_reflection_lm_of_the_command_line_is_asked_recorded_and_kept_by_a_r
     said = apart("compile", task, "--run-dir", run, *named, **environment)
     assert said.returncode == 0, said.stderr
     result, calls = read_json(run / "result.json"), len(asked)
-    assert calls and asked[0]["model"] == "reflect" and "instruction" in str(asked[0]["messages"]).lower()
+    assert calls and {one["model"] for one in asked} == {"reflect"}
+    assert "Say right, never wrong." in str(asked[-1]["messages"])  # the metric's feedback
     assert result["reflection_calls"] > 0 and result["cost_usd"] == 0.0  # an own server costs nothing a token
     assert read_json(run / "config.json")["program"]["reflection_lm"] == "hosted_vllm/reflect"
 
