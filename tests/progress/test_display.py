@@ -232,13 +232,14 @@ def sometimes(prompt, request):
 def test_from_python_a_run_shows_itself_from_its_directory_to_its_table(scripted, tmp_path, capsys):
     student = student_of(scripted(answer))
     capsys.readouterr()  # the model was loaded
-    fst = optimizer(tmp_path / "run", values={"budget.max_cycles": 1})
+    fst = optimizer(tmp_path / "run", values={"budget.max_cycles": 1, "run.dry_run": True})
     result = fst.compile(student, trainset=TRAIN, valset=VAL).detailed_results.result
     out, err = capsys.readouterr()
     assert out == ""
     first, *lines = err.splitlines()
     assert first == f"run directory: {tmp_path / 'run'}"
-    assert lines[0].startswith("[0:0") and "before the first cycle: val score" in lines[0]
+    assert lines[0].startswith("plan: ")
+    assert lines[1].startswith("[0:0") and "before the first cycle: val score" in lines[1]
     assert any("new instruction for" in line for line in lines) and any("{+Mind the gap.+}" in line for line in lines)
     assert f"{result['val_score_after']:.4f}" in err
     assert lines[-1] == f"use it    program = fst_optimizer.load({str(tmp_path / 'run')!r}, program=Program())"
@@ -282,9 +283,11 @@ def test_a_run_tells_of_its_failures_and_tokens(scripted, tmp_path):
 
     fst = optimizer(tmp_path / "run", callbacks=[heard.append], progress=False)
     result = fst.compile(student_of(scripted(sometimes)), trainset=TRAIN, valset=VAL).detailed_results.result
+    start = next(event for event in heard if event["kind"] == "start")  # has what the dry run spent
     ended = [event for event in heard if event["kind"] == "progress"]
-    assert sum(event["tokens"] for event in ended) == result["tokens"] > 0
-    assert len(ended) == sum(result["rollouts"][name] for name in ("fast", "slow", "eval"))
+    assert start["tokens"] + sum(event["tokens"] for event in ended) == result["tokens"] > 0
+    spent = start["rollouts"]["eval"] + len(ended)
+    assert spent == sum(result["rollouts"][name] for name in ("fast", "slow", "eval"))
     assert {event["outcome"] for event in ended} == {"ok", "parse_error"}
 
 

@@ -105,6 +105,10 @@ def test_each_event_that_is_worth_one_is_a_line():
     ]
 
 
+def test_the_plan_is_told_as_it_is():
+    assert lines([{"kind": "plan", "time_s": 0.0, "text": "at most 10 rollouts"}]) == ["plan: at most 10 rollouts"]
+
+
 def test_rl_has_no_cycle_0():
     heard = [started(method="rl"), phase(0, "eval"), evaluated(0.2), phase(3, "slow"), STEP, phase(9, "eval")]
     assert lines([*heard, evaluated(0.3)]) == [
