@@ -121,6 +121,15 @@ def test_a_run_with_rollouts_keeps_its_program(scripted, tmp_path):
         run_of(other, tmp_path / "run", scripted(answer), resume=True)
 
 
+def test_what_a_dry_run_spent_is_counted_after_a_resume_that_has_nothing_else(scripted, tmp_path):
+    values = {"run.dry_run": True, "rollout.num_threads": 1, "run.grace_s": 0}
+    run_toy(tmp_path / "whole", scripted(answer), values=values)
+    with inject("rollout.end", raising(KeyboardInterrupt()), after=2), pytest.raises(KeyboardInterrupt):
+        run_toy(tmp_path / "run", scripted(answer), values=values)
+    run_toy(tmp_path / "run", scripted(answer), values=values, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_crashes_are_not_kept_of_a_process_that_is_killed_in_its_first_batch(whole, scripted, tmp_path):
     with inject("rollout.end", raising(KeyboardInterrupt()), after=3), pytest.raises(KeyboardInterrupt):
         run_of(Mistyped(), tmp_path / "run", scripted(answer), values={"run.grace_s": 0})

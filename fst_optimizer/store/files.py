@@ -228,13 +228,17 @@ def _others(root: Path) -> str:
 
 
 def _nothing_ran(files: RunFiles) -> bool:
-    """Whether a run has only its first checkpoint, of the base, and not one rollout."""
-    written = [*files.journal(0).parent.glob("*.jsonl"), files.metrics]
-    return (
-        [path.parent for path in files.manifests()] == [files.checkpoint(1)]
-        and not any(path.exists() and path.stat().st_size for path in written)
-        and not any(files.policy(0).parent.glob("*"))
-    )
+    """Whether a run has only its first checkpoint, of the base, and not one rollout, a dry run's included."""
+    manifests = files.manifests()
+    if [path.parent for path in manifests] != [files.checkpoint(1)]:
+        return False
+    try:
+        counts = read_json(manifests[0])["state"]["rollouts"]
+    except (UserError, KeyError):
+        return False
+    lines = [path for path in (*files.journal(0).parent.glob("*.jsonl"), files.metrics) if path.exists()]
+    written = [path for path in lines if path.stat().st_size] + [*files.policy(0).parent.glob("*")]
+    return not written and not any(counts.values())
 
 
 def _clear(files: RunFiles) -> None:
