@@ -10,12 +10,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.engines.recorder import RecordingEngine
 from fst_optimizer.errors import EngineError, FSTError, ProgramError, UserError
 from fst_optimizer.evolve.reflect import LMReflector, Reflector, will_pass
+from fst_optimizer.finding import Finding
 from fst_optimizer.parts import sizes_of
 from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -39,18 +40,6 @@ REFLECTION = Usage(calls=1, prompt_tokens=2000, completion_tokens=500)
 """What one reflection is taken to cost, where its price is known."""
 UNCHECKED = "not checked, as"
 UNPARSED = (Outcome.PARSE_ERROR, Outcome.TRUNCATED, Outcome.PROMPT_TOO_LONG)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found."""
-
-    level: Literal["ok", "warn", "fail"]
-    name: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.level} {self.name}: {' '.join(self.text.split())}"
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     """
     check_engine(request)
     task = load_task(request.task)
-    file = read_settings(request.config_file) if request.config_file else {}
-    flags = {name: value for name, value in request.flags.items() if value is not None}
-    given = (file, flags, assignments(request.sets))
+    given = given_settings(request)
     path = RunFiles(request.run_dir).config
     if not request.resume or not path.exists():
         return RunPlan(task, settled(base_config(task.config(), request.auto), *given), request.sizes, None)
@@ -113,6 +111,13 @@ def plan_run(request: RunRequest) -> RunPlan:
                 "or start another run"
             )
     return RunPlan(task, settings, request.sizes.over(recorded), recorded)
+
+
+def given_settings(request: RunRequest) -> tuple[Mapping[str, Any], ...]:
+    """Settings from `--config`, from options of their own and from `--set`; later ones go over earlier ones."""
+    file = read_settings(request.config_file) if request.config_file else {}
+    flags = {name: value for name, value in request.flags.items() if value is not None}
+    return file, flags, assignments(request.sets)
 
 
 def check_engine(request: RunRequest) -> None:

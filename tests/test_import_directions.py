@@ -12,11 +12,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fst_optimizer"
 LEVELS = (
-    "children errors failpoints sandbox stats task_kit text",
+    "children errors failpoints finding sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),
     *("dspy_jobs", "evolve", "run", "schedule", "phases", "cycle", "parts", "dry_run", "optimizer"),
-    *("tasks", "finished", "task_run"),
+    *("tasks", "finished", "task_run", "task_check"),
     *("testing", "lab", "tuning", "cli"),
 )
 """From the lowest to the highest. What shares a line does not import each other."""

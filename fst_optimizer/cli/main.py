@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fst_optimizer.children import end_with_parent
+from fst_optimizer.cli.check import check_command
 from fst_optimizer.cli.compile import compile_command
 from fst_optimizer.cli.finished import eval_command, export_command, serve_command
 from fst_optimizer.cli.lab import lab
@@ -46,6 +47,7 @@ def _say_version(given: bool) -> None:
 
 
 app.command("compile")(compile_command)
+app.command("check")(check_command)
 app.command("tune")(tune_command)
 app.command("eval")(eval_command)
 app.command("serve")(serve_command)

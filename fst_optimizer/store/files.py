@@ -114,8 +114,7 @@ def locked(root: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the folder cannot be written, or the lock is no file of the run's.
     """
-    if root.exists() and not root.is_dir():
-        raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
+    _check_is_folder(root)
     try:
         failpoint("files.write", root)
         root.mkdir(parents=True, exist_ok=True)
@@ -158,12 +157,19 @@ def _take(descriptor: int) -> bool:
     return True
 
 
+def _check_is_folder(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise UserError(f"run_dir {str(root)!r} is a file: give a directory")
+
+
 def check_run_dir(root: Path, *, resume: bool) -> bool:
     """Whether there is a state to resume in a run's directory; nothing is written.
 
     Raises:
-        UserError: the directory holds a finished run, an unfinished one and `resume` is off, or none and it is on.
+        UserError: the directory holds a finished run, an unfinished one and `resume` is off, or none and it is on; or
+            it is a file.
     """
+    _check_is_folder(root)
     files = RunFiles(root)
     for path in root.rglob("*"):
         if path.is_symlink() and not files.holds(path):
