@@ -31,8 +31,6 @@ def lines_of(event: Event, before: Snapshot, now: Snapshot, last_line_s: float) 
     if kind == "waiting":
         if not before.waiting:
             yield "starting vLLM, which takes half a minute or more ..."
-    elif kind == "plan":
-        yield f"plan: {event['text']}"
     elif kind == "start":
         if event["resumed"]:
             yield _resumed(now)

@@ -35,7 +35,6 @@ Callback = Callable[[Mapping[str, Any]], None]
 
 - `plan`: what a new run may spend at most, in words (`text`), where it made its dry run;
 - `start`: the run begins, or goes on, from the state that is told (`start_fields`);
-- `plan`: before it: `text`, the most that a new run may spend;
 - `phase`: a phase begins: `phase` (fast, eval, slow or test), `cycle`, `number` in it, `step`;
 - `progress`: a rollout of a phase ended: `phase`, `done`, `total`, `example`, `score`, `outcome`, `tokens`;
 - `accepted`: the fast round took a proposal in: `before` and `after` by component, its mean on the anchor.
