@@ -320,6 +320,7 @@ ELSEWHERE = {
     "a connection to a server breaks": "tests/engines/test_broken_connections.py",
     "a server answers what cannot be": "tests/engines/test_hostile_server.py",
     "a prompt names control tokens": "tests/model/test_chat.py, tests/rollout/test_collector.py",
+    "a policy is dropped without `close`": "tests/engines/test_dropped.py",
     "a forked process calls the policy": "tests/engines/test_dropped.py",
     "a second process": test_a_second_process_in_the_same_directory_is_refused,
     "SIGKILL of `fst lab` or `fst tune`": "tests/lab/test_launch.py, tests/tuning/test_tune_command.py",

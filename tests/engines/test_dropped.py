@@ -155,6 +155,7 @@ print("parent done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "vllm"])
 def test_a_call_in_a_forked_process_is_an_error_that_says_so(tiny_model, engine):
     server = LikeVLLM(tiny_model) if engine == "vllm" else None
