@@ -78,6 +78,8 @@ class Task:
             raise
         except (ValueError, KeyError) as error:
             raise UserError(f"task {self.name!r}: {error}") from error
+        except SystemExit as error:
+            raise UserError(_exits(self.name, function.__name__, error)) from error
 
 
 def load_task(name: str) -> Task:
@@ -91,7 +93,10 @@ def load_task(name: str) -> Task:
     """
     place, _, variant = name.partition(":")
     folder = _folder(place)
-    module = _load_folder(folder) if folder else _import(place, name)
+    try:
+        module = _load_folder(folder) if folder else _import(place, name)
+    except SystemExit as error:
+        raise UserError(_exits(name, "importing it", error)) from error
     missing = [function for function in REQUIRED if not callable(getattr(module, function, None))]
     if missing:
         raise UserError(f"task {name!r}: its task.py lacks {', '.join(missing)}; see docs, 'Writing a task'")
@@ -125,6 +130,13 @@ def _load_folder(folder: Path) -> ModuleType:
         package.__path__ = [str(folder)]
         sys.modules[package_name] = package
     return importlib.import_module(f"{package_name}.task")
+
+
+def _exits(name: str, what: str, error: SystemExit) -> str:
+    return (
+        f"task {name!r}: {what} called sys.exit({error.code!r}), which would end this command as if its work were "
+        'done; raise an error instead, and keep what a script does under `if __name__ == "__main__":`'
+    )
 
 
 def _import(place: str, name: str) -> ModuleType:

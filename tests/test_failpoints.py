@@ -315,6 +315,8 @@ ELSEWHERE = {
     "the program raises in every rollout": "tests/test_programs_that_fail.py, tests/rollout/test_crashes.py",
     "the program raises in some rollouts": "tests/test_programs_that_fail.py",
     "no answer parses": "tests/test_programs_that_fail.py",
+    "the program or a tool calls `sys.exit`": "tests/test_exits.py",
+    "the metric calls `sys.exit`": "tests/test_exits.py",
     "the metric returns what cannot be read": "tests/rollout/test_metric.py",
     "an example cannot be written down": "tests/test_data.py",
     "a connection to a server breaks": "tests/engines/test_broken_connections.py",

@@ -10,6 +10,7 @@ from typing import Any
 
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.failpoints import failpoint
+from fst_optimizer.rollout.outcome import raise_ctrl_c, words_of
 from fst_optimizer.text import shown, unicode_only
 from fst_optimizer.types import Item
 
@@ -53,11 +54,14 @@ class Metric:
         arguments = (trace, pred_name, pred_trace) if self.per_predictor else ()
         try:
             answer = failpoint("metric.answer", self.function(item.example, prediction, *arguments))
-        except Exception as error:
-            raise MetricError(f"metric {name} raised on example {item.id}: {shown(error, 1000)}") from error
+        except BaseException as error:  # sys.exit() in a metric must not end the run, as a success at that
+            raise_ctrl_c(error)
+            what = words_of(error) if isinstance(error, SystemExit) else shown(error, 1000)
+            raise MetricError(f"metric {name} raised on example {item.id}: {what}") from error
         try:
             score, feedback = _read(answer)
-        except Exception as error:  # of a property, a __float__ or a __str__ of the answer
+        except BaseException as error:  # of a property, a __float__ or a __str__ of the answer
+            raise_ctrl_c(error)
             raise MetricError(
                 f"metric {name} returned {shown(answer)} on example {item.id}, which raises when it is read: "
                 f"{shown(error)}"

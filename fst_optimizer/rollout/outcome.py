@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import site
 import sysconfig
+import threading
 import traceback
 from collections.abc import Sequence
 from functools import cache
@@ -12,11 +13,11 @@ from pathlib import Path
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
 from fst_optimizer.engines.recorder import Recorder
-from fst_optimizer.text import as_text, plain, without_secrets
+from fst_optimizer.text import as_text, plain, shown, without_secrets
 from fst_optimizer.types import Call, Outcome, Raised, Rollout
 
 
-def outcome_of(error: Exception | None, recorder: Recorder) -> Outcome:
+def outcome_of(error: BaseException | None, recorder: Recorder) -> Outcome:
     """The outcome of a rollout whose program raised `error`, or returned (None)."""
     if error is None:
         return Outcome.OK
@@ -41,16 +42,29 @@ def unparsed_call(error: AdapterParseError, calls: Sequence[Call]) -> int | None
     return next((place for place in reversed(range(len(calls))) if text in calls[place].text), None)
 
 
-def describe_failure(outcome: Outcome, error: Exception | None) -> str:
+def describe_failure(outcome: Outcome, error: BaseException | None) -> str:
     """What went wrong, for people and for the reflector."""
     if isinstance(error, AdapterParseError):
         fields = ", ".join(f"`{name}`" for name in error.signature.output_fields)
         cut = " It was cut at max_tokens." if outcome is Outcome.TRUNCATED else ""
         return f"The answer could not be parsed.{cut} It must give the fields {fields} in the format asked for."
-    return without_secrets(f"{type(error).__name__}: {as_text(error)}") if error else str(outcome)
+    if error is None:
+        return str(outcome)
+    return without_secrets(f"{type(error).__name__}: {words_of(error)}".removesuffix(": "))
 
 
-def raised_by(error: Exception) -> Raised:
+def raise_ctrl_c(error: BaseException) -> None:
+    """Raise it again where it is a Ctrl-C: Python tells that to the main thread, where no program or metric runs."""
+    if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        raise error
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says; the code alone says little of a `SystemExit`."""
+    return f"it called sys.exit({shown(error.code)})" if isinstance(error, SystemExit) else as_text(error)
+
+
+def raised_by(error: BaseException) -> Raised:
     """What a program raised, where in its own code, and the lines that people need to find it."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not _of_a_library(frame.filename)] or frames[-1:]
@@ -58,7 +72,9 @@ def raised_by(error: Exception) -> Raised:
     place = (own[0] if isinstance(error, RecursionError) else own[-1]) if own else None
     shown = [*own[:1], *own[1:][-1:], *([frames[-1]] if frames and frames[-1] not in own else [])]
     lines = [line for part in traceback.format_list(shown) for line in part.splitlines()]
-    lines += "".join(traceback.format_exception_only(error)).splitlines()[:MOST_LINES]
+    exits = isinstance(error, SystemExit)
+    said = f"SystemExit: {words_of(error)}" if exits else "".join(traceback.format_exception_only(error))
+    lines += said.splitlines()[:MOST_LINES]
     return Raised(
         type(error).__name__,
         f"{place.filename}:{place.lineno} in {place.name}" if place else "",

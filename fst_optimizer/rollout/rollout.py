@@ -18,7 +18,7 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
-from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raised_by, unparsed_call
+from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raise_ctrl_c, raised_by, unparsed_call
 from fst_optimizer.rollout.threads import inherited_by_threads
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Usage
 
@@ -65,7 +65,7 @@ class RolloutJob:
         self.request = request
         self.version = version if request.version is None else request.version
         self.capture = capture
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What the program raised."""
         key = (self.version, request.candidate.id, request.item.id, request.index)
         self._journal_key = (*key, temperature, capture)
@@ -179,7 +179,8 @@ class RolloutJob:
                 if hasattr(type(self.program), "forward"):
                     return self.program(**inputs)
                 return asyncio.run(self.program.acall(**inputs))
-            except Exception as error:
+            except BaseException as error:  # sys.exit() in a program must not end the run, as a success at that
+                raise_ctrl_c(error)
                 self.error = error
                 return None
 
