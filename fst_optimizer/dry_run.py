@@ -82,10 +82,8 @@ class DryRun:
         texts = [one.text for one in self.failed]
         if len(texts) > 1:
             texts = [f"{len(texts)} problems", *(f"({number}) {text}" for number, text in enumerate(texts, 1))]
-        raise kind(
-            "the dry run stops this run, and nothing else is spent (run.dry_run=False goes on all the same): "
-            + "\n".join(texts)
-        ) from (self.broken and self.broken.__cause__)
+        found = "found in the dry run; no more than that was spent. run.dry_run=False leaves it out"
+        raise kind("\n".join([*texts, f"({found})"])) from (self.broken and self.broken.__cause__)
 
     def _log(self) -> None:
         for one in self.findings:
@@ -207,17 +205,23 @@ def check_rollouts(rollouts: Sequence[Rollout], strays: int) -> list[Finding]:
     program = check_program(rollouts)
     if program.level == "fail":
         calls = [Finding("fail", "calls", stray_calls(strays))] if strays else []
-        return [program, *calls, Finding("warn", "scores", f"{UNCHECKED} the program raised")]
+        return [program, *calls, Finding("warn", "scores", f"{UNCHECKED} the program failed")]
     return [program, check_calls(rollouts, strays), *check_answers(rollouts), *check_scores(rollouts)]
 
 
 def check_program(rollouts: Sequence[Rollout]) -> Finding:
-    """The program must not raise on every example."""
+    """The program must not fail on every example: raise, ask for more than the context, or take too long."""
     raised = [one for one in rollouts if one.outcome is Outcome.PROGRAM_ERROR]
     late = [one for one in rollouts if one.outcome in (Outcome.TIMEOUT, Outcome.ENGINE_ERROR)]
+    long = [one for one in rollouts if one.outcome is Outcome.PROMPT_TOO_LONG]
     if len(raised) == len(rollouts):
         told = raised[:1] if raised_alike(raised) else raised
         return Finding("fail", "program", f"the program raised on {_named(raised)}:\n" + "\n".join(map(_lines, told)))
+    if len(long) == len(rollouts):
+        return Finding("fail", "program", f"no prompt fits on {_named(long)}: {long[0].error}")
+    if all(one.outcome is Outcome.TIMEOUT for one in rollouts):
+        remedy = "correct the program, or raise rollout.timeout_s"
+        return Finding("fail", "program", f"the program did not end on {_named(late)}: {late[0].error}; {remedy}")
     if raised:
         return Finding("warn", "program", f"the program raised on {_named(raised)}: {_lines(raised[0])}")
     if late:

@@ -57,7 +57,7 @@ def test_a_program_that_raises_on_both_examples_is_refused_with_its_last_lines(p
     text = str(caught.value)
     assert "the program raised on both train-0 and train-1" in text
     assert "return self.first(question=question).midle" in text and "test_dry_run.py" in text
-    assert text.endswith("AttributeError: 'Prediction' object has no attribute 'midle'")
+    assert "\nAttributeError: 'Prediction' object has no attribute 'midle'\n(found in the dry run" in text
     assert text.count("midle\n") == 1, "both raised alike: told once"
     assert len(policy.engine.requests) == 2
     assert not (tmp_path / "run").exists()
