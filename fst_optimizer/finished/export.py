@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import FinishedRun, read_finished
 from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import ADAPTER_CONFIG, read_json, write_json
+from fst_optimizer.store.folders import temporary_folder
 
 ADAPTER, MODEL, PROGRAM, README = "adapter", "model", "program.json", "README.md"
 README_TEMPLATE = Path(__file__).with_name("export_readme.md")
@@ -59,9 +59,8 @@ def export_run(
             "--merge exports the base"
         )
     program = plain_program(read_json(run.files.program), plain_lm(run.policy, source, name, trust_remote_code))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        new = Path(temporary) / out.name
+    with temporary_folder(f".{out.name}.", out.parent) as temporary:
+        new = temporary / out.name
         new.mkdir()
         if merge or run.adapter is None:
             _write_merged(run, source, new / MODEL, trust_remote_code)

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import peft
@@ -27,6 +26,7 @@ from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.model.load import some
 from fst_optimizer.store.files import ADAPTER_CONFIG, ADAPTER_TENSORS, read_json, sync, writing
+from fst_optimizer.store.folders import temporary_folder
 
 TRAINED = "default"
 """The adapter that trains. peft saves any other name into a subfolder, where vLLM does not look."""
@@ -214,7 +214,7 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
     folder = Path(folder)
     config = copy.copy(model.peft_config[TRAINED])
     config.inference_mode = True
-    with writing(folder), _beside(folder) as temporary:
+    with writing(folder), temporary_folder(f".{folder.name}.", folder.parent) as temporary:
         written = Path(temporary, "new")
         if not isinstance(config.target_modules, str):
             config.target_modules = sorted(config.target_modules or ())  # a set, in another order in each process
@@ -228,14 +228,6 @@ def save_adapter(model: PeftModel, tensors: Mapping[str, Tensor], folder: str | 
             os.replace(folder, Path(temporary, "old"))
         os.replace(written, folder)
         sync(folder.parent)
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[str]:
-    """A temporary folder on the same disk, so that what is written there can be renamed into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as temporary:
-        yield temporary
 
 
 def load_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:

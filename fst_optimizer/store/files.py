@@ -17,11 +17,7 @@ from typing import Any
 
 from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.failpoints import failpoint
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: there, two processes that write one run directory are not noticed
-    fcntl = None  # type: ignore[assignment]
+from fst_optimizer.store.folders import NO_FOLLOW, take
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +25,17 @@ ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetens
 """The files of a LoRA adapter, as peft and vLLM name them."""
 
 LOCK = ".lock"
-NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-"""For opening a file that may have become a link, or a pipe, that somebody else put there."""
-
 CHECKPOINT = re.compile(r"\d{6,}")
 JOURNAL = re.compile(r"\d{6,}\.jsonl")
 ADAPTER = re.compile(r"policy-\d{6,}")
 CYCLE = re.compile(r"cycle-\d{6,}\.jsonl?")
 """The names that a run gives to what is in its folders. Whatever else lies there is the user's and stays."""
+
+HALF_WRITTEN = re.compile(
+    r"\.(config|state|result)\.json\.tmp|\.metrics\.jsonl\.tmp|\.program\.tmp\.json|population/\.cycle-\d{6,}\.json\.tmp"
+    r"|checkpoint/\d{6,}/\.(state|trainer)\.json\.tmp|policy/\.policy-\d{6,}\.[a-z0-9_]{8}"
+)
+"""What a process was writing when it was killed."""
 
 
 class RunFiles:
@@ -126,7 +125,7 @@ def locked(root: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"run_dir {str(root)!r} cannot be written ({error}): give another directory") from error
     try:
-        if not _take(descriptor):
+        if not take(descriptor):
             raise UserError(
                 f"run_dir {str(root)!r} is being written by another process: wait for it, or give another directory"
             )
@@ -142,19 +141,9 @@ def in_use(root: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _take(descriptor)
+        return not take(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _take(descriptor: int) -> bool:
-    """Lock a file that is open; False where another process has it. The lock goes when the file is closed."""
-    try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _check_is_folder(root: Path) -> None:
@@ -197,13 +186,17 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     """The run's files, and whether there is a state to resume.
 
     A run that died before its first checkpoint is begun again, with a warning where it was to be resumed. So is one
-    that kept no rollout, without one: its program may have been wrong, and be another now.
+    that kept no rollout, without one: its program may have been wrong, and be another now. Hold the directory's lock:
+    what was half written when a process was killed is removed.
 
     Raises:
         UserError: as `check_run_dir` does.
     """
     files = RunFiles(root)
-    if check_run_dir(root, resume=resume):
+    committed = check_run_dir(root, resume=resume)
+    if _is_runs(files.config):
+        _drop_half_written(files)
+    if committed:
         if not _nothing_ran(files):
             return files, True
         files.state.unlink(missing_ok=True)
@@ -265,6 +258,12 @@ def _clear(files: RunFiles) -> None:
         raise UserError(f"run_dir {str(files.root)!r} holds {found[0]}, which is of no run: give another directory")
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _drop_half_written(files: RunFiles) -> None:
+    for path in list(files.root.rglob(".*")):
+        if HALF_WRITTEN.fullmatch(path.relative_to(files.root).as_posix()):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_runs(config: Path) -> bool:

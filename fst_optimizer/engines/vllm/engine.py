@@ -15,7 +15,6 @@ import contextlib
 import logging
 import secrets
 import shutil
-import tempfile
 import threading
 import weakref
 from collections import defaultdict
@@ -31,6 +30,7 @@ from fst_optimizer.engines.vllm.holdings import Holdings
 from fst_optimizer.engines.vllm.restart import ServerConnection
 from fst_optimizer.engines.vllm.server import VLLMServer
 from fst_optimizer.errors import EngineError
+from fst_optimizer.store.folders import TemporaryFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,15 +87,14 @@ class VLLMEngine:
         self._state = threading.Condition()
         """Guards what other threads share; notified when a request ends."""
         self._closed = False
-        if config.adapter_dir is not None:
-            Path(config.adapter_dir).mkdir(parents=True, exist_ok=True)
         self._client = VLLMClient(
             end_ids,
             vocabulary=vocabulary,
             max_in_flight=config.max_in_flight,
             timeout_s=config.request_timeout_s,
         )
-        folder = Path(tempfile.mkdtemp(prefix="fst-adapters-", dir=config.adapter_dir)).resolve()
+        # A server that is another's may read adapters after this process was killed: such a folder is left.
+        folder = TemporaryFolder("fst-adapters-", config.adapter_dir, abandoned_if_killed=server is not None)
         self._held = Holdings(server, self._client, folder)
         weakref.finalize(self, self._held.let_go_later).atexit = False  # then, the server stops by itself
         self._connection = ServerConnection(
@@ -237,7 +236,7 @@ class VLLMEngine:
             self._held.adapters[version] = adapter
 
     def _write(self, prefix: str, tensors: Mapping[str, Tensor]) -> Path:
-        adapter = self._held.folder / f"{prefix}-{secrets.token_hex(3)}"
+        adapter = self._held.folder.path / f"{prefix}-{secrets.token_hex(3)}"
         self._write_adapter(tensors, adapter)
         return adapter
 

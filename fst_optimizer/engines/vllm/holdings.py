@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from fst_optimizer.engines.vllm.client import VLLMClient
 from fst_optimizer.engines.vllm.server import VLLMServer
 from fst_optimizer.errors import EngineError
+from fst_optimizer.store.folders import TemporaryFolder
 
 ResultT = TypeVar("ResultT")
 
@@ -28,7 +28,7 @@ class Holdings:
 
     server: VLLMServer | None
     client: VLLMClient
-    folder: Path
+    folder: TemporaryFolder
     """Of the adapters' files."""
     adapters: dict[int, Path] = field(default_factory=dict)
     """Version -> its adapter's folder, whose name is the adapter's on the server."""
@@ -62,7 +62,7 @@ class Holdings:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.close()
 
     def let_go_later(self) -> None:
         """In a thread of its own: who finds that the engine is gone may be the loop itself, or hold any lock."""

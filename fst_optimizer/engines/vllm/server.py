@@ -16,7 +16,6 @@ import secrets
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -31,6 +30,7 @@ from fst_optimizer.engines.vllm import supervisor
 from fst_optimizer.engines.vllm.installed import check_version, entry_point, on_cpu, served_rank
 from fst_optimizer.engines.vllm.plugin import PATIENT
 from fst_optimizer.errors import EngineError
+from fst_optimizer.store.folders import TemporaryFolder
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ class VLLMServer:
         if self.config.log_file is not None:
             self.log_file = Path(self.config.log_file)
         else:
-            self._own_folder = tempfile.TemporaryDirectory(prefix="fst-vllm-")
-            self.log_file = Path(self._own_folder.name, "server.log")
+            self._own_folder = TemporaryFolder("fst-vllm-")
+            self.log_file = self._own_folder.path / "server.log"
 
     # -- life --------------------------------------------------------------------------------------------------
 
