@@ -17,7 +17,7 @@ from typing import Any
 
 from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.failpoints import failpoint
-from fst_optimizer.store.folders import NO_FOLLOW, take
+from fst_optimizer.store.folders import NO_FOLLOW, remove_half_written, take
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,6 @@ JOURNAL = re.compile(r"\d{6,}\.jsonl")
 ADAPTER = re.compile(r"policy-\d{6,}")
 CYCLE = re.compile(r"cycle-\d{6,}\.jsonl?")
 """The names that a run gives to what is in its folders. Whatever else lies there is the user's and stays."""
-
-HALF_WRITTEN = re.compile(
-    r"\.(config|state|result)\.json\.tmp|\.metrics\.jsonl\.tmp|\.program\.tmp\.json|population/\.cycle-\d{6,}\.json\.tmp"
-    r"|checkpoint/\d{6,}/\.(state|trainer)\.json\.tmp|policy/\.policy-\d{6,}\.[a-z0-9_]{8}"
-)
-"""What a process was writing when it was killed."""
 
 
 class RunFiles:
@@ -195,7 +189,7 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     files = RunFiles(root)
     committed = check_run_dir(root, resume=resume)
     if _is_runs(files.config):
-        _drop_half_written(files)
+        remove_half_written(root)
     if committed:
         if not _nothing_ran(files):
             return files, True
@@ -258,12 +252,6 @@ def _clear(files: RunFiles) -> None:
         raise UserError(f"run_dir {str(files.root)!r} holds {found[0]}, which is of no run: give another directory")
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _drop_half_written(files: RunFiles) -> None:
-    for path in list(files.root.rglob(".*")):
-        if HALF_WRITTEN.fullmatch(path.relative_to(files.root).as_posix()):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _is_runs(config: Path) -> bool:

@@ -26,6 +26,12 @@ MARKER = ".fst-temporary"
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """For opening a file that may have become a link, or a pipe, that somebody else put there."""
 
+HALF_WRITTEN = re.compile(
+    r"\.(config|state|result)\.json\.tmp|\.metrics\.jsonl\.tmp|\.program\.tmp\.json|population/\.cycle-\d{6,}\.json\.tmp"
+    r"|checkpoint/\d{6,}/\.(state|trainer)\.json\.tmp|policy/\.policy-\d{6,}\.[a-z0-9_]{8}"
+)
+"""What a process was writing in a run directory when it was killed."""
+
 
 class TemporaryFolder:
     """A new folder for as long as this process lives, or until `close`, or until nobody has this object any more.
@@ -62,6 +68,13 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
         for entry in list(os.scandir(parent)):
             if fcntl and name.fullmatch(entry.name) and _is_own_folder(entry):
                 _remove_if_abandoned(Path(entry.path))
+
+
+def remove_half_written(run_dir: Path) -> None:
+    """Remove what was being written in a run directory when a process was killed. Hold the directory's lock."""
+    for path in list(run_dir.rglob(".*")):
+        if HALF_WRITTEN.fullmatch(path.relative_to(run_dir).as_posix()):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def take(descriptor: int) -> bool:
