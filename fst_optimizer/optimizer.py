@@ -164,12 +164,13 @@ class FST(Teleprompter):  # type: ignore[misc]
         given = self.check(student, trainset, teacher, valset, seed=seed, num_threads=num_threads)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
         goes_on = self.resume and RunFiles(run_dir).state.exists()
-        found = self._dry_run(given) if given.config.run.dry_run and not goes_on else None
-        if found:
-            found.refuse()
-        check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
-        with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
-            return self._run(run_dir, given, found)
+        with given.policy.jobs.compiling():
+            found = self._dry_run(given) if given.config.run.dry_run and not goes_on else None
+            if found:
+                found.refuse()
+            check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
+            with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
+                return self._run(run_dir, given, found)
 
     def dry_run(
         self,

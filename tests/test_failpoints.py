@@ -325,6 +325,7 @@ ELSEWHERE = {
     "a policy is dropped without `close`": "tests/engines/test_dropped.py",
     "a forked process calls the policy": "tests/engines/test_dropped.py",
     "temporary files are left": "tests/store/test_folders.py",
+    "a second compile on one `Policy`": "tests/test_one_compile.py",
     "a second process": test_a_second_process_in_the_same_directory_is_refused,
     "SIGKILL of `fst lab` or `fst tune`": "tests/lab/test_launch.py, tests/tuning/test_tune_command.py",
     "SIGKILL": test_six_runs_that_are_killed_end_as_if_nothing_had_been,

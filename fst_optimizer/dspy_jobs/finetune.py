@@ -60,7 +60,8 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
         super().__init__(thread, lm.model, train_data, train_data_format, train_kwargs)
 
     def start(self) -> None:
-        """Begin, once no other job trains."""
+        """Begin, once no other job trains. Raises UserError where a compile does."""
+        self.policy.jobs.check_no_compile()
         self.policy.jobs.pin_copies()
         self.thread.start()
 
@@ -86,7 +87,7 @@ class FinetuneJob(TrainingJob):  # type: ignore[misc]
     def _trained(self) -> PolicyLM | None:
         """An LM at the version that training led to, or None when it was cancelled."""
         policy = self.policy
-        with policy.jobs.training:
+        with policy.jobs.in_turn():
             self._begun = True
             if self.cancelled():
                 return None

@@ -65,10 +65,17 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         self._tensors: dict[str, Tensor] = {}
         self._handed_in: dict[int, Sequence[Any]] = {}
         self._first_batch_id = 0
+        self._compiles = 0
 
     def initialize(self) -> None:
-        """Start: from now on the policy's calls are recorded, and calls without a temperature sample."""
+        """Start: from now on the policy's calls are recorded, and calls without a temperature sample.
+
+        Raises:
+            UserError: A compile trains the policy.
+        """
         policy, settings = self.policy, self.settings
+        policy.jobs.begin(self)
+        self._compiles = policy.jobs.compiles
         self._tensors = tensors_at(policy, self.version)
         policy.jobs.pin_copies()
         self._trainer = policy.trainer(settings.train)
@@ -88,6 +95,11 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             raise UserError(
                 "the reinforce job does not run: call job.initialize() first; after terminate(), make another"
             )
+        if self._compiles != self.policy.jobs.compiles:
+            raise UserError(
+                "the reinforce job's Policy was trained by FST.compile since the job began: end it with "
+                "job.terminate(), and make another, which starts from what was learned"
+            )
         check_format(train_data_format, TrainDataFormat.GRPO_CHAT.value, "a reinforce job")
         fresh = self._without_repeats(group_objects(train_data))
         groups = [
@@ -95,7 +107,7 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             for place, group in enumerate(fresh)
         ]
         self._first_batch_id += BATCH_IDS
-        with self.policy.jobs.training:
+        with self.policy.jobs.in_turn():
             load(self.policy, self._tensors)
             self.report = trainer.step(self._rows(trainer, generations, groups))
             if self.report.updated:
@@ -157,7 +169,8 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
             return
         self._trainer = self._generations = None
         self.policy.observer = None
-        with self.policy.jobs.training:
+        self.policy.jobs.end(self)
+        with self.policy.jobs.in_turn():
             load(self.policy, tensors_at(self.policy, self.policy.version))
             self.policy.retire_all_but({self.policy.version})
         logger.info("reinforce ended at policy version %d: %s", self.version, self.counts)
