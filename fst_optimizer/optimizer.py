@@ -31,7 +31,7 @@ from fst_optimizer.dry_run import DryRun, dry_run
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import LMReflector
 from fst_optimizer.evolve.reflection_lm import check_lm, name_of
-from fst_optimizer.logs import FROM_PYTHON, kept_warnings
+from fst_optimizer.logs import FROM_PYTHON, KeptWarnings, kept_warnings
 from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
 from fst_optimizer.phases import commit, warned, within_caps
 from fst_optimizer.program.lms import attach_policy
@@ -164,13 +164,18 @@ class FST(Teleprompter):  # type: ignore[misc]
         given = self.check(student, trainset, teacher, valset, seed=seed, num_threads=num_threads)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
         goes_on = self.resume and RunFiles(run_dir).state.exists()
-        with given.policy.jobs.compiling():
+        with given.policy.jobs.compiling(), kept_warnings() as warnings:
             found = self._dry_run(given) if given.config.run.dry_run and not goes_on else None
             if found:
                 found.refuse()
             check_run_dir(run_dir, resume=self.resume)  # before the lock makes the directory
             with locked(run_dir), given.policy.lm_following() if student_follows else nullcontext():
-                return self._run(run_dir, given, found)
+                compiled = self._run(run_dir, given, found, warnings)
+        if alarms := compiled.detailed_results.result["alarms"]:
+            logger.warning("in this run: %s", "; ".join(alarms))
+        if not self.track_stats:
+            del compiled.detailed_results
+        return compiled
 
     def dry_run(
         self,
@@ -218,7 +223,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         collector = collector_of(program, given, self.metric, Meter(given.config.budget, reflector))
         return dry_run(collector, reflector, given, len(self.testset or ()), self.run_dir, resume=self.resume)
 
-    def _run(self, run_dir: Path, given: Given, found: DryRun | None) -> dspy.Module:
+    def _run(self, run_dir: Path, given: Given, found: DryRun | None, warnings: KeptWarnings) -> dspy.Module:
         """Cycles from the first or the last committed state to the end, and the compiled program."""
         files, resuming = open_run(run_dir, resume=self.resume)
         policy, start = given.policy, given.start_version
@@ -226,17 +231,12 @@ class FST(Teleprompter):  # type: ignore[misc]
         if not resuming:
             policy.restore(start, policy.tensors(start) if start else None)
         program = attach_policy(given.student, policy)
-        with kept_warnings() as warnings, shown(self.progress) as display:
+        with shown(self.progress) as display:
             display.say(f"run directory: {run_dir}")
             run = replace(self.prepare(program, given, files, display), warnings=warnings)
             state = run.saver.resume(changed=bool(changes)) if resuming else first_state(run, program, found)
             compiled = self._cycles(run, given, state, resumed=resuming)
-            result = compiled.detailed_results.result
-            display.conclude(result, from_python(run_dir, type(given.student)))
-        if alarms := result["alarms"]:
-            logger.warning("in this run: %s", "; ".join(alarms))
-        if not self.track_stats:
-            del compiled.detailed_results
+            display.conclude(compiled.detailed_results.result, from_python(run_dir, type(given.student)))
         return compiled
 
     def _cycles(self, run: Run, given: Given, state: State, *, resumed: bool) -> dspy.Module:
@@ -256,13 +256,7 @@ class FST(Teleprompter):  # type: ignore[misc]
     def _describe(self, files: RunFiles, given: Given, resuming: bool) -> list[str]:
         """Write `config.json`; what a resumed run has otherwise than it began with."""
         description = record.describe_run(
-            given.config,
-            given.policy,
-            given.task,
-            given.train,
-            given.val,
-            self.testset,
-            given.teachers,
+            *(given.config, given.policy, given.task, given.train, given.val, self.testset, given.teachers),
             start_version=given.start_version,
         )
         description["program"] = {

@@ -181,8 +181,10 @@ def test_raising_on_one_example_is_warned_of(policy, tmp_path, caplog):
         return Program.forward(self, question)
 
     compiled(policy, tmp_path / "run", broken(policy, forward), values={"method": "gepa"})
-    (warning,) = [one.getMessage() for one in caplog.records if "the program raised" in one.getMessage()]
+    (warning,) = [one.getMessage() for one in caplog.records if one.getMessage().startswith("the program raised")]
     assert "on example train-1" in warning and "KeyError: 'q1'" in warning
+    alarms = read_json(tmp_path / "run" / "result.json")["alarms"]
+    assert warning in alarms, "what the dry run warns of is among the run's alarms"
 
 
 def test_a_reflection_lm_that_may_answer_later_is_warned_of(policy, tmp_path):
