@@ -217,3 +217,11 @@ def searchable(text):
 def test_the_list_of_errors_is_as_the_code_is():
     done = subprocess.run([sys.executable, ROOT / "docs" / "errors_page.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tests_that_the_page_names_exist():
+    (table,) = re.findall(r"^## What used to pass in silence\n(.*?)^## ", PAGE.read_text(), re.M | re.S)
+    named = {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.rpartition(" | ")[2])}
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 15
+    assert {name for name in named if not ((ROOT / name).is_file() or f"def {name}(" in code)} == set()
