@@ -91,8 +91,8 @@ def run_and_resume(disk, scripted, sized):
         stopped_at = re.search(TELLS, str(error))[1]
     disk.resize(ROOMY)
     disk.ballast.unlink(missing_ok=True)
-    if stopped_at is not None:
-        run_toy(run_dir, scripted(answer), values=VALUES, resume=True)
+    if stopped_at is not None:  # where not even the settings were written, there is no run to resume
+        run_toy(run_dir, scripted(answer), values=VALUES, resume=(run_dir / "config.json").exists())
     return stopped_at
 
 
