@@ -5,21 +5,52 @@ And times as people read them.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-"""Characters that reorder what follows them."""
+_UNSEEN = ("Cc", "Cs", "Cf", "Zl", "Zp")
+"""Categories of characters that command the terminal, reorder or hide text, or break lines."""
+_JOINERS = "\u200c\u200d"
+"""Those of them that stay: some scripts and most emoji are written with them, and they reorder nothing."""
 
 
 def plain(text: str) -> str:
-    r"""Text with its control characters spelled out: an escape code becomes `\x1b`, harmless and visible."""
-    codes = {ord(char) for char in text if unicodedata.category(char) in ("Cc", "Cs")} | _BIDI
-    spelled = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in codes}
-    return text.translate(spelled | {ord("\n"): "\n", ord("\t"): "\t"})
+    r"""Text with its unseen characters spelled out: an escape code becomes `\x1b`, harmless and visible."""
+    return "".join(char if char in "\n\t" or not _unseen(char) else _spelled(ord(char)) for char in text)
+
+
+def _unseen(char: str) -> bool:
+    return unicodedata.category(char) in _UNSEEN and char not in _JOINERS
+
+
+def _spelled(code: int) -> str:
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def markdown(text: str) -> str:
+    """Text for one line of a Markdown page: no HTML, link, picture, code or end of a cell comes of it."""
+    line = " ".join(plain(text).split())
+    for char in "\\`|{":
+        line = line.replace(char, f"\\{char}")
+    return html.escape(line, quote=False).replace("](", "]\\(")
+
+
+def code_span(text: str) -> str:
+    """Text for one line of a Markdown page, as code that it cannot end."""
+    line = " ".join(plain(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    gap = " " * ("`" in line)
+    return f"{fence}{gap}{line}{gap}{fence}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Text for a block of a Markdown page, as code that it cannot end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{plain(text)}\n{fence}"
 
 
 def unicode_only(text: str) -> str:

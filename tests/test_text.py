@@ -1,6 +1,11 @@
-import pytest
+import re
+from html import unescape
 
-from fst_optimizer.text import clock, plain, plain_data, shown
+import pytest
+from markdown_it import MarkdownIt
+
+from fst_optimizer.lab.tables import markdown_table
+from fst_optimizer.text import clock, code_block, code_span, markdown, plain, plain_data, shown
 
 
 @pytest.mark.parametrize(
@@ -10,10 +15,43 @@ from fst_optimizer.text import clock, plain, plain_data, shown
         ("\x1b[31mred", "\\x1b[31mred"),
         ("\x9b31m\x07\r", "\\x9b31m\\x07\\x0d"),
         ("ab\u202ecd", "ab\\u202ecd"),
+        ("a\u200fb\u2028c\u2029d", "a\\u200fb\\u2028c\\u2029d"),
+        ("\u061c\u200b\u2060\ufeff\u00ad\u2066", "\\u061c\\u200b\\u2060\\ufeff\\xad\\u2066"),
+        ("\U000e0041", "\\U000e0041"),
+        ("👩\u200d🚀 \u0645\u06cc\u200c\u062e", "👩\u200d🚀 \u0645\u06cc\u200c\u062e"),
     ],
 )
 def test_control_characters_are_spelled_out(text, safe):
     assert plain(text) == safe
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![x](http://example.org/x.png)",
+    "<javascript:alert(1)>",
+    "`<b>`",
+    "```\n\n<b>now</b>\n\n```",
+    "a | b\n\n# head\n\n<b>",
+    "\\`<i>\\[x](javascript:y)",
+    "&lt;b&gt; {: onclick=alert(1) }",
+    "[a]: javascript:alert(1)\n\n[a]",
+)
+
+
+def rendered(page):
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(page)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_in_a_page_of_markdown_is_text(text):
+    words = " ".join(text.split())
+    assert unescape(rendered(f"before {markdown(text)} after")) == f"<p>before {words} after</p>\n"
+    assert unescape(rendered(f"before {code_span(text)} after")) == f"<p>before <code>{words}</code> after</p>\n"
+    assert unescape(rendered(f"{code_block(text)}\n\nafter")) == f"<pre><code>{text}\n</code></pre>\n<p>after</p>\n"
+    cells = re.findall("<t[dh]>(.*?)</t[dh]>", rendered(markdown_table((text, "b"), [[text, "2"]])), re.DOTALL)
+    assert list(map(unescape, cells)) == [words, "b", words, "2"]
 
 
 class Mute:

@@ -14,6 +14,7 @@ from fst_optimizer.finished.load import FinishedRun, read_finished
 from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import ADAPTER_CONFIG, read_json, write_json
 from fst_optimizer.store.folders import temporary_folder
+from fst_optimizer.text import code_span, markdown
 
 ADAPTER, MODEL, PROGRAM, README = "adapter", "model", "program.json", "README.md"
 README_TEMPLATE = Path(__file__).with_name("export_readme.md")
@@ -155,8 +156,9 @@ def _readme(run: FinishedRun, source: str, name: str, merge: bool) -> str:
         lora = f"--enable-lora --max-lora-rank {served_rank(rank)} --lora-modules {name}=adapter"
         serve = f"vllm serve {source} {lora}"
         code = ADAPTER_CODE.format(source=source)
-    about = {field: run.result[field] for field in ("task", "method", "seed", "policy_version")}
+    about = {field: markdown(str(run.result[field])) for field in ("method", "seed", "policy_version")}
+    task = code_span(str(run.result["task"]))
     limit = run.policy["max_tokens"]
     return README_TEMPLATE.read_text().format(
-        source=source, name=name, row=row, serve=serve, code=code, max_tokens=limit, **about
+        source=source, name=name, row=row, serve=serve, code=code, max_tokens=limit, task=task, **about
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.lab.curves import Point, score_band
+from fst_optimizer.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +68,7 @@ def score_figure(data: Mapping[str, Any]) -> Figure:
         axes.plot(places, means, label=label, color=color, marker=".", markersize=4)
         axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
     axes.set_ylim(0, 1)
-    axes.legend(**LEGEND, title="lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
+    _legend(axes, "lines: mean over seeds; bands: lowest to highest seed; x: ends alone")
     return figure
 
 
@@ -86,8 +87,13 @@ def drift_figure(data: Mapping[str, Any]) -> Figure:
                 linewidth=0.8,
                 alpha=0.8,
             )
-    axes.legend(**LEGEND, title="one line a seed, one point an evaluation")
+    _legend(axes, "one line a seed, one point an evaluation")
     return figure
+
+
+def _legend(axes: Any, title: str) -> None:
+    for text in axes.legend(**LEGEND, title=title).get_texts():
+        text.set_parse_math(False)
 
 
 def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Any]:
@@ -96,6 +102,7 @@ def _axes(xlabel: str, ylabel: str, title: str) -> tuple[Figure, Any]:
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(plain(title), parse_math=False)  # a name with dollars is no formula
     axes.grid(alpha=0.25)
     return figure, axes

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab import tables
 from fst_optimizer.lab.figures import DRIFT, SCORES, draw_all
 from fst_optimizer.store.files import read_json
-from fst_optimizer.text import plain
+from fst_optimizer.text import code_block, code_span, markdown
 
 NOTE = Path(__file__).with_name("how_to_read.md")
 """The section of the page that explains its numbers."""
@@ -52,11 +53,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         line for data in comparisons.values() for line in (data.get("sweep", {}).get("command"), data.get("command"))
     ]
     commands.append(f"fst lab report {' '.join(map(str, folders))} --out {out}")
-    verdicts = [f"- **{name}**: {line}" for name, data in comparisons.items() for line in verdict_lines(data)]
+    verdicts = [f"- **{markdown(name)}**: {line}" for name, data in comparisons.items() for line in verdict_lines(data)]
     parts = [
         "# Results",
         "This page is generated from the runs' JSON, numbers and verdicts alike. To make it again:",
-        "```\n" + "\n".join(dict.fromkeys(filter(None, commands))) + "\n```",
+        code_block("\n".join(dict.fromkeys(map(_one_line, filter(None, commands))))),
         "## In short",
         "\n".join(verdicts) or "Nothing here was compared with RL or GEPA alone.",
         NOTE.read_text().strip(),
@@ -68,14 +69,18 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     out.write_text("\n\n".join(parts) + "\n")
 
 
+def _one_line(command: str) -> str:
+    return command.replace("\n", "\\n")
+
+
 def _task_section(name: str, data: Mapping[str, Any]) -> str:
     parts = [
-        f"## {name}",
+        f"## {markdown(name)}",
         _setup(data),
         tables.markdown_table(*tables.method_table(data)),
         "\n".join(f"- {line}" for line in verdict_lines(data)),
-        f"![Score against training rollouts](figures/{name}-{SCORES})",
-        f"![KL to base against score](figures/{name}-{DRIFT})",
+        f"![Score against training rollouts](figures/{quote(name)}-{SCORES})",
+        f"![KL to base against score](figures/{quote(name)}-{DRIFT})",
         _against(data),
         _differences(data),
         _signal(data),
@@ -89,10 +94,12 @@ def _setup(data: Mapping[str, Any]) -> str:
     seeds = sorted({run["seed"] for run in data["runs"]})
     rates = {method: config["train"]["lr"] for method, config in data["settings"].items() if method != "gepa"}
     lines = [
-        f"Task `{data['task']}`, seeds {', '.join(map(str, seeds))}, at most {data['max_rollouts']} training rollouts "
-        f"a run, {data['val_examples']} validation and {data['test_examples'] or 0} test examples.",
-        "Learning rates: " + ", ".join(f"{method} {rate:g}" for method, rate in rates.items()) + "." if rates else "",
-        f"Instructions are written by {data['reflection_lm']}." if data.get("reflection_lm") else "",
+        f"Task {code_span(data['task'])}, seeds {', '.join(map(str, seeds))}, at most {data['max_rollouts']} training "
+        f"rollouts a run, {data['val_examples']} validation and {data['test_examples'] or 0} test examples.",
+        "Learning rates: " + ", ".join(f"{markdown(method)} {rate:g}" for method, rate in rates.items()) + "."
+        if rates
+        else "",
+        f"Instructions are written by {markdown(data['reflection_lm'])}." if data.get("reflection_lm") else "",
         _sweep(data["sweep"]) if data.get("sweep") else "",
     ]
     return "\n\n".join(line for line in lines if line)
@@ -106,10 +113,10 @@ def _sweep(sweep: Mapping[str, Any]) -> str:
         cells = {entry["lr"]: f"{entry['val_score_after']:.3f} ({entry['settled_rollouts']:.0f})" for entry in entries}
         rows.append([method, *(cells.get(rate, "-") for rate in rates), f"{sweep['picked'][method]:g}"])
     edge = [method for method, rate in sweep["picked"].items() if len(rates) > 1 and rate in (rates[0], rates[-1])]
-    note = f" At the edge of the grid, so a better one may lie beyond: {', '.join(edge)}." if edge else ""
+    note = f" At the edge of the grid, so a better one may lie beyond: {markdown(', '.join(edge))}." if edge else ""
     text = (
         f"The rates come from a sweep on seeds {', '.join(map(str, sweep['seeds']))} of "
-        f"{', '.join(f'`{task}`' for task in sweep['tasks'])}, at most {sweep['max_rollouts']} rollouts a run. Below: "
+        f"{', '.join(map(code_span, sweep['tasks']))}, at most {sweep['max_rollouts']} rollouts a run. Below: "
         "mean final validation scores, and in brackets the rollouts to the settled best. Of the rates within one "
         f"standard error of the best score, the one that settles first was picked.{note}"
     )
@@ -149,8 +156,8 @@ def _signal(data: Mapping[str, Any]) -> str:
     """What was left to learn from, and who ran out of it."""
     dry = [method for method, found in data["methods"].items() if found["signal"] and _lost_signal(found)]
     note = (
-        f" **{', '.join(dry)}** lost the signal: answers that varied at first ended nearly always the same, short of "
-        "the right one, and flat groups teach nothing."
+        f" **{markdown(', '.join(dry))}** lost the signal: answers that varied at first ended nearly always the same, "
+        "short of the right one, and flat groups teach nothing."
         if dry
         else ""
     )
@@ -185,7 +192,7 @@ def _instructions(data: Mapping[str, Any]) -> str:
     """What the first seed of each method with a fast side ended with."""
     first = {run["method"]: run for run in reversed(data["runs"])}
     rows = [
-        [f"{method}, seed {first[method]['seed']}", name, " ".join(plain(text).split())]
+        [f"{method}, seed {first[method]['seed']}", name, text]
         for method in data["methods"]
         if method != "rl"
         for name, text in first[method]["candidate"].items()

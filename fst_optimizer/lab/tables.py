@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fst_optimizer.progress.tables import number
+from fst_optimizer.text import markdown
 
 Rows = list[list[str]]
 HeadAndRows = tuple[Sequence[str], Rows]
@@ -114,6 +115,6 @@ def sweep_table(data: Mapping[str, Any]) -> HeadAndRows:
 
 
 def markdown_table(head: Sequence[str], rows: Rows) -> str:
-    """For a page."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    """For a page; cells are text, whatever they hold."""
+    lines = [map(markdown, head), ["---"] * len(head), *(map(markdown, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -31,7 +31,7 @@ def rich_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
 
     table = Table(box=box.SIMPLE_HEAD, title=Text(plain(title)) if title else None, title_justify="left")
     for name in head:
-        table.add_column(name, overflow="fold")
+        table.add_column(Text(plain(name)), overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     return table

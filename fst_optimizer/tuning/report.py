@@ -7,7 +7,7 @@ from typing import Any
 
 from fst_optimizer.lab.tables import format_ci, markdown_table
 from fst_optimizer.progress.tables import number
-from fst_optimizer.text import plain
+from fst_optimizer.text import code_block, code_span, markdown, plain
 
 SHORT = {
     "train.steps_per_cycle": "T",
@@ -30,10 +30,10 @@ def report(summary: Mapping[str, Any]) -> str:
     """A page with the trials, what pruning saved, what mattered, and the winner beside the preset."""
     states = ", ".join(f"{count} {state}" for state, count in summary["states"].items())
     parts = [
-        f"# Study {plain(summary['study'])}",
-        f"Task `{plain(summary['task'])}`, objectives {', '.join(summary['objectives'])}, {summary['cap']} training "
+        f"# Study {markdown(summary['study'])}",
+        f"Task {code_span(summary['task'])}, objectives {', '.join(summary['objectives'])}, {summary['cap']} training "
         f"rollouts a trial. Trials: {states}; {summary['rollouts']} training rollouts in all.",
-        f"```bash\n{summary['command']}\n```" if summary.get("command") else "",
+        code_block(summary["command"], "bash") if summary.get("command") else "",
         pruning_text(summary),
         _confirmation(summary),
         _repeats(summary),
@@ -62,8 +62,8 @@ def _confirmation(summary: Mapping[str, Any]) -> str:
     values = {"best": "scores", "preset": "scores", "difference": "values"}
     rows = [[side, format_ci(found[side]), _by_seed(found[side][name])] for side, name in values.items()]
     return (
-        f"## The winner beside the preset\n\nTrial {summary['best']} against `{found['name']}` on the test set, which "
-        f"no trial saw; means with 95% intervals over seeds {', '.join(map(str, found['seeds']))}.\n\n"
+        f"## The winner beside the preset\n\nTrial {summary['best']} against {code_span(found['name'])} on the test "
+        f"set, which no trial saw; means with 95% intervals over seeds {', '.join(map(str, found['seeds']))}.\n\n"
         f"{markdown_table(('configuration', 'test score', 'by seed'), rows)}\n\n"
         f"The best configuration is: {found['verdict']}."
     )

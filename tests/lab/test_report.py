@@ -1,10 +1,18 @@
+import io
+import json
+import re
+
 import pytest
+from markdown_it import MarkdownIt
+from rich.console import Console
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.lab.compare import save_comparison
+from fst_optimizer.lab.compare import read_run, save_comparison
 from fst_optimizer.lab.figures import draw_all
 from fst_optimizer.lab.report import verdict_lines, write_report
-from helpers.runs import EXTRA
+from fst_optimizer.progress.tables import rich_table
+from fst_optimizer.text import plain
+from helpers.runs import EXTRA, FST_CURVE, write_run
 
 
 def test_verdicts_follow_the_numbers(fabricated):
@@ -36,6 +44,34 @@ def test_the_report_is_made_of_the_numbers(fabricated, tmp_path):
     assert "RL sees one number a rollout" in text
     for name in ("letters-score_by_rollouts.png", "letters-kl_by_score.png"):
         assert f"figures/{name}" in text and (page.parent / "figures" / name).exists()
+
+
+SCRIPT = "<script>alert(1)</script> [x](javascript:alert(1)) $\\frac{ [bold] [/x] \u202e"
+
+
+def test_what_a_run_says_is_text_on_the_page_in_the_figures_and_in_the_terminal(tmp_path):
+    root = tmp_path / "out" / "<b>[x](javascript:y)"
+    folders = [
+        write_run(root / f"{number}", method, 0, FST_CURVE, task=f"task ``` ` {SCRIPT}")
+        for number, method in enumerate(("fst", "rl", "gepa"))
+    ]
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        result["candidate"] = {SCRIPT: f"```\n\n{SCRIPT}"}
+        (folder / "result.json").write_text(json.dumps(result))
+    extra = EXTRA | {"command": f"fst ```\n```\n\n{SCRIPT}", "reflection_lm": SCRIPT}
+    data = save_comparison([read_run(folder) for folder in folders], root, extra=extra)
+    page = tmp_path / "docs" / "results.md"
+    write_report([root], page)
+
+    text = MarkdownIt("commonmark", {"html": True}).enable("table").render(page.read_text())
+    assert "&lt;script&gt;" in text and not re.search(r"<script|<b>|<a |\u202e", text)
+    assert [path.stat().st_size > 5000 for path in (page.parent / "figures").iterdir()] == [True, True]
+    data["runs"] = [run | {"method": SCRIPT} for run in data["runs"]]
+    assert len(draw_all(data, tmp_path / "figures")) == 2
+    console = Console(file=io.StringIO(), width=500)
+    console.print(rich_table(SCRIPT, (SCRIPT, "b"), [[SCRIPT, "2"]]))
+    assert console.file.getvalue().count(plain(SCRIPT)) == 3
 
 
 def test_a_folder_without_a_comparison_cannot_be_reported(tmp_path):
