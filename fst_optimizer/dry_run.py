@@ -24,7 +24,7 @@ from fst_optimizer.rollout.outcome import raised_alike
 from fst_optimizer.rollout.threads import REMEDY, stray_calls
 from fst_optimizer.schedule import NO_CAP, Planned, RunSizes, planned, rollouts_per_step
 from fst_optimizer.store import files
-from fst_optimizer.store.meter import cost_usd, model_cost_usd
+from fst_optimizer.store.meter import cost_usd, model_cost_usd, unknown_cost
 from fst_optimizer.text import without_secrets
 from fst_optimizer.types import Candidate, Outcome, Rollout, Usage, total_usage
 
@@ -187,13 +187,11 @@ def check_prices(config: FSTConfig, usage: Mapping[str, Usage]) -> list[Finding]
     """A cap on dollars needs the price of every LM that is used."""
     if config.budget.max_cost_usd is None:
         return []
-    unknown = [model for model, used in usage.items() if model_cost_usd(model, used, config.budget.prices) is None]
-    if not unknown:
+    unknown = unknown_cost(usage, config.budget.prices)
+    if unknown is None:
         return []
-    text = (
-        f"budget.max_cost_usd is {config.budget.max_cost_usd}, and what {', '.join(unknown)} costs is unknown: give "
-        "budget.prices, dollars per million prompt and completion tokens, or no cap"
-    )
+    who, remedy = unknown
+    text = f"budget.max_cost_usd is {config.budget.max_cost_usd}, and what {who} costs is unknown: {remedy}"
     return [Finding("fail", "prices", text)]
 
 

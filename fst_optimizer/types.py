@@ -190,6 +190,8 @@ class Usage:
     """Those read from the provider's cache included."""
     cached_tokens: int = 0
     completion_tokens: int = 0
+    untold: int = 0
+    """Calls of which the provider told no tokens: what they cost is unknown."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: count + getattr(other, name) for name, count in vars(self).items()})

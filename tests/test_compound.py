@@ -47,6 +47,7 @@ def test_calls_of_a_frozen_lm_are_run_counted_and_priced_and_never_trained(polic
     executed = sum(result["rollouts"][kind] for kind in ("fast", "slow", "eval"))
     assert engine.calls == executed > 0
     used = {"calls": executed, "prompt_tokens": 100 * executed, "cached_tokens": 0, "completion_tokens": 10 * executed}
+    used["untold"] = 0
     assert result["lm_usage"] == {"openai/gpt-4o-mini": used}
     # 15 cents a million prompt tokens and 60 a million completion tokens, by litellm's table.
     assert result["cost_usd"] == pytest.approx(executed * (100 * 0.15 + 10 * 0.60) / 1e6)

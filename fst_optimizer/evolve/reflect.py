@@ -17,7 +17,7 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.errors import StorageError
 from fst_optimizer.failpoints import failpoint
-from fst_optimizer.rollout.rollout import usage_of
+from fst_optimizer.rollout.usage import usage_of
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import model_cost_usd
 from fst_optimizer.text import without_secrets
@@ -147,8 +147,9 @@ class LMReflector(Reflector):
         if getattr(found.get("response"), "cache_hit", False) or (not asked and found.get("usage") == {}):
             return 0.0
         told = asked or ([found["usage"]] if found.get("usage") else [])
-        cost = model_cost_usd(self.model, usage_of(told), self.prices)
-        return found.get("cost") if cost is None else cost
+        usage = usage_of(told)
+        cost = model_cost_usd(self.model, usage, self.prices)
+        return found.get("cost") if cost is None and not usage.untold else cost
 
     def _add_cost(self, cost_usd: float | None) -> None:
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd

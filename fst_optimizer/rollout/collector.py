@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -22,9 +22,10 @@ from fst_optimizer.rollout.outcome import mistake_in_program
 from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.rollout.rollout import Request, RolloutJob
 from fst_optimizer.rollout.threads import stray_calls, watched
+from fst_optimizer.rollout.usage import counting_strays
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import BudgetSpent, Meter
-from fst_optimizer.types import Candidate, Item, Outcome, Rollout
+from fst_optimizer.types import Candidate, Item, Outcome, Rollout, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +136,21 @@ class Collector:
 
     @contextmanager
     def _counting_strays(self) -> Iterator[None]:
-        with watched(self.policy) as count:
+        with counting_strays(self._add_stray), watched(self.policy) as count:
             try:
                 yield
             finally:
                 if count() and not self.strays:
                     logger.warning("%s", stray_calls(count()))
                 self.strays += count()
+
+    def _add_stray(self, usage: Mapping[str, Usage]) -> None:
+        self.meter.add_usage(self.others(usage))
+
+    def others(self, usage: Mapping[str, Usage]) -> dict[str, Usage]:
+        """Usage without the policy's own, which costs no dollars."""
+        own = self.policy.lm.model
+        return {model: used for model, used in usage.items() if model != own}
 
     def note(self, rollout: Rollout, first: bool) -> None:
         """What is to be said of a rollout that ended; `first`: it is the first of the run that ended so."""

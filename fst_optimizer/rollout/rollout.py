@@ -7,19 +7,19 @@ import copy
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
-from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raise_ctrl_c, raised_by, unparsed_call
 from fst_optimizer.rollout.threads import inherited_by_threads
+from fst_optimizer.rollout.usage import TRACKER, CallTracker
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Usage
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class RolloutJob:
         self._journal_key = (*key, temperature, capture)
         self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=(collector.config.seed, *key))
         self._trace: list[Any] = []
-        self._tracker = _SharedTracker()
+        self._tracker = CallTracker()
         self._lock = threading.Lock()
         self._settled: Rollout | None = None
         self._dropped = False
@@ -143,6 +143,7 @@ class RolloutJob:
         )
         with self._lock:
             if self._settled is not None or self._dropped:
+                self._spend(rollout.usage)  # the rollout is not counted, or has been; these dollars are spent
                 return self._settled or rollout
             self._settled = rollout = failpoint("rollout.end", rollout)
         first = self.collector.meter.add(rollout)
@@ -156,17 +157,18 @@ class RolloutJob:
             journal.add_rollout(self._journal_key, rollout)
 
     def _usage(self) -> dict[str, Usage]:
-        """What LMs besides the policy were asked, a judge's calls included."""
-        own = self.collector.policy.lm.model
-        # Copies, as a rollout that timed out may still add to them.
-        spent = {model: tuple(entries) for model, entries in tuple(self._tracker.usage_data.items()) if model != own}
-        return {model: usage_of(entries) for model, entries in spent.items()}
+        """What LMs besides the policy were asked so far, a judge's calls included; later calls count at once."""
+        return self.collector.others(self._tracker.close(self._spend))
+
+    def _spend(self, usage: Mapping[str, Usage]) -> None:
+        self.collector.meter.add_usage(self.collector.others(usage))
 
     def _run_program(self) -> Any:
         settings = {
             SETTING: self._recorder,
             "trace": self._trace,
             "usage_tracker": self._tracker,
+            TRACKER: self._tracker,
             "disable_history": True,
             # dspy.asyncify has one anyio limiter for all event loops, which cannot wake who waits in another loop (dspy
             # 3.4.1): programs would hang as soon as one had to wait.
@@ -225,13 +227,6 @@ class RolloutJob:
         return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, str(error.lm_response))
 
 
-class _SharedTracker(UsageTracker):  # type: ignore[misc]
-    """Stays one under `dspy.Parallel`, which gives each of its threads a deep copy and never looks at it again."""
-
-    def __deepcopy__(self, memo: dict[int, object]) -> _SharedTracker:
-        return self
-
-
 def strict_prompt_format() -> Any:
     """The configured prompt format, without the silent second call in JSON after a failed parse."""
     adapter = dspy.settings.adapter
@@ -241,13 +236,3 @@ def strict_prompt_format() -> Any:
         adapter = copy.copy(adapter)
         adapter.use_json_adapter_fallback = False
     return adapter
-
-
-def usage_of(entries: Sequence[Mapping[str, Any]]) -> Usage:
-    """The entries that dspy kept of one model, one a call, summed."""
-    return Usage(
-        calls=len(entries),
-        prompt_tokens=sum(entry.get("prompt_tokens") or 0 for entry in entries),
-        cached_tokens=sum((entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for entry in entries),
-        completion_tokens=sum(entry.get("completion_tokens") or 0 for entry in entries),
-    )

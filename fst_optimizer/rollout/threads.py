@@ -21,8 +21,10 @@ from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.engines.recorder import SETTING
+from fst_optimizer.rollout.usage import counted_acall, counted_call, told_by_others
 
 if TYPE_CHECKING:
     from fst_optimizer.engines.base import Generation, GenerationRequest
@@ -100,6 +102,9 @@ _WRAPPED: tuple[tuple[type, str, Callable[[Function], Function]], ...] = (
         (ThreadPool, name, _take_task)
         for name in ("apply_async", "map", "map_async", "starmap", "starmap_async", "imap", "imap_unordered")
     ),
+    (UsageTracker, "add_usage", told_by_others),
+    (dspy.BaseLM, "__call__", counted_call),
+    (dspy.BaseLM, "acall", counted_acall),
 )
 _lock = threading.Lock()
 _users = 0

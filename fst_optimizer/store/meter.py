@@ -44,8 +44,10 @@ def model_cost_usd(model: str, used: Usage, prices: Prices) -> float | None:
     price = price_of(model, prices)
     if price is None and model.partition("/")[0] in OWN_SERVERS:
         return 0.0
-    if not used.prompt_tokens and not used.completion_tokens and price != (0, 0):
-        return None  # the provider told no tokens
+    if price == (0, 0):
+        return 0.0
+    if used.untold or not (used.prompt_tokens or used.completion_tokens):
+        return None  # the provider told no tokens, in earlier versions' runs by zeros
     if price is not None:
         return (used.prompt_tokens * price[0] + used.completion_tokens * price[1]) / 1e6
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else importing it asks the network for prices
@@ -64,6 +66,22 @@ def model_cost_usd(model: str, used: Usage, prices: Prices) -> float | None:
     return float(sum(costs))
 
 
+GIVE_PRICES = "give budget.prices, dollars per million prompt and completion tokens, or no cap"
+
+
+def unknown_cost(usage: Mapping[str, Usage], prices: Prices) -> tuple[str, str] | None:
+    """The models whose cost is unknown, and what to do; None where all are known."""
+    unknown = {model: used for model, used in usage.items() if model_cost_usd(model, used, prices) is None}
+    if not unknown:
+        return None
+    calls = [f"{used.untold} of {used.calls} calls of {model}" for model, used in unknown.items() if used.untold]
+    remedy = GIVE_PRICES
+    if calls:
+        remedy = f"the provider told no tokens for {', '.join(calls)}. Use an LM that tells them, set no cap, or give "
+        remedy += "budget.prices 0 and 0 for what costs nothing"
+    return ", ".join(unknown), remedy
+
+
 def price_of(model: str, prices: Prices) -> tuple[float, float] | None:
     """The price given for a model: by its whole name, or by the name without the provider on one of both sides."""
     if model in prices:
@@ -73,6 +91,13 @@ def price_of(model: str, prices: Prices) -> tuple[float, float] | None:
         return prices[bare]
     without = {name.partition("/")[2]: pair for name, pair in prices.items()}
     return without.get(model) if "/" not in model else None
+
+
+def unknown_reflection(reflector: Reflector | None, prices: Prices) -> tuple[str, str]:
+    """The same of the reflection LM."""
+    model = reflector.model if reflector else ""
+    remedy = "the provider told no tokens for a call. Use an LM that tells them, or set no cap"
+    return f"the reflection LM {model}".strip(), GIVE_PRICES if price_of(model, prices) is None else remedy
 
 
 class BudgetSpent(FSTError):
@@ -136,6 +161,12 @@ class Meter:
             if rollout.usage:
                 self.usage = total_usage(self.usage, rollout.usage)
             return self.outcomes[str(rollout.outcome)] == 1
+
+    def add_usage(self, usage: Mapping[str, Usage]) -> None:
+        """LMs besides the policy were asked this, by no rollout, or by one that was counted before."""
+        if usage:
+            with self._lock:
+                self.usage = total_usage(self.usage, usage)
 
     def add_crash(self, raised: Raised) -> None:
         """The program raised this, and the run goes on all the same."""
@@ -202,10 +233,8 @@ class Meter:
         rollouts, reflection = cost_usd(usage, self.budget.prices), self._reflection_cost_usd()
         if rollouts is None or reflection is None:
             prices = self.budget.prices
-            unknown = [model for model, used in usage.items() if model_cost_usd(model, used, prices) is None]
-            who = ", ".join(unknown) or f"the reflection LM {self.reflector.model if self.reflector else ''}".strip()
+            who, remedy = unknown_cost(usage, prices) or unknown_reflection(self.reflector, prices)
             raise UserError(
-                f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {who} "
-                "costs is unknown: give budget.prices, dollars per million prompt and completion tokens, or no cap"
+                f"budget.max_cost_usd is {self.budget.max_cost_usd}, and what {who} costs is unknown: {remedy}"
             )
         return rollouts + reflection

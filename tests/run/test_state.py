@@ -40,9 +40,16 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
     }
     state = State.from_json(json.loads(json.dumps(written)))
     new = {"outcomes": {}, "first_error": None}
+    usage = {"openai/judge": written["usage"]["openai/judge"] | {"untold": 0}}
     validated = {SEED.id: written["validated"][SEED.id] | {"tally": new}}
     # What it did not have: nothing is known of it.
-    assert state.to_json() == written | {"warnings": [], "tally": new, "crashes": [], "validated": validated}
+    assert state.to_json() == written | {
+        "warnings": [],
+        "tally": new,
+        "crashes": [],
+        "validated": validated,
+        "usage": usage,
+    }
     assert (state.watch.evals, state.validated[SEED.id].failed, state.best.score) == (((0.6, 0.7),), 1, -math.inf)
 
 
