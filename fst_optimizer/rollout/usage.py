@@ -1,4 +1,4 @@
-"""What LMs that are not trained were asked: every call that dspy's LMs make for a rollout, also where no tokens are told.
+"""What LMs that are not trained were asked: every call that dspy's LMs make for a rollout, with or without tokens.
 
 dspy tells its usage tracker of every call that no cache answered. Its own tracker forgets calls without tokens, and a
 program may put one in the place of a rollout's (`dspy.track_usage`); a thread that no rollout started has none.
@@ -86,7 +86,7 @@ _listening: list[OnUsage] = []
 
 @contextmanager
 def counting_strays(on_usage: OnUsage) -> Iterator[None]:
-    """Calls of LMs that come from outside of rollouts meanwhile, and that nobody else counts, are told to `on_usage`."""
+    """Calls of LMs from outside of rollouts meanwhile, which nobody else counts, are told to `on_usage`."""
     _listening.append(on_usage)
     try:
         yield
