@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
 
 from fst_optimizer.errors import UserError
@@ -28,8 +28,7 @@ def split_data(
     Raises:
         UserError: nothing to train on or to validate on.
     """
-    trainset, valset = list(trainset), None if valset is None else list(valset)
-    check_examples(trainset, valset)
+    trainset, valset = check_examples(trainset, valset)
     if valset is None:
         order = list(range(len(trainset)))
         random.Random(f"held-out/{seed}").shuffle(order)
@@ -48,22 +47,44 @@ def split_data(
     return items_of(trainset, "train"), items_of(valset, "val")
 
 
-def check_examples(trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None) -> None:
-    """There is something to train on and to validate on.
+def check_examples(
+    trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None
+) -> tuple[list[dspy.Example], list[dspy.Example] | None]:
+    """The two as lists, where there is something to train on and to validate on.
 
     Raises:
         UserError: a set is empty, or an example is none, does not name its inputs, or has a field that is no text.
     """
+    trainset, valset = listed(trainset, "trainset"), None if valset is None else listed(valset, "valset")
     if not trainset:
         raise UserError("trainset is empty: give at least one example")
-    check_fields(trainset, "train")
-    check_fields(valset or (), "val")
     for example in (*trainset, *(valset or ())):
         fingerprint(example)  # raises where it is no dspy.Example or names no inputs
     if valset is None and len(trainset) < 2:
         raise UserError("trainset has one example and valset is None: give more examples, or a valset")
     if valset is not None and not valset:
         raise UserError("valset is empty: give examples, or None to hold a fifth of the trainset out")
+    return trainset, valset
+
+
+def listed(examples: Sequence[dspy.Example], name: str) -> list[dspy.Example]:
+    """The examples of the argument `name` (`trainset`, ...), each of which can be written down.
+
+    Raises:
+        UserError: they are no list of examples, or one has a field that is no text.
+    """
+    import dspy
+
+    if isinstance(examples, str | bytes | Mapping | Set) or not isinstance(examples, Iterable):
+        raise UserError(f"{name} is {shown(examples)}: give a list of dspy.Example")
+    found = list(examples)
+    for index, example in enumerate(found):
+        if not isinstance(example, dspy.Example):
+            raise UserError(
+                f"{name}: example {index} is {shown(example)}, which is {type(example).__name__}: give a dspy.Example"
+            )
+    check_fields(found, name.removesuffix("set"))
+    return found
 
 
 def check_fields(examples: Sequence[dspy.Example], split: str) -> None:

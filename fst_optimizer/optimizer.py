@@ -21,12 +21,12 @@ from uuid import uuid4
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from fst_optimizer.config.arguments import by_arguments, check_keywords, run_folder
+from fst_optimizer.config.arguments import FSTArguments, by_arguments, check_callables, check_keywords, run_folder
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import base_config
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.cycle import run_cycle, validate
-from fst_optimizer.data import check_fields, split_data
+from fst_optimizer.data import listed, split_data
 from fst_optimizer.dry_run import DryRun, dry_run
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import LMReflector
@@ -103,6 +103,10 @@ class FST(Teleprompter):  # type: ignore[misc]
         testset: Sequence[dspy.Example] | None = None,
     ) -> None:
         super().__init__()
+        FSTArguments(
+            auto=auto, track_stats=track_stats, resume=resume, allow_changes=allow_changes, progress=progress, task=task
+        )
+        check_callables("callbacks", callbacks)
         self.metric = Metric(metric)
         self.config = by_arguments(base_config(config, auto), seed=seed, num_threads=num_threads)
         check_lm(reflection_lm)
@@ -114,8 +118,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
         self.progress = progress
         self.task = task
-        check_fields(testset or (), "test")
-        self.testset = None if testset is None else items_of(testset, "test")
+        self.testset = None if testset is None else items_of(listed(testset, "testset"), "test")
         if self.testset == ():
             raise UserError("testset is empty: give examples, or None for no test scores")
         if resume and self.run_dir is None:
@@ -161,6 +164,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             Paused: a monitor with `pause` saw what it watches for.
         """
         check_keywords(kwargs, inspect.signature(self.compile).parameters, inspect.signature(FST).parameters)
+        FSTArguments(student_follows=student_follows)
         given = self.check(student, trainset, teacher, valset, seed=seed, num_threads=num_threads)
         run_dir = self.run_dir or new_run_dir(type(student).__name__)
         goes_on = self.resume and RunFiles(run_dir).state.exists()

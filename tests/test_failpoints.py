@@ -314,6 +314,7 @@ ELSEWHERE = {
     "an adapter lacks a tensor": "tests/model/test_lora.py",
     "the program raises in every rollout": "tests/test_programs_that_fail.py, tests/rollout/test_crashes.py",
     "the program raises in some rollouts": "tests/test_programs_that_fail.py",
+    "an argument or a setting is odd": "tests/config/test_odd_values.py, tests/config/test_odd_arguments.py",
     "no answer parses": "tests/test_programs_that_fail.py",
     "the program or a tool calls `sys.exit`": "tests/test_exits.py",
     "the metric calls `sys.exit`": "tests/test_exits.py",

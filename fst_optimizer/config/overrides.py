@@ -6,7 +6,6 @@ Names are those of `config.json` with dots. Three sections belong to the policy 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from fst_optimizer.config.formats import ELSEWHERE, RENAMED, read_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.run import OPEN, FSTConfig, nested, preset
 from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.store.files import parse_json
+from fst_optimizer.text import shown
 
 Values = Mapping[str, Any]
 """Dotted setting name -> value."""
@@ -41,7 +42,9 @@ def base_config(own: FSTConfig | Mapping[str, Any] | None, auto: str | None) -> 
     """
     if own is None:
         own = {}
-    return FSTConfig.from_dict(own.given() if isinstance(own, FSTConfig) else own, preset(auto or "light"))
+    return FSTConfig.from_dict(
+        own.given() if isinstance(own, FSTConfig) else own, preset("light" if auto is None else auto)
+    )
 
 
 def settled(base: FSTConfig, *layers: Values) -> Settings:
@@ -69,8 +72,8 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UserError(f"--set is {pair!r}: give NAME=VALUE, e.g. --set train.lr=1e-3")
         try:
-            values[name.strip()] = json.loads(text)
-        except json.JSONDecodeError:
+            values[name.strip()] = parse_json(text)
+        except ValueError:
             values[name.strip()] = text
     return values
 
@@ -80,6 +83,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     data = read_config(path)
     if isinstance(data.get("config"), dict):
         made = data.get("policy", {})
+        if not isinstance(made, dict):
+            raise UserError(f"{path}: policy is {shown(made)}: give an object of settings")
         policy = {"max_tokens": made["max_tokens"]} if "max_tokens" in made else {}
         data = {**data["config"], "lora": made.get("lora", {}), "vllm": made.get("vllm") or {}, "policy": policy}
     return flat(data)

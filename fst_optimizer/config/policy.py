@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -95,6 +95,11 @@ class PolicyArguments(Section):
     max_wait_s: float = Field(ge=0)
     dtype: str
     device: str
+    url: str | None
+    quantization: str | None
+    chat_template_args: Annotated[
+        Mapping[str, Any] | None, Remedy('give an object of names, e.g. {"enable_thinking": false}')
+    ]
 
 
 class PolicyConfig(Section, section="policy"):

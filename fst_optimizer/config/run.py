@@ -311,6 +311,6 @@ def preset(name: str) -> FSTConfig:
 
     `paper`: what arXiv 2605.12484 gives. Ours are the learning rate, which it does not publish, and the cycles.
     """
-    if name not in _PRESETS:
+    if not isinstance(name, str) or name not in _PRESETS:
         raise UserError(f"auto is {name!r}: {did_you_mean(str(name), _PRESETS)}")
     return FSTConfig.from_dict(_PRESETS[name])

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.arguments import check_path
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.policy import ENGINES, LoraConfig, VLLMConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.tasks import load_task
+from fst_optimizer.text import shown
 
 KEY_VARIABLE = "FST_API_KEY"
 """The environment variable with the key of a vLLM server to attach to: it is kept out of command lines and files."""
@@ -65,6 +67,7 @@ def read_finished(run_dir: str | Path) -> FinishedRun:
     """
     from fst_optimizer.run.record import check_files
 
+    check_path("run_dir", run_dir)
     files = RunFiles(Path(run_dir))
     if files.state.exists() and not files.result.exists():
         raise UserError(
@@ -95,9 +98,15 @@ def load(
     Raises:
         UserError: the run is not finished, the program cannot be built from its files alone, or is another one.
     """
+    import dspy
+
     from fst_optimizer.program.lms import give_lm
 
     run = read_finished(run_dir)
+    if model is not None:
+        check_path("model", model)
+    if program is not None and not isinstance(program, dspy.Module):
+        raise UserError(f"program is {shown(program)}: give a dspy.Module, a fresh instance of the run's program")
     saved = read_json(run.files.program)
     if program is None:
         task = run.config["task"]
@@ -178,7 +187,8 @@ def load_policy(
     from fst_optimizer.policy.policy import Policy
 
     made = config["policy"]
-    engine = engine or (made["engine"] if made["engine"] in ENGINES else "torch")
+    if engine is None:
+        engine = made["engine"] if made["engine"] in ENGINES else "torch"
     if engine == "vllm":
         settings.setdefault("url", made.get("url"))
         if settings["url"] is not None:

@@ -24,6 +24,8 @@ VLLM_QUANTIZATIONS = {None: None, "nf4": "bitsandbytes"}
 
 def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None, quantization: str | None) -> None:
     """Raises UserError where the settings that decide about the engine do not fit each other."""
+    if not isinstance(engine, str) and not callable(engine):
+        raise UserError(f"engine is {engine!r}: give {' or '.join(map(repr, ENGINES))}, or what makes another one")
     if isinstance(engine, str) and engine not in ENGINES:
         raise UserError(f"engine is {engine!r}: {did_you_mean(engine, ENGINES)}")
     if engine != "vllm":

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.arguments import check_callables, check_path
 from fst_optimizer.config.policy import LoraConfig, PolicyArguments, VLLMConfig, settings_of
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import UserError
@@ -107,7 +108,17 @@ class Policy(PolicyFace):
             max_wait_s=max_wait_s,
             dtype=dtype,
             device=device,
+            url=url,
+            quantization=quantization,
+            chat_template_args=chat_template_args,
         )
+        check_path("model", model)
+        if adapter is not None:
+            check_path("adapter", adapter)
+        if not isinstance(api_key, str | None):
+            raise UserError(f"api_key is of type {type(api_key).__name__}: give a string")
+        if on_wait is not None:
+            check_callables("on_wait", [on_wait])
         check_choice(engine, url, vllm, quantization)
         check_placement(dtype, device)
         self.folder = model_place(model)

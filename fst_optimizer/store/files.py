@@ -315,14 +315,38 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or is no JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = parse_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; is this a run directory?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; give a JSON file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give access") from error
+    except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object")
     return data
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, an object has a name twice, a number is too long, or it is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice; keep one")
+    return found
 
 
 def checksum(path: Path) -> str:

@@ -9,13 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.arguments import check_path
 from fst_optimizer.config.overrides import Settings, base_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
-from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.data import check_examples, listed
 from fst_optimizer.errors import EngineError, UserError
 from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.program.lms import attach_policy
 from fst_optimizer.program.student import checked_student
+from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.tuning.confirm import confirm_winner, repeats_here
 from fst_optimizer.tuning.request import join_study, make_request, plan_study, presets_of
 from fst_optimizer.tuning.runner import TrialRunner
@@ -104,8 +107,17 @@ def tune(
         StudyStopped: three trials in a row failed of one cause.
     """
     check_lm(reflection_lm)
+    Metric(metric)
+    check_examples(trainset, valset)
+    preset(auto)
+    if testset is not None:
+        listed(testset, "testset")
+    if folder is not None:
+        check_path("folder", folder)
+    if study is not None:
+        check_path("study", study)
     policy, name = _base_policy(program), type(program).__name__
-    own = FSTConfig.from_dict(config) if isinstance(config, Mapping) else config
+    own = config if config is None or isinstance(config, FSTConfig) else FSTConfig.from_dict(config)
     search = {"sampler": sampler, "pruner": pruner, "objectives": objectives}
     amount = {"trials": trials, "budget_rollouts": budget_rollouts, "repeats": repeats}
     where = {"storage": storage, "heartbeat_s": heartbeat_s}

@@ -21,9 +21,11 @@ rollouts and time until that pair was seen, since what came after bought nothing
 
 def parse_objectives(names: str | Sequence[str]) -> tuple[str, ...]:
     """`score,rollouts` as names; refuses an unknown one, one twice, and a study without score."""
+    if not isinstance(names, str | list | tuple):
+        raise UserError(f"objectives is {names!r}: give names, {', '.join(DIRECTIONS)}")
     parts = [part.strip() for part in names.split(",")] if isinstance(names, str) else list(names)
     for name in parts:
-        if name not in DIRECTIONS:
+        if not isinstance(name, str) or name not in DIRECTIONS:
             raise UserError(f"objectives has {name!r}: {did_you_mean(str(name), DIRECTIONS)}")
     if len(set(parts)) < len(parts) or "score" not in parts:
         raise UserError(f"objectives is {','.join(parts)!r}: give score, and others at most once")

@@ -6,30 +6,13 @@ import math
 import pytest
 
 from fst_optimizer import UserError
-from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
-from fst_optimizer.config.run import (
-    BudgetConfig,
-    EvalConfig,
-    FastConfig,
-    FSTConfig,
-    MonitorsConfig,
-    RolloutConfig,
-    RunConfig,
-    TrainConfig,
-)
+from fst_optimizer.config.policy import LoraConfig
+from fst_optimizer.config.run import FSTConfig
+from helpers.settings import SETTINGS, full_name
 
-SECTIONS = (
-    *(FSTConfig, FastConfig, RolloutConfig, TrainConfig, EvalConfig, BudgetConfig, MonitorsConfig, RunConfig),
-    *(LoraConfig, VLLMConfig, PolicyConfig),
-)
 NUMBERS = [0, -1, 1, 1.5, -0.0, 5e-324, 1e308, 2**63, 10**400, -(10**400)]
 NOT_NUMBERS = [math.nan, math.inf, -math.inf, True, False, "8", "", b"8", 1j, object]
 HOLDERS = [[], [1], [0.9, math.nan], {}, {"a": 1}, {1: 2}, {"a": [1, math.inf]}, {"a": "trian"}, (), ({},)]
-SETTINGS = [(section, name) for section in SECTIONS for name in section.model_fields]
-
-
-def full_name(section, name):
-    return f"{section.section}.{name}".removeprefix(".")
 
 
 @pytest.mark.parametrize(("section", "name"), SETTINGS, ids=[full_name(*one) for one in SETTINGS])
