@@ -265,6 +265,8 @@ def check_scores(rollouts: Sequence[Rollout]) -> list[Finding]:
             f"the metric's score is outside [0, 1] ({outside}), and 1 counts as perfect: prompts would stop evolving. "
             "Let the metric divide by its largest score"
         )
+        if min(told.values()) < 0:
+            text = f"the metric's score is outside [0, 1] ({outside}): let the metric map its scores to 0..1"
         return [Finding("fail", "scores", text)]
     scores = [one.score for one in judged]
     if len(judged) == len(rollouts) > 1 and len(set(scores)) == 1:

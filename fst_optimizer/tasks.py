@@ -118,6 +118,8 @@ def _folder(place: str) -> Path | None:
             return folder.resolve()
     if here.is_dir():
         raise UserError(f"task {place!r}: the folder has no task.py")
+    if here.is_file():
+        raise UserError(f"task {place!r} is a file: give its folder, {str(here.parent)!r}, with the task in task.py")
     return None
 
 

@@ -93,7 +93,7 @@ def test_a_program_whose_calls_come_from_a_thread_that_it_did_not_start_is_refus
     ("bad", "error", "named"),
     [
         (lambda e, p: 14.5, UserError, r"outside \[0, 1\] \(14.5 on train-0, 14.5 on train-1\).*divide"),
-        (lambda e, p: -0.5, UserError, r"outside \[0, 1\]"),
+        (lambda e, p: -0.5, UserError, r"outside \[0, 1\] \(-0.5 on train-0, -0.5 on train-1\): let the metric map"),
         (lambda e, p: float("nan"), UserError, r"returned nan on example train-[01]: return a finite number"),
         (lambda e, p: e.gold, MetricError, r"^metric <lambda> raised on example train-[01]: AttributeError"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def checked_student(student: object) -> tuple[Policy, int]:
         )
     policies = {id(policy): policy for lm in lms.values() if (policy := trainable_policy(lm))}
     if not policies:
-        models = sorted({str(getattr(lm, "model", lm)) for lm in lms.values()})
+        models = sorted({_model_of(lm) for lm in lms.values()})
         raise UserError(
             f"none of the student's LMs is a policy ({', '.join(models)}): make one with "
             "fst_optimizer.Policy(model) and call student.set_lm(policy.lm)"
@@ -58,8 +59,31 @@ def check_program(student: object) -> dspy.Module:
     if not isinstance(student, dspy.Module):
         raise UserError(f"student is {type(student).__name__}: give a dspy.Module")
     if not student.named_predictors():
-        raise UserError(f"the student {type(student).__name__} has no dspy.Predict in it: there is nothing to learn")
+        raise UserError(
+            f"the student {type(student).__name__} has no dspy.Predict in it: there is nothing to learn. "
+            "Make its predictors in __init__, as attributes"
+        )
+    _check_forward(student)
     return student
+
+
+def _check_forward(student: dspy.Module) -> None:
+    """Raises UserError where calling the student could run none of its code, or give a coroutine for an answer."""
+    kind = type(student)
+    if kind.__call__ is not dspy.Module.__call__:
+        return
+    # Of the instance itself, `hasattr` makes dspy warn.
+    forward, aforward = (vars(student).get(name, getattr(kind, name, None)) for name in ("forward", "aforward"))
+    if inspect.iscoroutinefunction(forward):
+        raise UserError(f"the student's {kind.__name__}.forward is async: name it aforward, or define it without async")
+    if forward is None and aforward is None:
+        raise UserError(f"the student {kind.__name__} has no forward (or aforward): define it, with the inputs by name")
+
+
+def _model_of(lm: object) -> str:
+    """An LM's model by its name; of what is no LM, its class: a `Policy` has a whole network as its `model`."""
+    model = getattr(lm, "model", None)
+    return model if isinstance(model, str) else f"a {type(lm).__name__}, which is no LM"
 
 
 def check_lms(program: dspy.Module, policy: Policy, what: str) -> None:

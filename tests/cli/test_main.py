@@ -172,6 +172,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["programs/letters/task.py"], "is a file: give its folder, 'programs/letters'"),
         (["programs/nowhere"], "no folder with a task.py and no module by that name; try programs/letters"),
         (["programs/letters:nope"], "unknown variant 'nope'"),
         ([LETTERS, "--set", "train.lrr=1"], "unknown setting 'train.lrr'; did you mean 'train.lr'?"),

@@ -8,6 +8,28 @@ from fst_optimizer.program.student import check_roles, checked_student, checked_
 from helpers.toy import Program
 
 
+class Awaited(Program):
+    async def forward(self, question):
+        return dspy.Prediction(answer=question)
+
+
+class NoForward(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+
+
+class Network:
+    """What a `Policy` is to `set_lm`: no LM, and its `model` prints over a page."""
+
+    model = object()
+
+
+class OwnCall(NoForward):
+    def __call__(self, question):
+        return self.first(question=question)
+
+
 def with_lms(first, second):
     program = Program()
     program.first.lm, program.second.lm = first, second
@@ -46,7 +68,13 @@ def test_a_version_that_is_not_served_any_more_is_refused(policy):
     ("make", "named"),
     [
         (lambda lm: "a program", "student is str: give a dspy.Module"),
-        (lambda lm: dspy.Module(), "the student Module has no dspy.Predict in it"),
+        (lambda lm: dspy.Module(), "the student Module has no dspy.Predict in it: .* Make its predictors in __init__"),
+        (lambda lm: Awaited(), "the student's Awaited.forward is async: name it aforward"),
+        (lambda lm: NoForward(), r"the student NoForward has no forward \(or aforward\)"),
+        (
+            lambda lm: with_lms(Network(), Network()),
+            r"is a policy \(a Network, which is no LM\): .*set_lm\(policy.lm\)",
+        ),
         (lambda lm: Program(), r"predictor\(s\) first, second have no LM: call student.set_lm"),
         (lambda lm: with_lms(lm, None), r"predictor\(s\) second have no LM"),
         (lambda lm: with_lms(DummyLM([]), DummyLM([])), r"none of the student's LMs is a policy \(dummy\)"),
@@ -55,6 +83,12 @@ def test_a_version_that_is_not_served_any_more_is_refused(policy):
 def test_a_student_that_nothing_can_be_trained_in_is_refused(policy, make, named):
     with pytest.raises(UserError, match=named):
         checked_student(make(policy.lm))
+
+
+def test_what_answers_without_a_forward_of_its_own_is_a_program(policy):
+    for program in (OwnCall(), dspy.Predict("question -> answer"), dspy.ReAct("question -> answer", tools=[])):
+        program.set_lm(policy.lm)
+        assert checked_student(program) == (policy, 0)
 
 
 def test_a_frozen_base_alone_is_no_policy(policy):
