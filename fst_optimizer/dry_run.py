@@ -17,6 +17,7 @@ from fst_optimizer.engines.recorder import RecordingEngine
 from fst_optimizer.errors import EngineError, FSTError, ProgramError, UserError
 from fst_optimizer.evolve.reflect import LMReflector, Reflector, will_pass
 from fst_optimizer.finding import Finding
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.parts import sizes_of
 from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -25,7 +26,6 @@ from fst_optimizer.rollout.threads import REMEDY, stray_calls
 from fst_optimizer.schedule import NO_CAP, Planned, RunSizes, planned, rollouts_per_step
 from fst_optimizer.store import files
 from fst_optimizer.store.meter import cost_usd, model_cost_usd, unknown_cost
-from fst_optimizer.text import without_secrets
 from fst_optimizer.types import Candidate, Outcome, Rollout, Usage, total_usage
 
 if TYPE_CHECKING:

@@ -18,9 +18,14 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.util import find_spec
 
+from fst_optimizer.keys import without_keys
+
 
 class FSTError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base of everything that this package raises on purpose. No key that is known is in its text."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_keys(one) if isinstance(one, str) else one for one in args))
 
 
 class UserError(FSTError, ValueError):

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fst_optimizer.text import plain, without_secrets
+from fst_optimizer.keys import without_secrets
+from fst_optimizer.text import plain
 
 PACKAGE = logging.getLogger("fst_optimizer")
 
@@ -44,7 +45,9 @@ class StderrByDefault(logging.Handler):
         """Print one, unless another handler will."""
         others = [*logging.getLogger().handlers, *PACKAGE.handlers]
         if all(isinstance(one, StderrByDefault | KeptWarnings | logging.NullHandler) for one in others):
-            sys.stderr.write(f"fst_optimizer: {record.levelname.lower()}: {plain(record.getMessage())}\n")
+            sys.stderr.write(
+                f"fst_optimizer: {record.levelname.lower()}: {plain(without_secrets(record.getMessage()))}\n"
+            )
 
 
 def show_warnings() -> None:

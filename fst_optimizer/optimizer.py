@@ -34,7 +34,7 @@ from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.logs import FROM_PYTHON, KeptWarnings, kept_warnings
 from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
 from fst_optimizer.phases import commit, warned, within_caps
-from fst_optimizer.program.lms import attach_policy
+from fst_optimizer.program.lms import attach_policy, keep_keys_of
 from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.progress.display import shown
@@ -110,6 +110,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.metric = Metric(metric)
         self.config = by_arguments(base_config(config, auto), seed=seed, num_threads=num_threads)
         check_lm(reflection_lm)
+        keep_keys_of(reflection_lm)
         self.reflection_lm = reflection_lm
         self.run_dir = run_folder(run_dir, log_dir)
         self.track_stats = track_stats
@@ -210,6 +211,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         Raises:
             UserError: as `compile` does.
         """
+        keep_keys_of(student, teacher, self.reflection_lm, dspy.settings.lm)
         config = by_arguments(self.config, seed=seed, num_threads=num_threads)
         policy, start_version = checked_student(student)
         check_roles(seed_texts(student), config)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fst_optimizer.config.overrides import base_config, settled
 from fst_optimizer.errors import FSTError
 from fst_optimizer.finding import Finding
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.task_run import (
     ReflectionLM,
     RunPlan,
@@ -24,7 +25,6 @@ from fst_optimizer.task_run import (
     reflection_name,
 )
 from fst_optimizer.tasks import Task, load_task
-from fst_optimizer.text import without_secrets
 
 if TYPE_CHECKING:
     import dspy

@@ -6,11 +6,12 @@ And times as people read them.
 from __future__ import annotations
 
 import html
-import os
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+from fst_optimizer.keys import without_keys
 
 _UNSEEN = ("Cc", "Cs", "Cf", "Zl", "Zp")
 """Categories of characters that command the terminal, reorder or hide text, or break lines."""
@@ -59,9 +60,9 @@ def unicode_only(text: str) -> str:
 
 
 def shown(value: object, limit: int = 200) -> str:
-    """What a value looks like in an error's text: its `repr`, not too long, whatever it raises."""
+    """What a value looks like in an error's text: its `repr`, without keys, not too long, whatever it raises."""
     try:
-        text = repr(value)
+        text = without_keys(repr(value))  # before it is cut: half a key is one
     except Exception as error:
         text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]}..."
@@ -72,7 +73,7 @@ DEEPEST = 100
 
 
 def plain_data(value: Any, _inside: tuple[int, ...] = ()) -> Any:
-    """Containers stay containers; anything else becomes text. Done twice, it changes nothing.
+    """Containers stay containers; anything else becomes text, without keys. Done twice, it changes nothing.
 
     A container that holds itself is `...` there, and what raises when it becomes text is named by its type.
     """
@@ -83,7 +84,7 @@ def plain_data(value: Any, _inside: tuple[int, ...] = ()) -> Any:
         if isinstance(value, Mapping):
             return {as_text(name): plain_data(inner, inside) for name, inner in value.items()}
         return [plain_data(inner, inside) for inner in value]
-    return value if isinstance(value, str) else as_text(value)
+    return without_keys(value if isinstance(value, str) else as_text(value))
 
 
 def as_text(value: object) -> str:
@@ -92,27 +93,6 @@ def as_text(value: object) -> str:
         return unicode_only(str(value))
     except Exception:
         return shown(value)
-
-
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-_SECRETS = (
-    re.compile(
-        r"(?i)((?:api[_-]?key|access[_-]?token|token|secret|password|key)(?:=|%3D|[\"']?:\s*[\"']?))[^\s&\"',)]{6,}"
-    ),
-    re.compile(r"(?i)(bearer\s+)[\w.~+/-]{6,}=*"),
-    re.compile(r"()\b(?:sk|rk|pk|hf|gsk|xai)[-_][\w-]{12,}"),
-    re.compile(r"()\bAIza[\w-]{20,}"),
-)
-
-
-def without_secrets(text: str) -> str:
-    """An error's text without keys: those in the environment, and what looks like one in an address or a header."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text
 
 
 def clock(seconds: float) -> str:

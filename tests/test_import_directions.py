@@ -12,6 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "fst_optimizer"
 LEVELS = (
+    "keys",
     "children errors failpoints finding sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),

@@ -10,8 +10,8 @@ import pytest
 from fst_optimizer import UserError
 from fst_optimizer.errors import StorageError
 from fst_optimizer.failpoints import inject, raising
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.store.files import RunFiles, read_json
-from fst_optimizer.text import without_secrets
 from helpers.toy import (
     TRAIN,
     VAL,

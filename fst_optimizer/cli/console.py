@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fst_optimizer.errors import FSTError, Paused, ProgramError, UserError
+from fst_optimizer.keys import without_secrets, words_without_secrets
 from fst_optimizer.progress.tables import say
 from fst_optimizer.text import clock, plain
 
@@ -66,14 +66,13 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 def _exit(text: str, code: int) -> typer.Exit:
-    typer.echo(plain(text), err=True)
+    typer.echo(plain(without_secrets(text)), err=True)  # of a cause, too
     return typer.Exit(code)
 
 
 def this_command() -> str:
-    """This command line, for people to type again; a password in a URL is left out."""
-    hidden = [re.sub(r"(://[^:/@\s]+):[^@\s]*@", r"\1:***@", word) for word in sys.argv[1:]]
-    return shlex.join(["fst", *hidden])
+    """This command line, for people to type again; keys and passwords are left out."""
+    return shlex.join(["fst", *words_without_secrets(sys.argv[1:])])
 
 
 def consoles() -> tuple[Console, Console]:
@@ -143,4 +142,4 @@ class _OneLine(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "from_python", False):
             return
-        say(self.console, f"{record.levelname.lower()}: {record.getMessage()}")
+        say(self.console, f"{record.levelname.lower()}: {without_secrets(record.getMessage())}")

@@ -69,7 +69,8 @@ class VLLMConfig(Section, section="vllm"):
     @field_validator("flags")
     @classmethod
     def _holds_no_key(cls, flags: tuple[str, ...]) -> tuple[str, ...]:
-        if any(flag.startswith("--api-key") for flag in flags):
+        # As vLLM reads them: with an underscore, or no longer than needed.
+        if any(flag.replace("_", "-").startswith("--api-k") for flag in flags):
             raise UserError("vllm.flags is '--api-key=...': give api_key instead, which is kept out of all files")
         return flags
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fst_optimizer.errors import StorageError
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
-from fst_optimizer.text import without_secrets
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.types import Candidate, Texts
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.errors import StorageError
 from fst_optimizer.failpoints import failpoint
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.rollout.usage import usage_of
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import model_cost_usd
-from fst_optimizer.text import without_secrets
 
 if TYPE_CHECKING:
     from fst_optimizer.store.meter import Prices

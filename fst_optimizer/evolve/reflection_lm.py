@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
+from fst_optimizer.keys import without_address_secrets, without_secrets
 from fst_optimizer.store.meter import OWN_SERVERS
-from fst_optimizer.text import without_secrets
 
 if TYPE_CHECKING:
     import dspy
@@ -74,7 +74,7 @@ def name_of(lm: object, policy: Policy) -> str | None:
     if lm is None:
         return None
     own = getattr(getattr(lm, "engine", None), "policy", None) is policy
-    return POLICY if own else str(getattr(lm, "model", lm))
+    return POLICY if own else without_address_secrets(str(getattr(lm, "model", lm)))
 
 
 def recorded_name(description: Mapping[str, Any]) -> str | None:

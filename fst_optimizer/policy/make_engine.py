@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.policy import ENGINES, VLLMConfig
 from fst_optimizer.engines.base import Engine, end_ids
 from fst_optimizer.errors import EngineError, UserError, did_you_mean
+from fst_optimizer.keys import keep_secret, keep_secrets_of
 from fst_optimizer.model.load import QUANTIZATIONS
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None,
         for name, value in (("url", url), ("vllm", vllm)):
             if value is not None:
                 raise UserError(f"{name} is {value!r} and engine is {engine!r}: it is for engine='vllm' alone")
+    keep_secrets_of(url)
     if url is not None and not url.startswith(("http://", "https://")):
         raise UserError(f"url is {url!r}: give one that starts with http:// or https://")
     if quantization is not None and quantization not in QUANTIZATIONS:
@@ -58,6 +60,7 @@ def _vllm_engine(policy: Policy, api_key: str | None, on_wait: OnWait | None) ->
     from fst_optimizer.engines.vllm.server import VLLMServer
     from fst_optimizer.model import lora
 
+    keep_secret(api_key)
     config = policy.vllm or VLLMConfig()
     hint = restart_hint(policy.rank, config.max_live_versions, policy.dtype)
     server = None

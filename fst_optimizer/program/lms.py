@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import dspy
 
+from fst_optimizer.keys import keep_keys_of_lm
 from fst_optimizer.policy.lm import takes_policy, trainable_policy
 from fst_optimizer.program.texts import copy_program
 
 if TYPE_CHECKING:
     from fst_optimizer.policy.policy import Policy
+
+
+def keep_keys_of(*owners: object) -> None:
+    """Keep secret what LMs, or the LMs of programs, were given as keys, headers and addresses."""
+    for owner in owners:
+        if isinstance(owner, dspy.Module):
+            keep_keys_of(*(predictor.lm for predictor in owner.predictors()), *_lms_among(vars(owner).values()))
+        elif isinstance(owner, dspy.BaseLM):
+            keep_keys_of_lm(owner)
+        elif isinstance(owner, list | tuple):
+            keep_keys_of(*owner)
+
+
+def _lms_among(values: Iterable[object]) -> list[object]:
+    return [value for value in values if isinstance(value, dspy.BaseLM)]
 
 
 def with_lms(program: dspy.Module) -> dspy.Module:

@@ -15,6 +15,7 @@ import tqdm
 from fst_optimizer.config.run import BudgetConfig, FSTConfig
 from fst_optimizer.engines.recorder import name_components
 from fst_optimizer.errors import EngineError, ProgramError
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.policy.policy import Policy
 from fst_optimizer.rollout.crashes import Crashes
 from fst_optimizer.rollout.metric import Metric
@@ -127,7 +128,7 @@ class Collector:
             raise BudgetSpent(self.meter.reached())
         if jobs and all(rollout.outcome is Outcome.ENGINE_ERROR for rollout in ended):
             failed = jobs[missing[-1]].error
-            raise EngineError(f"the engine failed all {len(jobs)} rollouts: {failed}") from failed
+            raise EngineError(without_secrets(f"the engine failed all {len(jobs)} rollouts: {failed}")) from failed
         return ended
 
     def run_candidate(self, candidate: Candidate, items: Sequence[Item], **settings: Any) -> list[Rollout]:

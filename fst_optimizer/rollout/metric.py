@@ -10,6 +10,7 @@ from typing import Any
 
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.failpoints import failpoint
+from fst_optimizer.keys import without_keys, without_secrets
 from fst_optimizer.rollout.outcome import raise_ctrl_c, words_of
 from fst_optimizer.text import shown, unicode_only
 from fst_optimizer.types import Item
@@ -56,7 +57,7 @@ class Metric:
             answer = failpoint("metric.answer", self.function(item.example, prediction, *arguments))
         except BaseException as error:  # sys.exit() in a metric must not end the run, as a success at that
             raise_ctrl_c(error)
-            what = words_of(error) if isinstance(error, SystemExit) else shown(error, 1000)
+            what = words_of(error) if isinstance(error, SystemExit) else without_secrets(shown(error, 1000))
             raise MetricError(f"metric {name} raised on example {item.id}: {what}") from error
         try:
             score, feedback = _read(answer)
@@ -84,7 +85,7 @@ def _read(answer: Any) -> tuple[float, str]:
         score = math.nan if isinstance(value, str | bytes) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         score = math.nan
-    return score, unicode_only(str(words)) if words else ""
+    return score, without_keys(unicode_only(str(words))) if words else ""
 
 
 def _accepts(function: Callable[..., Any], count: int) -> bool:

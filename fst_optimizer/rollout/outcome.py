@@ -13,7 +13,8 @@ from pathlib import Path
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
 from fst_optimizer.engines.recorder import Recorder
-from fst_optimizer.text import as_text, plain, shown, without_secrets
+from fst_optimizer.keys import without_secrets
+from fst_optimizer.text import as_text, plain, shown
 from fst_optimizer.types import Call, Outcome, Raised, Rollout
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ from dspy.utils.exceptions import AdapterParseError
 
 from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
+from fst_optimizer.keys import without_keys
 from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raise_ctrl_c, raised_by, unparsed_call
 from fst_optimizer.rollout.threads import inherited_by_threads
 from fst_optimizer.rollout.usage import TRACKER, CallTracker
-from fst_optimizer.types import Candidate, Item, Outcome, Rollout, TraceStep, Usage
+from fst_optimizer.types import Call, Candidate, Item, Outcome, Rollout, TraceStep, Usage
 
 if TYPE_CHECKING:
     from fst_optimizer.rollout.collector import Collector
@@ -136,7 +137,7 @@ class RolloutJob:
             policy_version=self.version,
             outcome=outcome,
             score=score,
-            calls=tuple(self._recorder.calls),
+            calls=tuple(map(_without_keys, tuple(self._recorder.calls))),
             trace=self._steps(),
             usage=self._usage(),
             **rest,
@@ -208,7 +209,7 @@ class RolloutJob:
         """The trace that dspy kept, with the policy's raw completions, and last the turn that did not parse."""
         completions: dict[str, list[str]] = defaultdict(list)
         for call in reversed(tuple(self._recorder.calls)):
-            completions[call.predictor].append(call.text)
+            completions[call.predictor].append(without_keys(call.text))
         steps = []
         for predictor, inputs, outputs in tuple(self._trace):  # a copy: after a timeout the program may still run
             name = getattr(predictor, COMPONENT, "")
@@ -222,9 +223,15 @@ class RolloutJob:
         place = unparsed_call(error, self._recorder.calls)
         if place is not None:
             call = self._recorder.calls[place]
-            return TraceStep(call.predictor, {"prompt": self._recorder.prompts[place]}, None, call.text)
+            return TraceStep(call.predictor, {"prompt": self._recorder.prompts[place]}, None, without_keys(call.text))
         fitting = [name for name, one in self.program.named_predictors() if one.signature.equals(error.signature)]
-        return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, str(error.lm_response))
+        return TraceStep(fitting[0] if len(fitting) == 1 else "", {}, None, without_keys(str(error.lm_response)))
+
+
+def _without_keys(call: Call) -> Call:
+    """A call whose text, which nothing is trained on, names no key that the prompt may have told the model."""
+    text = without_keys(call.text)
+    return call if text == call.text else replace(call, text=text)
 
 
 def strict_prompt_format() -> Any:

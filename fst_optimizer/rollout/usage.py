@@ -16,6 +16,7 @@ import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.engines.recorder import SETTING
+from fst_optimizer.keys import keep_keys_of_lm
 from fst_optimizer.types import Usage, total_usage
 
 TRACKER = "fst_usage"
@@ -110,6 +111,7 @@ def counted_call(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(plain)
     def call(lm: dspy.BaseLM, *args: Any, **kwargs: Any) -> Any:
+        keep_keys_of_lm(lm, kwargs)
         tracker = _stray_tracker()
         if tracker is None:
             return plain(lm, *args, **kwargs)
@@ -124,6 +126,7 @@ def counted_acall(plain: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
 
     @functools.wraps(plain)
     async def acall(lm: dspy.BaseLM, *args: Any, **kwargs: Any) -> Any:
+        keep_keys_of_lm(lm, kwargs)
         tracker = _stray_tracker()
         if tracker is None:
             return await plain(lm, *args, **kwargs)

@@ -20,6 +20,7 @@ from fst_optimizer.config.section import merged
 from fst_optimizer.data import fingerprint
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
+from fst_optimizer.keys import settings_without_secrets, without_address_secrets, without_keys
 from fst_optimizer.program.lms import without_unsaveable_lms
 from fst_optimizer.store.files import (
     ADAPTER_CONFIG,
@@ -75,7 +76,7 @@ def describe_run(
             "fingerprint": policy.fingerprint,
             "dtype": str(policy.model.dtype).removeprefix("torch."),
             "engine": policy.engine_name,
-            "url": policy.url,
+            "url": policy.url and without_address_secrets(policy.url),
             "vllm": policy.vllm.to_dict() if policy.vllm else None,
             "lora": policy.lora.to_dict(),
             "seed": policy.seed,
@@ -223,6 +224,12 @@ def save_program(program: dspy.Module, path: Path) -> None:
     with writing(path):
         try:
             without_unsaveable_lms(program).save(str(temporary))
+            saved = json.loads(temporary.read_bytes())
+            for part in saved.values():
+                if isinstance(part, dict) and isinstance(part.get("lm"), dict):
+                    part["lm"] = settings_without_secrets(part["lm"])
+            text = without_keys(json.dumps(saved, indent=2, ensure_ascii=False)) + "\n"
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         except RuntimeError as error:  # dspy's own, raised without `from` while it handled whatever it was
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         sync(temporary)

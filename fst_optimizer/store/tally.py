@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fst_optimizer.text import without_secrets
+from fst_optimizer.keys import without_secrets
 from fst_optimizer.types import Outcome, Rollout, Stored
 
 UNREADABLE = (Outcome.PARSE_ERROR, Outcome.TRUNCATED)

@@ -13,6 +13,7 @@ from optuna import storages
 from optuna.storages import journal
 
 from fst_optimizer.errors import UserError
+from fst_optimizer.keys import keep_secrets_of, without_address_secrets, without_secrets
 
 HEARTBEAT_S = 20
 """Seconds between two signs of life of a worker."""
@@ -37,6 +38,7 @@ def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> storages.BaseStora
     Raises:
         UserError: it cannot be reached; a password in the URL is not repeated.
     """
+    keep_secrets_of(url)
     try:
         with quiet_optuna():
             if has_heartbeat(url):
@@ -50,11 +52,9 @@ def open_storage(url: str, heartbeat_s: int = HEARTBEAT_S) -> storages.BaseStora
             return storages.JournalStorage(journal.JournalRedisBackend(url))
     except Exception as error:  # SQLAlchemy, each driver and each backend have errors of their own
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if password := _password(url):
-            text = text.replace(password, "***")
         raise UserError(
-            f"storage is {shown_url(url)!r}: it cannot be reached ({text}); give a URL like sqlite:///study.db or "
-            "postgresql://USER@HOST/DB"
+            f"storage is {shown_url(url)!r}: it cannot be reached ({without_secrets(text)}); give a URL like "
+            "sqlite:///study.db or postgresql://USER@HOST/DB"
         ) from error
 
 
@@ -80,14 +80,7 @@ def has_heartbeat(url: str) -> bool:
 
 def shown_url(url: str) -> str:
     """A URL without its password."""
-    password = _password(url)
-    return url.replace(f":{password}@", ":***@") if password else url
-
-
-def _password(url: str) -> str:
-    _, _, rest = url.partition("://")  # not urlsplit, which ends a password at a slash
-    user, at, _ = rest.rpartition("@")
-    return user.partition(":")[2] if at else ""
+    return without_address_secrets(url)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from fst_optimizer.engines.vllm import supervisor
 from fst_optimizer.engines.vllm.installed import check_version, entry_point, on_cpu, served_rank
 from fst_optimizer.engines.vllm.plugin import PATIENT
 from fst_optimizer.errors import EngineError
+from fst_optimizer.keys import keep_secret
 from fst_optimizer.store.folders import TemporaryFolder
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class VLLMServer:
         # None means the default, as in the other public constructors.
         self.config, self.adapters, self.port = self.config or VLLMConfig(), self.adapters or {}, self.port or 0
         self.api_key = self.api_key or secrets.token_urlsafe(32)
+        keep_secret(self.api_key)
         if self.max_lora_rank is not None:
             self.max_lora_rank = served_rank(self.max_lora_rank)
         self.pid: int | None = None
