@@ -12,13 +12,14 @@ from helpers.fst import LETTERS, SMALL, fst
 from helpers.run_check import assert_as_designed
 
 STOPPING_TASK = """
+import _thread
 from pathlib import Path
 
 from fst_optimizer.tasks import load_task
 
 letters = load_task("programs/letters:sort-rotate")
 STOP = Path(__file__).with_name("stop")
-model, calls = letters.model, []
+model, calls, pressed = letters.model, [], []
 
 
 def build_program(variant=None):
@@ -31,8 +32,9 @@ def load(split, size=None, seed=0, variant=None):
 
 def metric(example, prediction, trace=None, pred_name=None, pred_trace=None):
     calls.append(1)
-    if STOP.exists() and len(calls) > int(STOP.read_text()):
-        raise KeyboardInterrupt
+    if STOP.exists() and len(calls) > int(STOP.read_text()) and not pressed:
+        pressed.append(1)
+        _thread.interrupt_main()  # what Ctrl-C does
     return letters.metric(example, prediction, trace, pred_name, pred_trace)
 """
 

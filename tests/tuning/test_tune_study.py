@@ -1,5 +1,6 @@
 """Studies in this process, on an engine that is told what to say."""
 
+import _thread
 import json
 from dataclasses import replace
 from importlib.util import find_spec
@@ -266,6 +267,19 @@ class Failing:
         return metric(example, prediction)
 
 
+class Interrupting:
+    """The metric, and one Ctrl-C in the second trial."""
+
+    def __init__(self):
+        self.pressed, self.trial = False, -1
+
+    def __call__(self, example, prediction, trace=None, pred_name=None, pred_trace=None):
+        if self.trial == 1 and not self.pressed:
+            self.pressed = True
+            _thread.interrupt_main()
+        return metric(example, prediction)
+
+
 def test_a_failed_trial_is_recorded_and_the_study_goes_on(policy, tmp_path, told_the_trial):
     failing = told_the_trial(Failing([1], ZeroDivisionError("no good")))
     result = tuned(policy, tmp_path, trials=3, metric=failing)
@@ -306,7 +320,7 @@ def test_memory_engine_and_training_are_told_apart():
 
 
 def test_an_interrupted_trial_is_run_again_by_whoever_goes_on(policy, tmp_path, told_the_trial):
-    stopping = told_the_trial(Failing([1], KeyboardInterrupt()))
+    stopping = told_the_trial(Interrupting())
     with pytest.raises(KeyboardInterrupt):
         tuned(policy, tmp_path, trials=3, metric=stopping)
     study = load_study(tmp_path)
