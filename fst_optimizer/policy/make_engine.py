@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.policy import ENGINES, VLLMConfig
 from fst_optimizer.engines.base import Engine, end_ids
 from fst_optimizer.errors import EngineError, UserError, did_you_mean
-from fst_optimizer.keys import keep_secret, keep_secrets_of
+from fst_optimizer.keys import keep_secret, keep_secrets_of, without_address_secrets
 from fst_optimizer.model.load import QUANTIZATIONS
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ def check_choice(engine: EngineChoice, url: str | None, vllm: VLLMConfig | None,
             if value is not None:
                 raise UserError(f"{name} is {value!r} and engine is {engine!r}: it is for engine='vllm' alone")
     keep_secrets_of(url)
+    if url is not None and "@" in url.partition("://")[2].partition("/")[0]:
+        raise UserError(
+            f"url is {without_address_secrets(url)!r}, which holds a user or a password: leave it out, a server's key "
+            "is api_key (FST_API_KEY for the commands)"
+        )
     if url is not None and not url.startswith(("http://", "https://")):
         raise UserError(f"url is {url!r}: give one that starts with http:// or https://")
     if quantization is not None and quantization not in QUANTIZATIONS:

@@ -67,7 +67,7 @@ def served(api):
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
             found = api.answer(self.headers, body)
             if body.get("stream") and api.status == 200:
                 data = "".join(f"data: {json.dumps(one)}\n\n" for one in chunks_of(found)) + "data: [DONE]\n\n"
@@ -79,6 +79,8 @@ def served(api):
             self.send_header("Content-Length", str(len(data.encode())))
             self.end_headers()
             self.wfile.write(data.encode())
+
+        do_GET = do_POST
 
         def log_message(self, *args):
             pass
