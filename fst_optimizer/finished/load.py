@@ -23,6 +23,11 @@ KEY_VARIABLE = "FST_API_KEY"
 METADATA, LM_CLASS, DSPY_LM = "metadata", "_dspy_lm_class", "dspy.clients.lm.LM"
 """In a program's state: what dspy adds to the predictors, where an LM names its class, and dspy's own."""
 
+RESULT: Mapping[str, type] = {"policy_version": int, "task": str, "method": str, "seed": int}
+CONFIG: Mapping[str, type] = {"task": str, "policy": dict}
+POLICY: Mapping[str, type] = {"model": str, "engine": str, "lora": dict, "seed": int, "max_tokens": int}
+"""Entries of `result.json` and `config.json` that a finished run is put together from."""
+
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
@@ -74,8 +79,22 @@ def read_finished(run_dir: str | Path) -> FinishedRun:
             f"run_dir {str(run_dir)!r} holds an unfinished run: finish it first with fst compile ... --resume"
         )
     result = read_json(files.result)
+    _check_entries(files.result, result, RESULT)
     check_files(files, result)
-    return FinishedRun(files, result, read_config(files.config))
+    config = read_config(files.config)
+    _check_entries(files.config, config, CONFIG)
+    _check_entries(files.config, config["policy"], POLICY)
+    return FinishedRun(files, result, config)
+
+
+def _check_entries(path: Path, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Raises UserError where an entry of a file is missing or of another type."""
+    for name, kind in kinds.items():
+        if type(data.get(name)) is not kind:
+            raise UserError(
+                f"{path}: {name} is {shown(data.get(name))}, not {kind.__name__}: the file is damaged, bring it back "
+                "from a copy"
+            )
 
 
 def load(

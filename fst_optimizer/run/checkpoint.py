@@ -283,7 +283,9 @@ def _drop_old(files: RunFiles, number: int, keep: int) -> None:
 def _forget_after(files: RunFiles, found: Checkpoint, policy: Policy) -> None:
     """Remove what came after a checkpoint, on disk and in memory: its version numbers will be used again."""
     policy.retire_all_but(())
+    # Its own manifest may be the one that is damaged: `state.json` is another copy of it.
     older = {path.parent.name for path in files.manifests() if int(path.parent.name) <= found.number}
+    older.add(files.checkpoint(found.number).name)
     _keep_only(files.root / "checkpoint", CHECKPOINT, older)
     named = {files.policy(version).name for version in (found.state.policy_version, found.state.best.policy_version)}
     newest = files.policy(found.state.policy_version).name

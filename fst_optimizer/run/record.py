@@ -191,7 +191,8 @@ def check_files(files: RunFiles, result: Mapping[str, Any]) -> None:
     recorded = result["files"] if isinstance(result["files"], Mapping) else {}
     version = result.get("policy_version")
     adapter = [files.adapter(version) / name for name in (ADAPTER_CONFIG, ADAPTER_TENSORS)] if version else []
-    for path in (files.program, *adapter):
+    config = [files.config] if files.config.name in recorded else []  # not in every version
+    for path in (files.program, *config, *adapter):
         if not path.is_file() or recorded.get(path.relative_to(files.root).as_posix()) != checksum(path):
             raise UserError(
                 f"{path} is damaged, changed or missing (its checksum is not the one in result.json): bring it back "

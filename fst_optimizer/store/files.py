@@ -192,6 +192,7 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
         remove_half_written(root)
     if committed:
         if not _nothing_ran(files):
+            _check_kinds(files)
             return files, True
         files.state.unlink(missing_ok=True)
     elif resume:
@@ -199,6 +200,19 @@ def open_run(root: Path, *, resume: bool) -> tuple[RunFiles, bool]:
     root.mkdir(parents=True, exist_ok=True)
     _clear(files)
     return files, False
+
+
+def _check_kinds(files: RunFiles) -> None:
+    """What a resume reads and writes on is files of this folder. Checkpoints and adapters are checked one by one.
+
+    Raises:
+        UserError: names what is a link, or no file.
+    """
+    logs = [path for folder in ("journal", "rollouts", "population") for path in files.root.glob(f"{folder}/*")]
+    for path in (files.config, files.state, files.metrics, *logs):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            kind = "a link" if path.is_symlink() else "no file"
+            raise UserError(f"{path} is {kind}: a run goes on from its own files; put the file there, or remove this")
 
 
 def runs_in(folder: Path) -> list[Path]:

@@ -42,14 +42,15 @@ def change(path):
 
 
 def test_a_run_that_nobody_touched_is_read(files):
-    names = [path.relative_to(files.root).as_posix() for path in (files.program, *adapter_of(files).iterdir())]
+    paths = (files.program, files.config, *adapter_of(files).iterdir())
+    names = [path.relative_to(files.root).as_posix() for path in paths]
     assert sorted(read_finished(files.root).result["files"]) == sorted(names)
 
 
-@pytest.mark.parametrize("name", [ADAPTER_TENSORS, ADAPTER_CONFIG, "program.json"])
+@pytest.mark.parametrize("name", [ADAPTER_TENSORS, ADAPTER_CONFIG, "program.json", "config.json"])
 @pytest.mark.parametrize("damage", [change, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_changed_file_is_named_whatever_the_run_is_wanted_for(files, tmp_path, name, damage):
-    path = files.program if name == "program.json" else adapter_of(files) / name
+    path = files.root / name if name in ("program.json", "config.json") else adapter_of(files) / name
     damage(path)
     for use in (
         read_finished,
