@@ -17,6 +17,9 @@ DEMO_DIR := runs/demo
 DEMO_ARGS := --seed 0
 
 KILLS_ARGS ?= --kills 60
+TUNE_KILLS_ARGS ?= --kills 3
+COMPARE_KILLS_ARGS ?= --kills 2
+VLLM_KILLS_ARGS ?= --kills 3
 CYCLES_ARGS ?= --cycles 300
 SOAK_ARGS ?= --runs 20
 VERSIONS_ARGS ?= --versions 50
@@ -99,6 +102,9 @@ docs: $(DOCS_READY)
 
 soak: $(VLLM_READY)
 	$(BIN)/python tests/soak/kills.py $(KILLS_ARGS)
+	$(BIN)/python tests/soak/kills.py --of tune $(TUNE_KILLS_ARGS)
+	$(BIN)/python tests/soak/kills.py --of compare $(COMPARE_KILLS_ARGS)
+	$(BIN)/python tests/soak/kills.py --of vllm $(VLLM_KILLS_ARGS)
 	$(BIN)/python tests/soak/cycles.py $(CYCLES_ARGS)
 	$(BIN)/python tests/soak/soak.py $(SOAK_ARGS)
 	$(BIN)/python tests/soak/versions.py $(VERSIONS_ARGS)

