@@ -294,12 +294,17 @@ def test_every_place_is_passed_by_a_run(scripted, tmp_path):
 
 
 @pytest.mark.slow
-def test_six_runs_that_are_killed_end_as_if_nothing_had_been():
+def test_six_runs_that_are_killed_end_as_if_nothing_had_been(tmp_path):
     """Sixty are, in `make soak`. In a process of its own, since it forks."""
-    script = Path(__file__).parent / "soak" / "kills.py"
-    done = subprocess.run([sys.executable, script, "--kills", "6"], capture_output=True, text=True, check=False)
+    script, out = Path(__file__).parent / "soak" / "kills.py", tmp_path / "kills.json"
+    command = [sys.executable, script, "--kills", "6", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "all 6 runs ended as if nothing had been" in done.stdout
+    rows = read_json(out)["rows"]
+    assert len(rows) == 6 and sum(row["kills"] for row in rows) >= 4  # an instant may come after the end
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert read_json(out)["rows"] == rows and "undisturbed" not in again.stdout
 
 
 ELSEWHERE = {
