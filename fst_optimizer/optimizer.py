@@ -32,6 +32,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import LMReflector
 from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.logs import FROM_PYTHON, KeptWarnings, kept_warnings
+from fst_optimizer.model.load import path_to_say
 from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
 from fst_optimizer.phases import commit, warned, within_caps
 from fst_optimizer.program.lms import attach_policy, keep_keys_of
@@ -242,7 +243,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             run = replace(self.prepare(program, given, files, display), warnings=warnings)
             state = run.saver.resume(changed=bool(changes)) if resuming else first_state(run, program, found)
             compiled = self._cycles(run, given, state, resumed=resuming)
-            display.conclude(compiled.detailed_results.result, from_python(run_dir, type(given.student)))
+            next_steps = from_python(run_dir, type(given.student), path_to_say(policy.source))
+            display.conclude(compiled.detailed_results.result, next_steps)
         return compiled
 
     def _cycles(self, run: Run, given: Given, state: State, *, resumed: bool) -> dspy.Module:

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.config.policy import ENGINES
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.evolve.reflection_lm import POLICY, check_lm, check_lm_name, named_lm, recorded_name
 from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
-from fst_optimizer.model.load import model_place
-from fst_optimizer.store.files import RunFiles, check_run_dir, locked
+from fst_optimizer.finished.recorded import base_of, check_url, config_of, recorded_policy, recorded_size, settings_kept
+from fst_optimizer.model.load import model_place, path_to_say
+from fst_optimizer.store.files import RunFiles, check_run_dir, locked, read_json
 from fst_optimizer.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -42,12 +42,8 @@ class Sizes:
 
     def over(self, recorded: Mapping[str, Any]) -> Sizes:
         """These, and where none is given that of a run, by its `config.json`."""
-        data = recorded["data"]
         return Sizes(
-            **{
-                split: (data.get(split) or {}).get("examples") if size is None else size
-                for split, size in asdict(self).items()
-            }
+            **{split: recorded_size(recorded, split) if size is None else size for split, size in asdict(self).items()}
         )
 
 
@@ -101,7 +97,8 @@ def plan_run(request: RunRequest) -> RunPlan:
     path = RunFiles(request.run_dir).config
     if not request.resume or not path.exists():
         return RunPlan(task, settled(base_config(task.config(), request.auto), *given), request.sizes, None)
-    recorded, before = read_config(path), read_settings(path)
+    recorded = config_of(path)
+    before = settings_kept(read_settings(path), {name for layer in given for name in layer})
     was, settings = settled(FSTConfig(), before), settled(FSTConfig(), before, *given)
     for section in ("lora", "policy"):  # the optimizer compares the rest; how vLLM is run may change
         old, new = getattr(was, section), getattr(settings, section)
@@ -110,6 +107,9 @@ def plan_run(request: RunRequest) -> RunPlan:
                 f"the run to resume was started with {old}, not {new}: leave the {section} settings out, "
                 "or start another run"
             )
+    made = recorded_policy(recorded, str(path))
+    check_url(made, request.engine, request.url)
+    base_of(made, request.model, task.model())
     return RunPlan(task, settings, request.sizes.over(recorded), recorded)
 
 
@@ -117,7 +117,10 @@ def given_settings(request: RunRequest) -> tuple[Mapping[str, Any], ...]:
     """Settings from `--config`, from options of their own and from `--set`; later ones go over earlier ones."""
     file = read_settings(request.config_file) if request.config_file else {}
     flags = {name: value for name, value in request.flags.items() if value is not None}
-    return file, flags, assignments(request.sets)
+    sets = assignments(request.sets)
+    if request.config_file and "config" in read_json(request.config_file):  # a run's own, which may be anybody's
+        file = settings_kept(file, sets)
+    return file, flags, sets
 
 
 def check_engine(request: RunRequest) -> None:
@@ -200,12 +203,21 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
     return outcome
 
 
+def model_to_say(request: RunRequest, plan: RunPlan) -> str | None:
+    """The base model, where whoever uses the finished run must say it again. None: the run or its task tells it."""
+    own = plan.task.model()
+    model = request.model or own
+    if plan.recorded is not None and request.model is None:
+        model = base_of(recorded_policy(plan.recorded, str(RunFiles(request.run_dir).config)), None, own)
+    return None if model is None or model == own else path_to_say(model)
+
+
 def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = None) -> Policy:
     """The policy to train: the recorded one when a run is resumed, else of `--model` or the task's own model."""
     from fst_optimizer.policy.policy import Policy
 
     settings = plan.settings
-    engine = request.engine or (plan.recorded or {}).get("policy", {}).get("engine", "torch")
+    engine = request.engine or (plan.recorded and plan.recorded["policy"].get("engine")) or "torch"
     if request.url is not None and engine != "vllm":
         raise UserError(f"--url is {request.url!r} and the engine is {engine!r}: add --engine vllm")
     vllm: dict[str, Any] = {}
@@ -213,12 +225,14 @@ def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = Non
         config = settings.vllm.changed(log_file=settings.vllm.log_file or str(request.run_dir / "vllm.log"))
         vllm = {"url": request.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
     if plan.recorded is not None:
-        return load_policy(RunFiles(request.run_dir), plan.recorded, 0, request.model, engine, **vllm)
-    model = request.model or plan.task.model()
-    if model is None:
+        files = RunFiles(request.run_dir)
+        model = base_of(recorded_policy(plan.recorded, str(files.config)), request.model, plan.task.model())
+        return load_policy(files, plan.recorded, 0, model, engine, **vllm)
+    place = request.model or plan.task.model()
+    if place is None:
         raise UserError(f"model is None: the task {request.task!r} has no model of its own; give --model")
     return Policy(
-        model,
+        place,
         engine=engine,
         lora=settings.lora,
         seed=settings.config.seed,

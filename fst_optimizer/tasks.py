@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import dspy
 
 REQUIRED = ("build_program", "metric", "load")
+SHIPPED = (Path(__file__).parent / "programs", Path(__file__).parents[1] / "programs")
+"""Where the tasks are that come with the package: in it when it is installed, beside it in a checkout."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,17 @@ def load_task(name: str) -> Task:
     if missing:
         raise UserError(f"task {name!r}: its task.py lacks {', '.join(missing)}; see docs, 'Writing a task'")
     return Task(name, module, variant or None)
+
+
+def shipped_task(name: str) -> Task | None:
+    """The task that comes with the package under this name, `programs/NAME[:VARIANT]`, or its folder; None for others.
+
+    Nothing else is looked for, or imported: the name may come from a file that nobody trusts.
+    """
+    place, _, variant = name.partition(":")
+    known = next((root for root in SHIPPED if root.is_dir()), SHIPPED[0])
+    found = [path for path in known.glob("*/task.py") if place in (f"programs/{path.parent.name}", str(path.parent))]
+    return Task(name, _load_folder(found[0].parent.resolve()), variant or None) if found else None
 
 
 def run_name(task: str) -> str:

@@ -10,8 +10,8 @@ from fst_optimizer.cli.tables import compiled
 from fst_optimizer.errors import UserError
 from fst_optimizer.progress.tables import show
 from fst_optimizer.store.files import RunFiles, check_run_dir, new_run_dir, read_json, runs_in
-from fst_optimizer.task_run import RunRequest, Sizes, compile_task, plan_run
-from fst_optimizer.tasks import run_name
+from fst_optimizer.task_run import RunRequest, Sizes, compile_task, model_to_say, plan_run
+from fst_optimizer.tasks import run_name, shipped_task
 
 
 def compile_command(
@@ -74,7 +74,8 @@ def compile_command(
             display.say(f"run directory: {run_dir}")
             display.say("loading the model ...")
             outcome = compile_task(request, plan, (display,))
-        show(out, compiled(outcome.result, run_dir))
+        named = None if shipped_task(task) else task
+        show(out, compiled(outcome.result, run_dir, task=named, model=model_to_say(request, plan)))
 
 
 def checked_folder(task: str, run_dir: Path | None, *, resume: bool) -> Path:

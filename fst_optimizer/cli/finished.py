@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fst_optimizer.cli.console import consoles, quiet_libraries, scoring_bar, server_start, user_errors
-from fst_optimizer.cli.options import BaseModel, FinishedRunDir, RunDir, ServedName, Task, TestSize
+from fst_optimizer.cli.options import BaseModel, FinishedRunDir, RunDir, ServedName, Task, TestSize, Url
 from fst_optimizer.cli.tables import evaluation, served
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.errors import UserError
@@ -23,6 +23,7 @@ def eval_command(
     run_dir: RunDir = None,
     model: BaseModel = None,
     engine: Annotated[str | None, typer.Option(help="torch or vllm. [default: what the run used]")] = None,
+    url: Url = None,
     test_size: TestSize = None,
 ) -> None:
     """Score a finished run on its task's test set, from the run's files alone.
@@ -39,7 +40,9 @@ def eval_command(
 
         out, progress = consoles()
         with quiet_libraries(progress), scoring_bar(progress) as on_progress:
-            score = score_task(task, run_dir, test_size=test_size, model=model, engine=engine, on_progress=on_progress)
+            score = score_task(
+                task, run_dir, test_size=test_size, model=model, engine=engine, url=url, on_progress=on_progress
+            )
         show(out, evaluation(task, run_dir, score))
 
 

@@ -28,7 +28,10 @@ ReflectionLM = Annotated[
     ),
 ]
 FinishedRunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run's folder.", show_default=False)]
-BaseModel = Annotated[str | None, typer.Option("--model", help="Where the base model is now. [default: where it was]")]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Where the base model is now. [default: the run's own by its name, or the task's]"),
+]
 ServedName = Annotated[str, typer.Option("--name", help="The model name that clients ask for.")]
 Model = Annotated[
     str | None,

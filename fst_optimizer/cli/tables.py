@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from fst_optimizer.finished.score import TestScore
 
 
-def compiled(result: Mapping[str, Any], run_dir: Path) -> list[Table | str]:
-    """What a finished run came to, where it is, and what to do with it."""
-    return closing(result, _next_steps(result, run_dir))
+def compiled(result: Mapping[str, Any], run_dir: Path, *, task: str | None, model: str | None) -> list[Table | str]:
+    """What a finished run came to, where it is, and what to do with it, for which `task` and `model` must be said."""
+    return closing(result, _next_steps(result, run_dir, task, model))
 
 
 def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
@@ -54,9 +55,11 @@ def served(server: VLLMServer, name: str, *, key_given: bool) -> str:
     )
 
 
-def _next_steps(result: Mapping[str, Any], run_dir: Path) -> str:
+def _next_steps(result: Mapping[str, Any], run_dir: Path, task: str | None, model: str | None) -> str:
+    said = "".join(f", {name}={value!r}" for name, value in (("task", task), ("model", model)) if value is not None)
+    at = "" if model is None else f" --model {shlex.quote(model)}"
     return (
         f"{files_left(run_dir)}\n"
-        f"check it  fst eval {result['task']} --run-dir {run_dir}\n"
-        f"use it    program = fst_optimizer.load({str(run_dir)!r})"
+        f"check it  fst eval {shlex.quote(result['task'])} --run-dir {shlex.quote(str(run_dir))}{at}\n"
+        f"use it    program = fst_optimizer.load({str(run_dir)!r}{said})"
     )

@@ -45,7 +45,7 @@ def run_folder(run_dir: str | Path | None, log_dir: str | Path | None) -> Path |
     """The run's folder by either of its names.
 
     Raises:
-        UserError: one is no path, or both are given and they are two folders.
+        UserError: one is no path, or both are given and they are two folders; or the name is empty.
     """
     for name, folder in (("run_dir", run_dir), ("log_dir", log_dir)):
         if folder is not None:
@@ -55,6 +55,8 @@ def run_folder(run_dir: str | Path | None, log_dir: str | Path | None) -> Path |
             f"run_dir is {str(run_dir)!r} and log_dir is {str(log_dir)!r}: both name the run's folder; give one of them"
         )
     folder = log_dir if run_dir is None else run_dir
+    if folder is not None and not str(folder).strip():
+        raise UserError(f"run_dir is {folder!r}: give a folder of its own, e.g. runs/first, or None for a new one")
     return None if folder is None else Path(folder)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.load import load, read_finished
+from fst_optimizer.finished.recorded import recorded_size, scoring_config
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -47,21 +48,24 @@ def score_task(
     test_size: int | None = None,
     model: str | None = None,
     engine: str | None = None,
+    url: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TestScore:
     """Score a finished run's program on a task's test set: greedily, exactly as the run did at its end.
 
     Another variant of the run's task scores the program on that, where its program has the same predictors.
-    What is None is as it was in the run. `on_progress` is told how many examples are scored, of how many.
+    What is None is as it was in the run, but for the `url` of a server, which the caller alone gives. `on_progress` is
+    told how many examples are scored, of how many.
     """
     run, task = read_finished(run_dir), load_task(name)
     recorded = run.config["data"].get("test")
-    items = items_of(task.load("test", test_size or (recorded or {}).get("examples")), "test")
+    items = items_of(task.load("test", test_size or recorded_size(run.config, "test")), "test")
     if not items:
         raise UserError("the test set is empty: give examples")
-    program = load(run_dir, program=task.build_program(), model=model, engine=engine)
+    at = {} if url is None else {"url": url}
+    program = load(run_dir, task=name, model=model, engine=engine, **at)
     policy, version = checked_student(program)
-    collector = collector_of(program, policy, task.metric, FSTConfig.from_dict(run.config["config"]))
+    collector = collector_of(program, policy, task.metric, scoring_config(run.config["config"]))
     done = itertools.count(1)
     with closing(policy):
         found = evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from fst_optimizer.errors import UserError, did_you_mean
 QUANTIZATIONS = ("nf4",)
 BUILT_IN = {"letters": "programs/letters/model"}
 """Name -> folder of the models that come with the package."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 @contextmanager
@@ -55,6 +57,24 @@ def model_place(model: str | Path) -> str:
             f"{' or '.join(map(repr, BUILT_IN))}, which is built in"
         )
     return str(model)
+
+
+def named_place(model: str) -> str | None:
+    """Where a model is that a name alone says: one that comes with the package, or one on the hub.
+
+    None for a path, which only the caller may give: the name may come from a file that nobody trusts.
+    """
+    package = Path(__file__).parents[1]
+    for name, beside in BUILT_IN.items():
+        for folder in (root / beside for root in (package, package.parent)):
+            if (folder / "config.json").is_file() and model in (name, beside, str(folder), str(folder.resolve())):
+                return str(folder)
+    return model if _HUB_NAME.fullmatch(model) and not Path(model).exists() else None
+
+
+def path_to_say(model: str) -> str | None:
+    """The model's path, where whoever uses a run of it must say it again. None where its name is enough."""
+    return None if named_place(model) else model
 
 
 def check_placement(dtype: str, device: str) -> None:
@@ -183,7 +203,7 @@ def fingerprint(base: Any) -> str:
 
 def check_fingerprint(found: str, made: Mapping[str, Any], source: str) -> None:
     """Raises a UserError for another model than a run was made with; `made` is `policy` in the run's config.json."""
-    if found != made.get("fingerprint", found):
+    if found != (made.get("fingerprint") or found):
         raise UserError(
             f"the model in {source!r} is not the one that the run was made with ({made['model']!r} then): its "
             "adapters mean nothing on other weights; name the right model's folder"

@@ -64,10 +64,11 @@ def files_left(run_dir: Path) -> str:
     return f"files     {run_dir}/ (result.json, metrics.jsonl, program.json, policy/)"
 
 
-def from_python(run_dir: Path, program: type) -> str:
-    """What a script can do with a finished run of this class of program."""
+def from_python(run_dir: Path, program: type, model: str | None = None) -> str:
+    """What a script can do with a finished run of this class of program, and of a `model` that must be said."""
     new = "..." if program.__module__.startswith("dspy") else f"{program.__name__}()"
-    return f"{files_left(run_dir)}\nuse it    program = fst_optimizer.load({str(run_dir)!r}, program={new})"
+    at = "" if model is None else f", model={model!r}"
+    return f"{files_left(run_dir)}\nuse it    program = fst_optimizer.load({str(run_dir)!r}, program={new}{at})"
 
 
 def _scores(result: Mapping[str, Any]) -> Table:

@@ -18,6 +18,7 @@ from typing import Any
 from fst_optimizer.errors import StorageError, UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.store.folders import NO_FOLLOW, remove_half_written, take
+from fst_optimizer.store.guard import check_free, check_links, check_place
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ ADAPTER_CONFIG, ADAPTER_TENSORS = "adapter_config.json", "adapter_model.safetens
 """The files of a LoRA adapter, as peft and vLLM name them."""
 
 LOCK = ".lock"
+MOST_BYTES = 256 << 20
+"""Of a JSON file that is read at once."""
 CHECKPOINT = re.compile(r"\d{6,}")
 JOURNAL = re.compile(r"\d{6,}\.jsonl")
 ADAPTER = re.compile(r"policy-\d{6,}")
@@ -150,15 +153,12 @@ def check_run_dir(root: Path, *, resume: bool) -> bool:
 
     Raises:
         UserError: the directory holds a finished run, an unfinished one and `resume` is off, or none and it is on; or
-            it is a file.
+            it is a file, somebody's home, or holds something that is no run's; or there are links in it.
     """
     _check_is_folder(root)
     files = RunFiles(root)
-    for path in root.rglob("*"):
-        if path.is_symlink() and not files.holds(path):
-            raise UserError(
-                f"{path} leads out of the run directory, to {path.resolve()}: remove it, or copy what it names"
-            )
+    check_place(root)
+    check_links(root, to_write=True)
     if files.result.exists():
         raise UserError(f"run_dir {str(root)!r} holds a finished run: give another directory, or delete this one")
     # The first checkpoint is written before the first rollout: one alone, without state.json, has nothing to resume.
@@ -173,6 +173,8 @@ def check_run_dir(root: Path, *, resume: bool) -> bool:
             f"run_dir {str(root)!r} holds no run to resume{_others(root)}: leave --resume (resume=True) out to start "
             "a new run there"
         )
+    if not committed and not _is_runs(files.config):
+        check_free(root)
     return committed
 
 
@@ -270,7 +272,7 @@ def _clear(files: RunFiles) -> None:
 
 def _is_runs(config: Path) -> bool:
     try:
-        return {"config", "policy", "data"} <= read_json(config).keys()
+        return {"task", "config", "policy", "data", "versions"} <= read_json(config).keys()
     except UserError:
         return False
 
@@ -329,14 +331,18 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or is no JSON object.
     """
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MiB, which no file of a run is")
         data = parse_json(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; is this a run directory?") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; give a JSON file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give access") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object")

@@ -83,7 +83,9 @@ def apart(*arguments, cwd=None, **environment):
 
 def begun(folder, task, finished=False):
     """What a run of the task left."""
-    write_json(folder / "config.json", {"task": task, "config": {}, "policy": {"model": "m"}, "data": {}})
+    write_json(
+        folder / "config.json", {"task": task, "config": {}, "policy": {"model": "m"}, "data": {}, "versions": {}}
+    )
     write_json(folder / ("result.json" if finished else "state.json"), {})
 
 

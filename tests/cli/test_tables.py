@@ -12,6 +12,9 @@ from helpers.runs import FST_CURVE, write_run
 def test_after_fst_compile_the_commands_that_come_next_are_named(tmp_path):
     result = read_json(write_run(tmp_path / "run", "fst", 0, FST_CURVE) / "result.json")
     out = io.StringIO()
-    show(Console(file=out, width=60), compiled(result | {"task": "programs/letters"}, Path("runs/a")))
+    show(
+        Console(file=out, width=60),
+        compiled(result | {"task": "programs/letters"}, Path("runs/a"), task=None, model=None),
+    )
     assert "fst eval programs/letters --run-dir runs/a" in out.getvalue()
     assert "fst_optimizer.load('runs/a')" in out.getvalue()

@@ -59,7 +59,7 @@ def test_a_run_that_an_earlier_version_began_is_planned_with_its_own_settings(tm
     assert plan.settings.config.to_dict() == NOW
     assert (plan.settings.lora.rank, plan.settings.vllm.max_in_flight, plan.settings.policy.max_tokens) == (4, 9, 48)
     assert server_settings(tmp_path, ["vllm.max_in_flight=3"]).max_in_flight == 3
-    written(tmp_path / "result.json", {})
+    written(tmp_path / "result.json", {"policy_version": 0})
     assert read_finished(tmp_path).config["config"] == NOW
 
 

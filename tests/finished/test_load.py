@@ -92,10 +92,10 @@ def no_model(monkeypatch):
     monkeypatch.setattr(loading, "load_policy", refuse)
 
 
-def test_a_custom_lm_comes_from_the_program_that_the_caller_or_the_task_builds(run, task):
+def test_a_custom_lm_comes_from_the_program_that_the_caller_or_the_task_builds(run, task, tiny_model):
     mine = load_task(str(task)).build_program()
     lm = mine.second.lm
-    for program in (load(run, program=mine), load(run)):
+    for program in (load(run, program=mine, model=tiny_model), load(run, task=str(task), model=str(tiny_model))):
         try:
             assert type(program.second.lm).__name__ == "Mine" and program.second.lm.model == "mine/model"
             assert program.second(middle="x").answer == "right"
@@ -105,8 +105,8 @@ def test_a_custom_lm_comes_from_the_program_that_the_caller_or_the_task_builds(r
     assert mine.second.lm is lm
 
 
-def test_eval_scores_a_run_with_a_custom_lm(run, task):
-    said = fst("eval", task, "--run-dir", run)
+def test_eval_scores_a_run_with_a_custom_lm(run, task, tiny_model):
+    said = fst("eval", task, "--run-dir", run, "--model", tiny_model)
     assert said.exit_code == 0, said.output
     assert "test" in said.stdout and "Traceback" not in said.stderr
 
@@ -132,5 +132,5 @@ def test_fields_that_are_only_called_otherwise_are_warned_of(caplog):
     predict = dspy.Predict("question -> answer")
     saved = {"predict": {"signature": dspy.Signature("question -> reply").dump_state(), "lm": {}}}
     program = SimpleNamespace(named_predictors=lambda: [("predict", predict)])
-    assert loading.checked_state(saved, program, "run")["predict"]["lm"] == {}
+    assert loading.checked_state(saved, program, "run")["predict"]["lm"] is None
     assert "'Answer:'] and had ['Question:', 'Reply:'] in the run: its scores may be others" in caplog.text

@@ -16,6 +16,9 @@ from fst_optimizer.store.files import (
     write_json,
 )
 
+MARKS = {"task": "toy", "config": {}, "policy": {}, "data": {}, "versions": {}}
+"""What `config.json` of every run has had."""
+
 
 def test_a_new_directory_is_made_with_its_parents(tmp_path):
     files, resuming = open_run(tmp_path / "runs" / "one", resume=False)
@@ -25,7 +28,7 @@ def test_a_new_directory_is_made_with_its_parents(tmp_path):
 
 def begun(folder):
     """What a run leaves that was killed before its first checkpoint."""
-    write_json(folder / "config.json", {"config": {}, "policy": {}, "data": {}})
+    write_json(folder / "config.json", MARKS)
     return folder
 
 
@@ -127,16 +130,16 @@ def test_starting_over_clears_what_a_dead_run_left_and_nothing_else(tmp_path):
     for name in kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("the user's")
-    with pytest.raises(UserError, match=r"holds .*, which is of no run: give another directory"):
+    with pytest.raises(UserError, match=r"holds .checkpoint. and 5 more, and no run: give a new folder"):
         open_run(tmp_path, resume=False)
-    write_json(files.config, {"config": {}, "policy": {}, "data": {}})
+    write_json(files.config, MARKS)
     open_run(tmp_path, resume=False)
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert left == sorted([*kept, "config.json"])
 
 
 def test_a_run_that_lost_its_state_is_no_empty_directory(tmp_path):
-    write_json(RunFiles(tmp_path).config, {"config": {}, "policy": {}, "data": {}})
+    write_json(RunFiles(tmp_path).config, MARKS)
     write_json(RunFiles(tmp_path).checkpoint(1) / "state.json", {})
     assert not open_run(tmp_path, resume=False)[1]  # nothing was paid for yet
     write_json(RunFiles(tmp_path).checkpoint(3) / "state.json", {})

@@ -118,7 +118,7 @@ OWN = (".tmp", ".notes.json.tmp", "mine/.state.json.tmp", "policy/.policy-000004
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_what_was_half_written_in_a_run_directory_is_removed_at_the_next_start_and_nothing_else(tmp_path, resume):
-    write_json(RunFiles(tmp_path).config, {"config": {}, "policy": {}, "data": {}})
+    write_json(RunFiles(tmp_path).config, {"task": "t", "config": {}, "policy": {}, "data": {}, "versions": {}})
     if resume:
         write_json(RunFiles(tmp_path).state, {})
     for name in (*HALF, *OWN):

@@ -84,6 +84,8 @@ class VLLMServer:
     """0: a free one."""
     on_wait: OnWait | None = None
     """Told while the server starts."""
+    needs: object = None
+    """What must not go before it, such as a temporary folder with its adapters."""
 
     def __post_init__(self) -> None:
         check_version()
