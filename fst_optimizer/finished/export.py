@@ -16,6 +16,7 @@ from fst_optimizer.finished.recorded import RecordedPolicy, base_of, check_given
 from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import read_json, write_json
 from fst_optimizer.store.folders import temporary_folder
+from fst_optimizer.store.guard import check_place
 from fst_optimizer.text import code_span, markdown
 
 MODEL, PROGRAM, README = "model", "program.json", "README.md"
@@ -60,6 +61,7 @@ def export_run(
             missing or another one.
     """
     out, run = Path(out), read_finished(run_dir)
+    check_place(out, "out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out is {str(out)!r}, which holds something: give a folder that does not exist yet")
     made = run.policy
@@ -112,8 +114,8 @@ def other_lm(saved: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What is kept of the state of an LM of dspy's own. None for any other."""
     if not saved or saved.get(LM_CLASS, DSPY_LM) != DSPY_LM or not _LM_NAME.fullmatch(str(saved.get("model"))):
         return None
-    kept = {name: saved[name] for name in OF_AN_LM if isinstance(saved.get(name), bool | int | float | str | None)}
-    return {LM_CLASS: DSPY_LM, **{name: value for name, value in kept.items() if name in saved}}
+    kept = {name: saved[name] for name in OF_AN_LM if isinstance(saved.get(name), bool | int | float | str)}
+    return {LM_CLASS: DSPY_LM, **kept}
 
 
 def plain_lm(made: RecordedPolicy, source: str, name: str, trust_remote_code: bool) -> dict[str, Any]:

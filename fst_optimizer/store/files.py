@@ -342,7 +342,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is a folder; give a JSON file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give access") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: holds {type(data).__name__}, not an object")

@@ -19,8 +19,13 @@ def check_place(root: Path, what: str = "run_dir") -> None:
     """A folder that a run, or what is made of one, may be written into.
 
     Raises:
-        UserError: it is the file system's root or somebody's home.
+        UserError: it is the file system's root, somebody's home, or the current folder without a run in it.
     """
+    if root == Path() and not any((root / name).exists() for name in (*FILES, *FOLDERS)):
+        raise UserError(
+            f"{what} is '.', the current directory, as an empty name is too, and there is no run in it: give a folder "
+            "of its own, e.g. runs/first"
+        )
     place = root.resolve()
     for other, said in ((Path(place.anchor), "the root of the file system"), (Path.home().resolve(), "your home")):
         if place == other:
@@ -31,13 +36,8 @@ def check_free(root: Path) -> None:
     """A folder without a run in it has nothing else in it either, but for hidden files.
 
     Raises:
-        UserError: it holds something, or is the current one, which an empty name means too.
+        UserError: it holds something.
     """
-    if root == Path():
-        raise UserError(
-            "run_dir is '.', the current directory, as an empty name is too, and there is no run in it: give a folder "
-            "of its own, e.g. runs/first"
-        )
     others = sorted(
         path.name for path in root.glob("*") if path.name != LOG and not (path.name.startswith(".") and path.is_file())
     )
@@ -58,7 +58,7 @@ def check_links(root: Path, *, to_write: bool = False) -> None:
     """
     for entry in root.rglob("*"):
         mode, top = entry.lstat().st_mode, entry.relative_to(root).parts[0]
-        ours = top in FILES or top in FOLDERS or top.startswith(".")
+        ours = top in FILES or top in FOLDERS or (top.startswith(".") and entry.parent == root)
         out = stat.S_ISLNK(mode) and not entry.resolve().is_relative_to(root.resolve())
         if stat.S_ISLNK(mode) and (ours or (out and to_write)):
             where = "leads out of the run directory, to" if out else "leads to"

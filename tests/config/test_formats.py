@@ -51,7 +51,10 @@ def test_a_run_that_an_earlier_version_began_is_planned_with_its_own_settings(tm
     recorded = {
         "task": "programs/letters",
         "config": THEN,
-        "policy": {"model": "m", "lora": {"rank": 4}, "vllm": {"max_in_flight": 9}, "max_tokens": 48},
+        "policy": {
+            **{"model": "m", "engine": "torch", "lora": {"rank": 4}, "vllm": {"max_in_flight": 9}},
+            **{"seed": 0, "max_tokens": 48},
+        },
         "data": {split: {"examples": 8} for split in ("train", "val", "test")},
     }
     written(tmp_path / "config.json", recorded)
@@ -59,7 +62,7 @@ def test_a_run_that_an_earlier_version_began_is_planned_with_its_own_settings(tm
     assert plan.settings.config.to_dict() == NOW
     assert (plan.settings.lora.rank, plan.settings.vllm.max_in_flight, plan.settings.policy.max_tokens) == (4, 9, 48)
     assert server_settings(tmp_path, ["vllm.max_in_flight=3"]).max_in_flight == 3
-    written(tmp_path / "result.json", {"policy_version": 0})
+    written(tmp_path / "result.json", {"policy_version": 0, "task": "t", "method": "fst", "seed": 0})
     assert read_finished(tmp_path).config["config"] == NOW
 
 

@@ -252,9 +252,8 @@ def test_no_server_that_a_run_names_is_asked(run, listener, tiny_model, monkeypa
     policy_of(run, engine="vllm", url=listener.url)
     monkeypatch.setattr(vllm_engine, "VLLMEngine", None)  # none is made
     refused = r"an address in a run's files is never asked: give it again \(--url, url=\)"
-    for use in (uses(run, tiny_model, run.parent / "out")["load"], lambda: load(run, program=Program())):
-        with pytest.raises(UserError, match=refused):
-            use()
+    with pytest.raises(UserError, match=refused):
+        load(run, program=Program(), model=tiny_model)
     (run / "result.json").unlink()
     with pytest.raises(UserError, match=refused):
         plan_run(RunRequest(LETTERS, run, model=str(tiny_model), resume=True))
@@ -450,7 +449,7 @@ def test_a_value_that_no_run_has_is_refused_by_name(run, tiny_model, values, nam
 def test_a_file_that_is_no_runs_is_refused_in_words(run, tiny_model, name, text):
     (run / name).write_text(text)
     with pytest.raises(
-        UserError, match=r"is this a run directory|not readable as JSON|the file of a run|holds list|'a'"
+        UserError, match=r"is damaged|is this a run directory|not readable as JSON|the file of a run|holds list|'a'"
     ):
         load(run, program=Program(), model=tiny_model)
 

@@ -242,7 +242,9 @@ def test_from_python_a_run_shows_itself_from_its_directory_to_its_table(scripted
     assert lines[1].startswith("[0:0") and "before the first cycle: val score" in lines[1]
     assert any("new instruction for" in line for line in lines) and any("{+Mind the gap.+}" in line for line in lines)
     assert f"{result['val_score_after']:.4f}" in err
-    assert lines[-1] == f"use it    program = fst_optimizer.load({str(tmp_path / 'run')!r}, program=Program())"
+    model = student.first.lm.engine.policy.source
+    said = f"fst_optimizer.load({str(tmp_path / 'run')!r}, program=Program(), model={model!r})"
+    assert lines[-1] == f"use it    program = {said}"
 
 
 def test_without_progress_nothing_is_shown_but_warnings(scripted, tmp_path, capsys, caplog):
@@ -324,4 +326,4 @@ def test_in_a_real_terminal_the_cursor_comes_back_and_stdout_stays_clean(tiny_mo
     assert process.returncode == 0 and out == "the program's own\n"
     assert "run directory: " in text and "before the first cycle" in text and "getting ready" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
-    assert "program=Program())" in text.splitlines()[-1]
+    assert "program=Program(), model=" in text.splitlines()[-1]
