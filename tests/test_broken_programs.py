@@ -210,7 +210,7 @@ def section(name):
 
 def searchable(text):
     """A text without what differs from try to try: paths, line numbers, which example was first, spaces."""
-    text = re.sub(r'File "[^"]*"', "", text)
+    text = re.sub(r'File "[^"]*"|[^ (]*\.py:\d+', "", text)
     return " ".join(re.sub(r"line \d+|train-\d", "", text).split())
 
 

@@ -43,7 +43,8 @@ def user_errors(after_interrupt: str) -> Iterator[None]:
     except Paused as error:
         raise _exit(f"paused: {error}", 3) from error
     except FSTError as error:
-        cause = f" ({type(error.__cause__).__name__}: {error.__cause__})" if error.__cause__ else ""
+        known = str(error.__cause__ or "") in str(error)
+        cause = "" if known else f" ({type(error.__cause__).__name__}: {error.__cause__})"
         raise _exit(f"failed: {error}{cause}", 1) from error
     except KeyboardInterrupt as error:
         raise _exit(f"interrupted; {after_interrupt}", 130) from error

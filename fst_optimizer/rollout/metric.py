@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import dspy
 
 from fst_optimizer.errors import MetricError, UserError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.keys import without_keys, without_secrets
-from fst_optimizer.rollout.outcome import raise_ctrl_c, words_of
+from fst_optimizer.rollout.outcome import raise_ctrl_c, raised_by, words_of
 from fst_optimizer.text import shown, unicode_only
 from fst_optimizer.types import Item
 
@@ -38,7 +40,7 @@ class Metric:
         self.per_predictor = _accepts(function, 5)
         if not self.per_predictor and not _accepts(function, 2):
             raise UserError(
-                f"metric {_name(function)} takes neither two arguments (example, prediction) nor five "
+                f"{_name(function)} takes neither two arguments (example, prediction) nor five "
                 "(example, prediction, trace, pred_name, pred_trace); change its signature"
             )
 
@@ -58,18 +60,19 @@ class Metric:
         except BaseException as error:  # sys.exit() in a metric must not end the run, as a success at that
             raise_ctrl_c(error)
             what = words_of(error) if isinstance(error, SystemExit) else without_secrets(shown(error, 1000))
-            raise MetricError(f"metric {name} raised on example {item.id}: {what}") from error
+            place = f" (at {raised_by(error).place})" if error.__traceback__ else ""
+            raise MetricError(f"{name} raised on example {item.id}: {what}{place}{_unlike(prediction)}") from error
         try:
             score, feedback = _read(answer)
         except BaseException as error:  # of a property, a __float__ or a __str__ of the answer
             raise_ctrl_c(error)
             raise MetricError(
-                f"metric {name} returned {shown(answer)} on example {item.id}, which raises when it is read: "
+                f"{name} returned {shown(answer)} on example {item.id}, which raises when it is read: "
                 f"{shown(error)}"
             ) from error
         if not math.isfinite(score):
             raise UserError(
-                f"metric {name} returned {shown(answer)} on example {item.id}: "
+                f"{name} returned {shown(answer)} on example {item.id}: "
                 "return a finite number, or dspy.Prediction(score=..., feedback=...)"
             )
         return Judgement(score, feedback)
@@ -101,4 +104,12 @@ def _accepts(function: Callable[..., Any], count: int) -> bool:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return "the metric" if name == "metric" else f"metric {name}"
+
+
+def _unlike(prediction: Any) -> str:
+    """What metrics trip over most: a program that returned something else than a prediction."""
+    if isinstance(prediction, dspy.Prediction | Mapping):
+        return ""
+    return f"; the program returned {shown(prediction)}: let forward return dspy.Prediction(...)"

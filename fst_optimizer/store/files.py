@@ -337,7 +337,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such file; is this a run directory?") from None
+        hint = "; is this a run directory?" if path.name in ("config.json", "state.json", "result.json") else ""
+        raise UserError(f"{path}: no such file{hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; give a JSON file") from None
     except OSError as error:

@@ -146,3 +146,16 @@ def test_a_dspy_module_is_a_metric_by_its_forwards_arguments():
 
     assert not Metric(Judge()).per_predictor
     assert judged(Judge()).score == 0.5
+
+
+def test_where_a_metric_raised_and_what_it_was_given_are_told():
+    def metric(example, prediction):
+        return prediction.answer == example.answer
+
+    item = Item("train-3", dspy.Example(answer="x"))
+    with pytest.raises(MetricError) as caught:
+        Metric(metric).judge(item, "a text")
+    said = str(caught.value)
+    assert said.startswith("the metric raised on example train-3: AttributeError(\"'str' object has no attribute")
+    assert "test_metric.py:" in said and "in metric)" in said
+    assert said.endswith("; the program returned 'a text': let forward return dspy.Prediction(...)")
