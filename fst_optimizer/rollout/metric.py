@@ -67,8 +67,7 @@ class Metric:
         except BaseException as error:  # of a property, a __float__ or a __str__ of the answer
             raise_ctrl_c(error)
             raise MetricError(
-                f"{name} returned {shown(answer)} on example {item.id}, which raises when it is read: "
-                f"{shown(error)}"
+                f"{name} returned {shown(answer)} on example {item.id}, which raises when it is read: {shown(error)}"
             ) from error
         if not math.isfinite(score):
             raise UserError(
