@@ -154,6 +154,8 @@ def load(
         check_path("model", model)
     if program is not None and not isinstance(program, dspy.Module):
         raise UserError(f"program is {shown(program)}: give a dspy.Module, a fresh instance of the run's program")
+    if task is not None and not isinstance(task, str):
+        raise UserError(f"task is {shown(task)}: give its name, PATH_OR_MODULE[:VARIANT]")
     saved = read_json(run.files.program)
     if program is not None and task is not None:
         raise UserError(f"program and task are both given (task is {task!r}): give one of them")

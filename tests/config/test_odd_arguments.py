@@ -91,12 +91,12 @@ def test_arguments_of_a_study(policy, monkeypatch, name):
     taken(ITS_OWN.get(name, name), lambda value: api.tune(**given | {name: value}))
 
 
-@pytest.mark.parametrize("name", ["run_dir", "program", "model", "engine"])
+@pytest.mark.parametrize("name", ["run_dir", "program", "task", "model", "engine"])
 def test_arguments_of_load(policy, tiny_model, tmp_path, monkeypatch, name):
     run = tmp_path / "run"
     optimizer(run, settings=SHORT, progress=False).compile(student_of(policy), trainset=TRAIN, valset=VAL)
     monkeypatch.setattr("fst_optimizer.policy.policy.load_tokenizer", begin)
-    given = {"run_dir": run, "program": Program()}
+    given = {"run_dir": run, "model": tiny_model, **({} if name == "task" else {"program": Program()})}
     named = {"run_dir": "run directory"} if name == "run_dir" else {}
 
     def make(value):
