@@ -11,7 +11,7 @@ from fst_optimizer.engines.vllm.installed import served_rank
 from fst_optimizer.engines.vllm.server import SERVED_NAME
 from fst_optimizer.errors import UserError
 from fst_optimizer.finished.adapter import ADAPTER, write_adapter
-from fst_optimizer.finished.load import METADATA, FinishedRun, plain_state, read_finished
+from fst_optimizer.finished.load import METADATA, FinishedRun, as_saved, plain_state, read_finished
 from fst_optimizer.finished.recorded import RecordedPolicy, base_of, check_given_base
 from fst_optimizer.model.load import model_place
 from fst_optimizer.store.files import read_json, write_json
@@ -73,7 +73,7 @@ def export_run(
         )
     saved = read_json(run.files.program)
     state = plain_state(saved, str(run_dir))
-    program = plain_program(state, plain_lm(made, source, name, trust_remote_code))
+    program = as_saved(plain_program(state, plain_lm(made, source, name, trust_remote_code)), saved)
     program[METADATA] = {"dependency_versions": versions_of(saved)}
     if run.adapter is not None and not merge:
         check_given_base(made, model, source, trust_remote_code)

@@ -35,6 +35,8 @@ KEY_VARIABLE = "FST_API_KEY"
 MOST_VERSION = 10**9
 METADATA = "metadata"
 """In a program's state: what dspy adds to the predictors."""
+ALONE = "self"
+"""The name, with dspy, of the one predictor of a program that is itself a `dspy.Predict`."""
 OF_A_PREDICTOR = ("traces", "train", "demos", "signature", "fields", "lm")
 """In its state. dspy would set whatever else is there as the predictor's attributes, such as addresses in `config`."""
 
@@ -199,17 +201,17 @@ def checked_state(saved: Mapping[str, Any], program: dspy.Module, run_dir: str) 
                 "build_program()"
             )
         kept[name]["lm"] = None
-    return kept
+    return as_saved(kept, saved)
 
 
 def plain_state(saved: Mapping[str, Any], run_dir: str) -> dict[str, dict[str, Any]]:
-    """The predictors' states in a `program.json`, with what belongs there alone.
+    """The predictors' states in a `program.json` by their names, with what belongs there alone.
 
     Raises:
         UserError: a state is not what dspy writes.
     """
     kept = {}
-    for name, part in saved.items():
+    for name, part in {ALONE: saved}.items() if _is_alone(saved) else saved.items():
         if name == METADATA:
             continue
         whole = isinstance(part, Mapping) and _is_signature(part.get("signature"))
@@ -217,6 +219,15 @@ def plain_state(saved: Mapping[str, Any], run_dir: str) -> dict[str, dict[str, A
             raise UserError(f"program.json of the run in {run_dir!r}: {name!r} is no state of a predictor of dspy")
         kept[name] = {"lm": None, **{key: part[key] for key in OF_A_PREDICTOR if key in part}}
     return kept
+
+
+def as_saved(state: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """States by predictor, as `saved` has them: those of a program that is one predictor lie open."""
+    return dict(state[ALONE] if _is_alone(saved) else state)
+
+
+def _is_alone(saved: Mapping[str, Any]) -> bool:
+    return _is_signature(saved.get("signature"))
 
 
 def _is_signature(saved: object) -> bool:

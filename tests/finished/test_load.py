@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import dspy
 import pytest
 
-from fst_optimizer import UserError, load
+from fst_optimizer import FST, UserError, load
 from fst_optimizer.finished import load as loading
+from fst_optimizer.finished.export import export_run
+from fst_optimizer.store.files import read_json
 from fst_optimizer.tasks import load_task
+from helpers import toy
 from helpers.fst import fst
 from helpers.toy import SHORT, answer, optimizer
 
@@ -134,3 +137,23 @@ def test_fields_that_are_only_called_otherwise_are_warned_of(caplog):
     program = SimpleNamespace(named_predictors=lambda: [("predict", predict)])
     assert loading.checked_state(saved, program, "run")["predict"]["lm"] is None
     assert "'Answer:'] and had ['Question:', 'Reply:'] in the run: its scores may be others" in caplog.text
+
+
+def test_a_program_that_is_one_predictor_is_loaded_and_exported(tmp_path, scripted, tiny_model):
+    def metric(example, prediction):
+        return float(prediction.answer == "right")
+
+    student = dspy.Predict(dspy.Signature("question -> answer", "Answer."))
+    student.set_lm(scripted(answer).lm)
+    fst_ = FST(metric, config=SHORT, run_dir=tmp_path / "run", progress=False)
+    fst_.compile(student, trainset=toy.TRAIN, valset=toy.VAL)
+    loaded = load(tmp_path / "run", program=dspy.Predict("question -> answer"), model=tiny_model)
+    loaded.lm.engine.policy.close()
+    learned = read_json(tmp_path / "run" / "result.json")["candidate"]["self"]
+    assert loaded.signature.instructions == learned
+    export_run(tmp_path / "run", tmp_path / "out", merge=True, model=tiny_model)
+    plain = dspy.Predict("question -> answer")
+    plain.load(tmp_path / "out" / "program.json")
+    assert plain.signature.instructions == learned and plain.lm.model == "hosted_vllm/fst-policy"
+    with pytest.raises(UserError, match="of its predictors it lacks self and adds first, second"):
+        load(tmp_path / "run", program=toy.Program(), model=tiny_model)
