@@ -156,14 +156,14 @@ def load(
         check_path("model", model)
     if program is not None and not isinstance(program, dspy.Module):
         raise UserError(f"program is {shown(program)}: give a dspy.Module, a fresh instance of the run's program")
-    if task is not None and not isinstance(task, str):
-        raise UserError(f"task is {shown(task)}: give its name, PATH_OR_MODULE[:VARIANT]")
+    if task is not None:
+        check_path("task", task)
     saved = read_json(run.files.program)
     if program is not None and task is not None:
         raise UserError(f"program and task are both given (task is {task!r}): give one of them")
     own_model = None
     if program is None:
-        built_by = recorded_task(run.config, str(run_dir)) if task is None else load_task(task)
+        built_by = recorded_task(run.config, str(run_dir)) if task is None else load_task(str(task))
         program, own_model = built_by.build_program(), built_by.model()
     state = checked_state(saved, program, str(run_dir))
     model = base_of(run.policy, model, own_model)
