@@ -166,7 +166,7 @@ def test_a_program_with_a_frozen_lm_is_loaded_with_it(policy, tmp_path):
     compile_(student_of(policy, first=lm), tmp_path)
     fresh = Program()
     fresh.first.lm = lm
-    program = load(tmp_path / "run", program=fresh)
+    program = load(tmp_path / "run", program=fresh, model=policy.source)
     assert program.second.lm.engine.version == read_json(tmp_path / "run" / "result.json")["policy_version"]
 
 

@@ -106,7 +106,7 @@ def test_a_finished_run_may_be_loaded_and_asked_during_a_compile(policy, tmp_pat
 
     def look(data):
         if data["kind"] == "fast":
-            loaded = load(tmp_path / "done", program=Program())
+            loaded = load(tmp_path / "done", program=Program(), model=policy.source)
             scores.append(loaded.first.lm.model)
             scores.append(metric(VAL[0], student_of(policy)(question="q1")).score)
 

@@ -134,7 +134,7 @@ def test_an_lm_without_weights_is_replaced_by_set_lm_and_by_load(policy, compile
     lost.set_lm(detached(compiled.first.lm))
     with pytest.raises(UserError, match="none of the student's LMs is a policy"):
         optimizer(tmp_path / "other").compile(lost, trainset=TRAIN, valset=VAL)
-    loaded = load(tmp_path / "run", program=lost)
+    loaded = load(tmp_path / "run", program=lost, model=policy.source)
     try:
         assert isinstance(loaded.first.lm("a", max_tokens=2)[0], str)
     finally:

@@ -183,7 +183,7 @@ def untimed(data: Any) -> Any:
     """Without what no two runs have alike: their ids, seconds, and checksums and sizes of files that hold seconds."""
     if isinstance(data, dict):
         timed = ("time_s", "step_s", "wall_s", "elapsed_s", "metrics_size", "metrics_sha256", "sha256")
-        return {name: untimed(value) for name, value in data.items() if name not in (*timed, "run_id")}
+        return {name: untimed(value) for name, value in data.items() if name not in (*timed, "run_id", "config.json")}
     return [untimed(value) for value in data] if isinstance(data, list) else data
 
 
