@@ -309,6 +309,8 @@ def test_six_runs_that_are_killed_end_as_if_nothing_had_been(tmp_path):
 
 ELSEWHERE = {
     "a provider tells no tokens": "tests/rollout/test_usage.py",
+    "a run directory comes from somebody else": "tests/finished/test_hostile_run_dir.py",
+    "`--run-dir` is somebody's folder": "tests/store/test_guard.py",
     "memory runs out in a slow step": test_memory_that_runs_out_in_a_slow_step_halves_the_microbatch,
     "the folder is read-only": test_a_folder_that_is_read_only_is_refused_before_anything_is_spent,
     "a checkpoint is corrupted": test_a_checkpoint_that_is_corrupted_costs_one_phase_and_no_rollout,

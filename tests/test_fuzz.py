@@ -237,9 +237,9 @@ def interrupt(line):
         raise KeyboardInterrupt
 
 
-def meaning(run_dir):
+def meaning(run_dir, model):
     """What a user gets of a finished run: instructions, weights, and how the LM answers."""
-    program = fst_optimizer.load(run_dir, program=Program(), engine="torch")
+    program = fst_optimizer.load(run_dir, program=Program(), model=str(model), engine="torch")
     policy = program.first.lm.engine.policy
     try:
         version = program.first.lm.version
@@ -271,12 +271,14 @@ def tried(root, rng, tmp_path, attempt):
     return found
 
 
-def test_a_damaged_finished_run_loads_as_it_was_or_is_refused(runs, tmp_path):
+def test_a_damaged_finished_run_loads_as_it_was_or_is_refused(runs, tiny_model, tmp_path):
     root, _ = runs
-    whole = meaning(root / "finished")
-    found = tried(
-        root / "finished", random.Random(f"finished/{SEED}"), tmp_path, lambda run: meaning(run) == whole or "other"
-    )
+    whole = meaning(root / "finished", tiny_model)
+
+    def attempt(run):
+        return meaning(run, tiny_model) == whole or "other"
+
+    found = tried(root / "finished", random.Random(f"finished/{SEED}"), tmp_path, attempt)
     assert not [what for what, outcome in found.items() if outcome == "other"], f"seed {SEED}"
     assert {"refused", True} == set(found.values())
 

@@ -100,6 +100,7 @@ def test_a_block_of_python_runs(place: str, names: dict[str, Any]) -> None:
     if place == "docs/getting-started.md#1":  # loads what the block before it has left
         exec(compile(text_at("docs/getting-started.md#0", "python"), place, "exec"), names)
         code = code.replace("runs/TrimAndOrder-...", str(names["better"].detailed_results.run_dir))
+        code = code.replace("TrimAndOrder())", f"TrimAndOrder(), model={names['policy'].source!r})")  # no built-in one
     exec(compile(code, place, "exec"), names)
 
 

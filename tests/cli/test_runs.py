@@ -182,7 +182,8 @@ def test_missing_data_is_refused_before_a_model_is_loaded(tmp_path, no_model, sp
     [
         (["--reflection-lm", "openai/gpt-5.2"], "reflection_lm is 'openai/gpt-5.2', and OPENAI_API_KEY is not set"),
         (["--reflection-lm", "openai/sk-abcdefghijklmnop"], "reflection_lm holds what looks like a key"),
-        (["--reflection-lm", "openai/x?api_key=abc"], "give a model's name as litellm has it"),
+        (["--reflection-lm", "openai/x?api_key=abc"], "reflection_lm holds what looks like a key"),
+        (["--reflection-lm", "openai/x?n=1"], "give a model's name as litellm has it"),
         (["--set", "predictors.nobody=train"], "predictors.nobody: the student has no such predictor"),
         (["--engine", "vlm"], "engine is 'vlm': did you mean 'vllm'?"),
         (["--set", "train.learning_rate=1"], "did you mean 'train.lr'?"),
