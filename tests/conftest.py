@@ -1,9 +1,13 @@
 import json
 import os
 import signal
+import tempfile
 
 # The models of the tests are tiny: more threads only get in each other's way, here and in processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "DSPY_CACHEDIR" not in os.environ:  # no test is answered by what another run has asked; workers of one run share it
+    ANSWERS = tempfile.TemporaryDirectory(prefix="dspy-tests-")
+    os.environ["DSPY_CACHEDIR"] = ANSWERS.name
 
 import pytest
 

@@ -293,7 +293,8 @@ def test_the_runs_prices_hold_for_the_reflection_lm(context):
 
 
 def test_an_answer_from_dspys_cache_costs_nothing_and_the_programs_own_tracker_hears_of_the_others():
-    lm = dspy.LM("openai/told", engine=Told(), temperature=random.random())  # a request that no other test makes
+    new = random.SystemRandom().random()  # a request that no test made before, whatever seeds the others set
+    lm = dspy.LM("openai/told", engine=Told(), temperature=new)
     with dspy.track_usage() as tracker:
         assert [spent(lm, {"told": (1.0, 2.0)}) for _ in range(2)] == [3.0, 0.0]
     assert tracker.get_total_tokens()["openai/told"]["prompt_tokens"] == 10**6
