@@ -49,15 +49,19 @@ def curve_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
 
 
 def at_cycle_ends(lines: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The lines without evaluations between a fast round and its slow steps.
+    """The lines without evaluations between a fast round and the slow steps of its cycle.
 
-    RL has no such evaluation. Without them all methods are evaluated equally often, at the ends of cycles.
+    RL has no such evaluation. Without them all methods are evaluated equally often, at the ends of cycles. What tells
+    them apart is their place, not their `cycle`: both evaluations of a cycle have its number.
     """
+    lines = list(lines)
+    last_step = {line["cycle"]: place for place, line in enumerate(lines) if line["kind"] == "step"}
     kept, fast_cycle = [], None
-    for line in lines:
+    for place, line in enumerate(lines):
         if line["kind"] == "fast":
             fast_cycle = line["cycle"]
-        if line["kind"] != "eval" or line["cycle"] != fast_cycle:
+        between = line["cycle"] == fast_cycle and place < last_step.get(fast_cycle, -1)
+        if line["kind"] != "eval" or not between:
             kept.append(line)
     return kept
 

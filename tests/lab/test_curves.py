@@ -1,5 +1,8 @@
+from contextlib import closing
+
 import pytest
 
+from fst_optimizer.config.run import METHODS
 from fst_optimizer.lab.curves import (
     Point,
     against,
@@ -12,6 +15,9 @@ from fst_optimizer.lab.curves import (
     settled_best,
     signal_left,
 )
+from fst_optimizer.progress.display import Display
+from fst_optimizer.store.metrics import read_metrics
+from helpers.toy import answer, run_toy
 
 RL = [Point(0, 0.2, 0.0), Point(100, 0.5, 0.1), Point(200, 0.58, 0.4), Point(300, 0.6, 0.8)]
 FST = [Point(0, 0.2, 0.0), Point(50, 0.57, 0.05), Point(100, 0.6, 0.1)]
@@ -131,8 +137,46 @@ def test_evaluations_between_a_fast_round_and_its_steps_are_not_cycle_ends():
         line("fast", 0, "round"),
         line("eval", 0, "prompts"),
         line("step", 0, "step"),
-        line("eval", 1, "end"),
+        line("eval", 0, "end"),
         line("fast", 1, "round"),
+        line("step", 1, "step"),
+        line("eval", 1, "end"),
+        line("fast", 2, "round without steps, as gepa's are"),
         line("eval", 2, "end"),
     ]
-    assert [one["name"] for one in at_cycle_ends(lines) if one["kind"] == "eval"] == ["start", "end", "end"]
+    assert [one["name"] for one in at_cycle_ends(lines) if one["kind"] == "eval"] == ["start", "end", "end", "end"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_cycle_of_a_real_run_has_its_end_on_the_curve_and_the_display_says_the_same(tmp_path, scripted, method):
+    said = []
+
+    class Kept(Display):
+        def write(self, line):
+            said.append(line)
+
+    values = {"method": method, "budget.max_cycles": 3, "budget.max_rollouts": 130}
+    with closing(scripted(answer)) as policy:
+        result = run_toy(tmp_path / "run", policy, values=values, callbacks=[Kept()], progress=False)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    ends = [line for line in at_cycle_ends(lines) if line["kind"] == "eval"]
+
+    # What the display says of each evaluation, in order, is read from the phases: an independent account of the place.
+    places = [line.split("] ")[1].split(":")[0] for line in said if "val score" in line]
+    assert len(places) == len(evaluations)
+    between = [line for line, place in zip(evaluations, places, strict=True) if place.endswith("new prompts")]
+    assert bool(between) is (method != "rl")
+    with_steps = {line["cycle"] for line in lines if line["kind"] == "step"}
+    assert [line for line in evaluations if line not in ends] == [
+        line for line in between if line["cycle"] in with_steps
+    ]
+    for line, place in zip(evaluations, places, strict=True):
+        if place.startswith("after"):
+            assert place == f"after cycle {line['cycle'] + 1} of 3" and line in ends
+    assert [line["cycle"] for line, place in zip(evaluations, places, strict=True) if place.startswith("after")] == [
+        *range(result["cycles"])
+    ]
+    # So the end of the run is on both curves, whatever the method.
+    assert curve_of(at_cycle_ends(lines))[-1] == curve_of(lines)[-1]
+    assert curve_of(at_cycle_ends(lines))[-1].rollouts == result["rollouts"]["fast"] + result["rollouts"]["slow"]
