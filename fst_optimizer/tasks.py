@@ -62,8 +62,24 @@ class Task:
 
     def reflection_lm(self) -> dspy.BaseLM | str | None:
         """The task's own reflection LM, or its name, if it has one."""
-        make = getattr(self.module, "reflection_lm", None)
-        return None if make is None else self._call(make, must=(), variant=self.variant)
+        return self._optional("reflection_lm")
+
+    def instructions(self) -> dict[str, str] | None:
+        """The right instruction of every predictor, if the task knows them."""
+        return self._optional("instructions")  # type: ignore[no-any-return]
+
+    def answers(self, example: dspy.Example) -> dict[str, dict[str, str]] | None:
+        """The right outputs of every predictor on an example, `{predictor: {field: text}}`, if the task knows them."""
+        return self._optional("answers", example=example)  # type: ignore[no-any-return]
+
+    def probes(self) -> list[str] | None:
+        """Variants of the same task on which following an instruction is measured, if it has any."""
+        return self._optional("probes")  # type: ignore[no-any-return]
+
+    def _optional(self, name: str, **arguments: Any) -> Any:
+        """What a function says that a task may lack, and that need not take the variant; None without it."""
+        function = getattr(self.module, name, None)
+        return None if function is None else self._call(function, must=(), variant=self.variant, **arguments)
 
     def _call(self, function: Callable[..., Any], must: Sequence[str] = ("split", "variant"), **arguments: Any) -> Any:
         """With the arguments that the function takes. Those of `must` it has to take where they are given."""

@@ -42,6 +42,30 @@ def test_a_task_needs_neither_config_nor_model(folder):
     assert (task.variant, task.config(), task.model()) == (None, None, None)
 
 
+def test_what_a_task_may_know_besides_is_asked_with_its_variant_where_it_takes_one(folder):
+    bare = load_task(str(folder))
+    assert (bare.instructions(), bare.answers(bare.load("val", 1)[0]), bare.probes()) == (None, None, None)
+    other = folder.with_name("knowing")
+    folder.rename(other)
+    (other / "task.py").write_text(
+        TASK
+        + """
+def instructions(variant=None):
+    return {"self": f"Say it {variant}."}
+
+def answers(example, variant=None):
+    return {"self": {"answer": f"{example.question} {variant}"}}
+
+def probes():
+    return ["loud", "quiet"]
+"""
+    )
+    task = load_task(f"{other}:loud")
+    assert task.instructions() == {"self": "Say it loud."}
+    assert task.answers(task.load("val", 1)[0]) == {"self": {"answer": "val0 loud"}}
+    assert task.probes() == ["loud", "quiet"]
+
+
 def test_a_relative_folder_is_found_from_where_one_is(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     assert load_task("my-task").build_program()
