@@ -1,4 +1,4 @@
-"""For writing a `task.py`: variants by name, splits by hash, examples with ids, and feedback by predictor.
+"""For writing a `task.py`: variants by name or spelled, splits by hash, examples with ids, kinds of feedback.
 
 The tasks in `programs/` use it; a task of one's own may. What it raises is a ValueError, which `load_task` turns into a
 UserError that names the task.
@@ -14,6 +14,12 @@ import dspy
 
 T = TypeVar("T")
 
+KINDS = ("told", "shown", "scored", "shuffled")
+"""What feedback says of the same answer with the same score: the rule in a sentence; only what was got and what was
+right; nothing but the number; as `shown`, with the right answer of another example (a control)."""
+MOST_STAGES, MOST_OPERATIONS = 3, 3
+"""Of a rule that is spelled: predictors of its program, operations of a predictor."""
+
 QUARTERS = ("train", "train", "val", "test")
 """The split that each quarter of all problems belongs to; a problem's hash says which quarter it is in."""
 
@@ -28,6 +34,60 @@ def named(task: str, variants: Mapping[str, T], name: str) -> T:
     if name not in variants:
         raise ValueError(f"unknown variant {name!r} of {task}; choose one of {', '.join(variants)}")
     return variants[name]
+
+
+def split_kind(variant: str | None) -> tuple[str, str]:
+    """`pipeline+shown` as rule and kind of feedback. No rule is "", for the task's default; no kind is `told`.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    rule, plus, kind = (variant or "").partition("+")
+    if plus and kind not in KINDS:
+        raise ValueError(f"unknown kind of feedback {kind!r}; choose one of {', '.join(KINDS)}")
+    return rule, kind or KINDS[0]
+
+
+def spelled(task: str, rule: str, operations: Iterable[str], names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """`drop_first.sort-rotate` as `(("drop_first",), ("sort", "rotate"))`: a stage a predictor, in order.
+
+    Raises:
+        ValueError: An operation that `task` lacks, or too many. It tells these and the `names` that rules have.
+    """
+    stages = tuple(tuple(stage.split("-")) for stage in rule.split("."))
+    known = list(operations)
+    if not all(name in known for stage in stages for name in stage):
+        raise ValueError(
+            f"unknown variant {rule!r} of {task}; choose one of {', '.join(names)}, or spell a rule, its stages joined "
+            f"by '.' and the operations of a stage by '-', out of {', '.join(known)}"
+        )
+    if len(stages) > MOST_STAGES or max(map(len, stages)) > MOST_OPERATIONS:
+        raise ValueError(
+            f"rule {rule!r} of {task} is too long; spell one to {MOST_STAGES} stages, each of one to {MOST_OPERATIONS} "
+            "operations"
+        )
+    return stages
+
+
+def feedback(kind: str, score: float, answer: object, target: str, told: str, other: Callable[[], str]) -> str:
+    """What a predictor is told of its answer, by the kind of feedback.
+
+    Args:
+        kind: One of `KINDS`.
+        score: The answer's, 1 for a right one.
+        answer: What was got; anything but text is no answer.
+        target: What was right.
+        told: The sentence that names the rule, added where the kind is `told`.
+        other: Gives another example's right answer, never this one's. Only `shuffled` asks, and it shows that even for
+            a right answer: else it would say what is right.
+    """
+    if kind == "scored":
+        return f"Score {score:.2f}."
+    if kind != "shuffled" and score == 1.0:
+        return "Right."
+    got = f'Got "{answer}"' if isinstance(answer, str) else "Got no answer"
+    shown = f'{got}, expected "{other() if kind == "shuffled" else target}".'
+    return f"{shown} {told}" if kind == "told" else shown
 
 
 def checked_size(split: str, size: int | None, sizes: Mapping[str, int], largest: int) -> int:

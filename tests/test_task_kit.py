@@ -1,7 +1,18 @@
 import dspy
 import pytest
 
-from fst_optimizer.task_kit import by_predictor, checked_size, distinct, named, numbered, split_by_hash
+from fst_optimizer.task_kit import (
+    KINDS,
+    by_predictor,
+    checked_size,
+    distinct,
+    feedback,
+    named,
+    numbered,
+    spelled,
+    split_by_hash,
+    split_kind,
+)
 
 SIZES = {"train": 4, "val": 2}
 
@@ -77,3 +88,61 @@ def test_only_the_predictor_that_is_asked_about_is_judged():
     assert (found.score, found.feedback, asked) == (0.5, "Sort.", ["second"])
     with pytest.raises(ValueError, match="no predictor 'third', only first, second"):
         by_predictor("third", JUDGED, JUDGED.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("variant", "rule", "kind"),
+    [
+        (None, "", "told"),
+        ("", "", "told"),
+        ("pipeline", "pipeline", "told"),
+        ("pipeline+told", "pipeline", "told"),
+        ("a.b-c+shown", "a.b-c", "shown"),
+        ("+scored", "", "scored"),
+        ("x+shuffled", "x", "shuffled"),
+    ],
+)
+def test_a_variant_is_a_rule_and_a_kind_of_feedback(variant, rule, kind):
+    assert split_kind(variant) == (rule, kind)
+
+
+@pytest.mark.parametrize("variant", ["x+", "x+Told", "x+shown+told", "+none"])
+def test_an_unknown_kind_is_told_the_known_ones(variant):
+    with pytest.raises(ValueError, match=r"unknown kind of feedback .*; choose one of told, shown, scored, shuffled"):
+        split_kind(variant)
+
+
+def test_a_rule_is_spelled_stage_by_stage():
+    assert spelled("t", "a.b-c", "abc", ["x"]) == (("a",), ("b", "c"))
+    assert spelled("t", "a-a-a.b.c", "abc", ["x"]) == (("a", "a", "a"), ("b",), ("c",))
+
+
+@pytest.mark.parametrize("rule", ["d", "a.", "a--b", ".a", "a.b-d", " a", "", "A"])
+def test_a_rule_with_an_unknown_operation_is_told_names_and_operations(rule):
+    with pytest.raises(ValueError, match=r"unknown variant .* of t; choose one of x, y, or spell a rule.* out of a, b"):
+        spelled("t", rule, "ab", ["x", "y"])
+
+
+@pytest.mark.parametrize("rule", ["a.a.a.a", "a-a-a-a", "a.a-a-a-a"])
+def test_a_rule_that_is_too_long_is_refused(rule):
+    with pytest.raises(ValueError, match="too long; spell one to 3 stages, each of one to 3 operations"):
+        spelled("t", rule, "a", [])
+
+
+TEXTS = {
+    "told": ('Got "b a", expected "a b". Sort.', "Right.", 'Got no answer, expected "a b". Sort.'),
+    "shown": ('Got "b a", expected "a b".', "Right.", 'Got no answer, expected "a b".'),
+    "scored": ("Score 0.25.", "Score 1.00.", "Score 0.00."),
+    "shuffled": ('Got "b a", expected "z".', 'Got "a b", expected "z".', 'Got no answer, expected "z".'),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_feedback_gives_away_what_it_says(kind):
+    given = ((0.25, "b a"), (1.0, "a b"), (0.0, None))
+    assert tuple(feedback(kind, score, answer, "a b", "Sort.", lambda: "z") for score, answer in given) == TEXTS[kind]
+
+
+@pytest.mark.parametrize("kind", ["told", "shown", "scored"])
+def test_only_shuffled_feedback_looks_at_another_example(kind):
+    feedback(kind, 0.0, "b", "a", "Sort.", lambda: pytest.fail("asked for another"))

@@ -3,8 +3,10 @@
 A rule is a tuple of one or more operation names, applied from left to right: `("sort", "rotate")` sorts, then rotates.
 """
 
+import hashlib
 from collections.abc import Callable
-from itertools import permutations
+from functools import cache
+from itertools import permutations, product
 
 Letters = list[str]
 Rule = tuple[str, ...]
@@ -183,21 +185,53 @@ def apply(rule: Rule, letters: Letters) -> Letters:
     return letters
 
 
+@cache
+def action(rule: Rule) -> tuple[str, ...]:
+    """What a rule answers on every probe list."""
+    return tuple("".join(apply(rule, probe)) for probe in PROBES)
+
+
 def alike(one: Rule, other: Rule) -> bool:
     """Whether two rules answer the same on every probe list, as `reverse, drop_first` and `drop_last, reverse` do."""
-    return all(apply(one, probe) == apply(other, probe) for probe in PROBES)
+    return action(one) == action(other)
+
+
+@cache
+def shortest(operations: int) -> frozenset[tuple[str, ...]]:
+    """The actions of all rules of at most that many operations."""
+    rules = (rule for count in range(1, operations + 1) for rule in product(OPERATIONS, repeat=count))
+    return frozenset(map(action, rules))
+
+
+def withheld(rule: Rule) -> bool:
+    """Whether the rule is kept for the tasks: neither the model nor a reflector may be trained on it.
+
+    These are the pairs of `WITHHELD`, a quarter of all rules of three operations that no shorter rule acts like, and
+    whatever acts like one of them.
+    """
+    if any(alike(rule, pair) for pair in WITHHELD):
+        return True
+    return action(rule) not in shortest(2) and share(rule) in ("dev", "proof")
+
+
+def share(rule: Rule) -> str:
+    """What a rule of three operations is for, by its action's hash: `dev` or `proof`, an eighth each, or `training`."""
+    digest = hashlib.sha256(" ".join(action(rule)).encode()).digest()
+    return {0: "dev", 1: "proof"}.get(digest[0] % 8, "training")
 
 
 def sentence(rule: Rule, phrases: tuple[int, ...] | None = None, chain: int = 0) -> str:
-    """The sentence that names a rule of one or two operations; the canonical one unless told otherwise.
+    """What names a rule, one sentence or, for three operations, three; the canonical words unless told otherwise.
 
     Args:
-        rule: One or two operation names.
+        rule: One to three operation names.
         phrases: For each operation, which of its phrases to use. None: the canonical ones.
         chain: Which of the patterns joins two operations.
     """
     words = [PHRASES[name][which] for name, which in zip(rule, phrases or (0,) * len(rule), strict=True)]
-    text = f"{words[0]}." if len(words) == 1 else CHAINS[chain].format(*words)
+    if len(words) != 2:
+        return " ".join(f"{text[0].upper()}{text[1:]}." for text in words)
+    text = CHAINS[chain].format(*words)
     return text[0].upper() + text[1:]
 
 

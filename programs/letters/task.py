@@ -1,20 +1,31 @@
-"""Letters: programs of one to three predictors, each with a rule over a list of letters that only the feedback names.
+"""Letters: programs of one to three predictors, each with a hidden rule over a list of letters.
 
-A variant says which rule each predictor hides and how long its lists are. The seed instruction reveals nothing, the
-feedback on a wrong answer names the rule: a reflector can learn the instruction, training must do the rest.
+A variant says which rule each predictor hides and how long its lists are, by a name or spelled
+(`drop_first.sort-rotate`), and after a `+` what the feedback gives away. The seed instruction reveals nothing.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from fst_optimizer.task_kit import by_predictor, checked_size, distinct, named, numbered, split_by_hash
+from fst_optimizer.task_kit import (
+    KINDS,
+    by_predictor,
+    checked_size,
+    distinct,
+    feedback,
+    numbered,
+    spelled,
+    split_by_hash,
+    split_kind,
+)
 
-from .rules import ALPHABET, Letters, Rule, apply, sentence
+from .rules import ALPHABET, OPERATIONS, Letters, Rule, apply, sentence
 
 if TYPE_CHECKING:
     from fst_optimizer import FSTConfig
@@ -24,6 +35,10 @@ MAX_TOKENS = 48
 """Of one answer: the longest right one has 18 letters and about 15 tokens of format."""
 SIZES = {"train": 512, "val": 256, "test": 512}
 LARGEST_SIZE = 4096
+LENGTHS = ((5, 8), (6, 9), (4, 7), (3, 6), (2, 5), (2, 4))
+"""Fewest and most letters, the first that suit a rule that is spelled."""
+READ, WRITTEN = (2, 9), (1, 18)
+"""Fewest and most letters that a predictor may be given and may have to answer: pretraining knows no others."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +107,42 @@ class LettersProgram(dspy.Module):  # type: ignore[misc]
         return dspy.Prediction(**{target: values[target] for _, _, target in self.fields})
 
 
+def suits(stages: tuple[Rule, ...], letters: Letters) -> bool:
+    """Whether no stage gets or makes a list of a length that the model has never seen, least of all an empty one."""
+    for rule in stages:
+        made = apply(rule, letters)
+        if not (READ[0] <= len(letters) <= READ[1] and WRITTEN[0] <= len(made) <= WRITTEN[1]):
+            return False
+        letters = made
+    return True
+
+
+@cache
+def rule_named(rule: str) -> Variant:
+    """The variant of that name, or the one that is spelled so, its lengths the first of `LENGTHS` that suit.
+
+    Raises:
+        ValueError: No such name or operation, too many of them, or lists too short or too long at any length.
+    """
+    if rule in VARIANTS:
+        return VARIANTS[rule]
+    stages = spelled("letters", rule, OPERATIONS, VARIANTS)
+    for lengths in LENGTHS:
+        if all(suits(stages, list(ALPHABET[:length])) for length in lengths):
+            return chain(stages, lengths)
+    raise ValueError(
+        f"rule {rule!r} of letters makes lists too short or too long; a predictor may read {READ[0]} to {READ[1]} "
+        f"letters and write {WRITTEN[0]} to {WRITTEN[1]}: drop or double less often"
+    )
+
+
 def variant_named(variant: str | None) -> Variant:
-    """The variant of that name, the default one for None. Raises ValueError for an unknown name."""
-    return named("letters", VARIANTS, variant or DEFAULT_VARIANT)
+    """The rules and lengths of a variant, whatever its kind of feedback; the default ones for None.
+
+    Raises:
+        ValueError: There is no such rule or kind.
+    """
+    return rule_named(split_kind(variant)[0] or DEFAULT_VARIANT)
 
 
 def build_program(variant: str | None = None) -> LettersProgram:
@@ -107,6 +155,11 @@ def split_of(letters: Letters) -> str:
     return split_by_hash(" ".join(letters))
 
 
+def draw_letters(rng: random.Random, task: Variant) -> Letters:
+    """A list of a length that the variant has."""
+    return rng.choices(ALPHABET, k=rng.randint(*task.lengths))
+
+
 def load(split: str, size: int | None = None, seed: int = 0, variant: str | None = None) -> list[dspy.Example]:
     """Examples of a split, the same for the same arguments; a smaller size gives the first ones of a larger.
 
@@ -117,17 +170,20 @@ def load(split: str, size: int | None = None, seed: int = 0, variant: str | None
         variant: The task; None means the default one.
     """
     size = checked_size(split, size, SIZES, LARGEST_SIZE)
-    name = variant or DEFAULT_VARIANT
-    task = variant_named(name)
-    rng = random.Random(f"{name}/{split}/{seed}")
+    rule, kind = split_kind(variant)
+    rule = rule or DEFAULT_VARIANT
+    task = rule_named(rule)
+    rules = tuple(stage.rule for stage in task.stages)
+    rng = random.Random(f"{rule}/{split}/{seed}")
 
     def draws() -> Iterator[tuple[str | None, str]]:
         while True:
-            letters = rng.choices(ALPHABET, k=rng.randint(*task.lengths))
+            letters = draw_letters(rng, task)
             text = " ".join(letters)
-            yield text if split_of(letters) == split else None, text
+            yield text if split_of(letters) == split and suits(rules, letters) else None, text
 
     texts = distinct(draws(), size)
+    name = rule if kind == KINDS[0] else f"{rule}+{kind}"
     rows = ({"letters": text, "answer": targets(task, text)["answer"], "variant": name} for text in texts)
     return numbered(split, seed, rows, "letters")
 
@@ -154,12 +210,13 @@ def grade(answer: object, target: str) -> float:
     return right / max(len(got), len(expected)) / 2
 
 
-def explain(answer: object, target: str, rule: Rule) -> str:
-    """Feedback on one answer: what was got and expected, in quotes, then the rule's sentence, which names no letter."""
-    if grade(answer, target) == 1.0:
-        return "Right."
-    got = f'Got "{answer}"' if isinstance(answer, str) else "Got no answer"
-    return f'{got}, expected "{target}". {sentence(rule)}'
+def another(task: Variant, letters: str) -> dict[str, str]:
+    """What is right for another list, and wrong for this one at every stage. The same for the same list."""
+    right, rng = targets(task, letters), random.Random(f"another/{letters}")
+    while True:
+        found = targets(task, " ".join(draw_letters(rng, task)))
+        if all(found[field] != text for field, text in right.items()):
+            return found
 
 
 def metric(
@@ -171,7 +228,8 @@ def metric(
 ) -> dspy.Prediction:
     """Grades every predictor against its own target, computed from the program's input.
 
-    A later predictor is so graded on what the whole chain should have made, and an early mistake costs twice.
+    A later predictor is so graded on what the whole chain should have made, and an early mistake costs twice. The
+    kind of feedback changes the texts and no score.
 
     Args:
         example: One from `load`.
@@ -180,16 +238,38 @@ def metric(
         pred_name: A predictor's name: its own score and feedback. None: the mean of the scores and all feedback.
         pred_trace: Not used.
     """
-    task = variant_named(example.variant)
+    task, kind = variant_named(example.variant), split_kind(example.variant)[1]
     stages = {stage.name: stage for stage in task.stages}
     right = targets(task, example.letters)
 
     def judge(name: str) -> tuple[float, str]:
         stage = stages[name]
         answer, target = getattr(prediction, stage.target, None), right[stage.target]
-        return grade(answer, target), explain(answer, target, stage.rule)
+        score = grade(answer, target)
+
+        def other() -> str:
+            return another(task, example.letters)[stage.target]
+
+        return score, feedback(kind, score, answer, target, sentence(stage.rule), other)
 
     return by_predictor(pred_name, stages, judge)
+
+
+def instructions(variant: str | None = None) -> dict[str, str]:
+    """The right instruction of every predictor: its rule in words that the model was pretrained on."""
+    return {stage.name: sentence(stage.rule) for stage in variant_named(variant).stages}
+
+
+def answers(example: dspy.Example, variant: str | None = None) -> dict[str, dict[str, str]]:
+    """What every predictor should write, by name and field, where all before it were right."""
+    task = variant_named(variant or example.variant)
+    right = targets(task, example.letters)
+    return {stage.name: {stage.target: right[stage.target]} for stage in task.stages}
+
+
+def probes(variant: str | None = None) -> list[str]:
+    """The variants of one predictor with one operation each, all of which the model knows before any training."""
+    return list(OPERATIONS)
 
 
 def config(variant: str | None = None) -> "FSTConfig":

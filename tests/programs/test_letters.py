@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import dspy
 import pytest
 import torch
 from dspy.utils import DummyLM
+from hypothesis import given
+from hypothesis import strategies as st
 
+from fst_optimizer.task_kit import KINDS
 from programs import pretraining
 from programs.letters import pretrain, rules, task
 
@@ -62,6 +66,25 @@ def test_sentences_name_the_rule_in_order() -> None:
     assert rules.sentence(("sort", "rotate"), (1, 1), chain=1) == (
         "First put the letters in alphabetical order, then rotate the letters left by one."
     )
+
+
+def test_three_operations_are_named_in_three_sentences() -> None:
+    assert rules.sentence(("drop_first", "sort", "rotate")) == (
+        "Drop the first letter. Sort the letters. Move the first letter to the end."
+    )
+
+
+def test_what_is_kept_for_the_tasks_is_told_from_what_may_be_trained_on() -> None:
+    triples = list(product(rules.OPERATIONS, repeat=3))
+    kept = {rule for rule in triples if rules.withheld(rule)}
+    assert all(rules.withheld(rule) for rule in rules.WITHHELD)
+    assert rules.withheld(("drop_last", "reverse"))  # acts like reverse, drop_first
+    assert rules.withheld(("copy", "sort", "rotate")) and rules.withheld(("sort", "copy", "rotate"))
+    assert not any(rules.withheld((name,)) for name in rules.OPERATIONS)
+    assert not any(map(rules.withheld, rules.trained_pairs()))
+    assert not {rules.action(rule) for rule in kept} & {rules.action(rule) for rule in triples if rule not in kept}
+    of_three = [rule for rule in triples if rules.action(rule) not in rules.shortest(2)]
+    assert 0.2 < sum(map(rules.withheld, of_three)) / len(of_three) < 0.3
 
 
 def test_rules_that_act_alike_are_found() -> None:
@@ -129,6 +152,64 @@ def test_the_rule_sentence_in_feedback_names_no_instance() -> None:
             assert not set(words) & set(rules.ALPHABET)
 
 
+# --- Kinds of feedback -----------------------------------------------------------------------------------------------
+
+ANSWERS = st.one_of(
+    st.none(), st.integers(), st.lists(st.sampled_from([*rules.ALPHABET, "zz"]), max_size=9).map(" ".join)
+)
+RULES = ("pipeline", "held-out", "sort", "drop_first.sort-rotate", "dedupe-sort-rotate", "reverse.sort.keep_odd")
+
+
+def judged(prediction: dspy.Prediction, rule: str, letters: str, kind: str, pred_name: str | None = None) -> Any:
+    return task.metric(example(letters, f"{rule}+{kind}"), prediction, None, pred_name)
+
+
+@given(st.sampled_from(RULES), st.lists(st.sampled_from(rules.ALPHABET), min_size=5, max_size=9), ANSWERS, ANSWERS)
+def test_the_score_is_the_same_in_all_kinds(rule: str, letters: list[str], middle: object, answer: object) -> None:
+    prediction, text = dspy.Prediction(middle=middle, inner=middle, answer=answer), " ".join(letters)
+    for name in (None, *(stage.name for stage in task.variant_named(rule).stages)):
+        told = task.metric(example(text, rule), prediction, None, name).score
+        assert [judged(prediction, rule, text, kind, name).score for kind in KINDS] == [told] * len(KINDS)
+
+
+def test_each_kind_gives_away_what_it_says() -> None:
+    prediction = dspy.Prediction(middle="a b d", answer="b a d")
+    assert judged(prediction, "pipeline", "c a b d", "shown").feedback == (
+        'first: Right.\nsecond: Got "b a d", expected "b d a".'
+    )
+    assert judged(prediction, "pipeline", "c a b d", "shown", "second").feedback == 'Got "b a d", expected "b d a".'
+    assert judged(prediction, "pipeline", "c a b d", "scored", "first").feedback == "Score 1.00."
+
+
+@given(st.sampled_from(RULES), st.lists(st.sampled_from(rules.ALPHABET), min_size=5, max_size=9))
+def test_shuffled_feedback_shows_another_lists_answer_and_never_the_right_one(rule: str, letters: list[str]) -> None:
+    text, variant = " ".join(letters), task.variant_named(rule)
+    right = task.targets(variant, text)
+    prediction = dspy.Prediction(**right)
+    for stage in variant.stages:
+        told = [judged(prediction, rule, text, "shuffled", stage.name).feedback for _ in range(2)]
+        assert told[0] == told[1]
+        assert told[0].startswith(f'Got "{right[stage.target]}", expected "')
+        assert not told[0].endswith(f'expected "{right[stage.target]}".')
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_the_same_program_and_lists(kind: str) -> None:
+    for rule in ("pipeline", "drop_first.sort-rotate"):
+        plain, kinded = task.load("val", 20, variant=rule), task.load("val", 20, variant=f"{rule}+{kind}")
+        assert [one.letters for one in kinded] == [one.letters for one in plain]
+        assert {one.variant for one in kinded} == {rule if kind == "told" else f"{rule}+{kind}"}
+        assert task.build_program(f"{rule}+{kind}").fields == task.build_program(rule).fields
+
+
+def test_the_default_task_has_kinds_too() -> None:
+    assert task.load("val", 1, variant="+shown")[0].variant == "pipeline+shown"
+    with pytest.raises(
+        ValueError, match="unknown kind of feedback 'said'; choose one of told, shown, scored, shuffled"
+    ):
+        task.build_program("pipeline+said")
+
+
 # --- Variants and splits ---------------------------------------------------------------------------------------------
 
 
@@ -144,6 +225,59 @@ def test_every_variant_runs_and_perfect_answers_score_one(variant: str) -> None:
         prediction = program(**one.inputs())
     assert prediction.answer == one.answer
     assert task.metric(one, prediction).score == 1
+
+
+SHORT = st.lists(st.lists(st.sampled_from(tuple(rules.OPERATIONS)), min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@given(SHORT)
+def test_a_spelled_rule_has_lists_of_lengths_that_the_model_knows_or_is_refused(stages: list[list[str]]) -> None:
+    rule = ".".join("-".join(stage) for stage in stages)
+    try:
+        examples = task.load("train", 20, variant=rule)
+    except ValueError as error:
+        assert "too short or too long" in str(error)
+        return
+    assert [stage.rule for stage in task.variant_named(rule).stages] == list(map(tuple, stages))
+    for one in examples:
+        lists = [one.letters, *task.targets(task.variant_named(rule), one.letters).values()]
+        assert all(2 <= len(text.split()) <= 9 for text in lists[:-1])
+        assert 1 <= len(lists[-1].split()) <= 18
+
+
+@pytest.mark.parametrize(
+    ("rule", "lengths"),
+    [("sort.reverse", (5, 8)), ("drop_first-drop_first-drop_first.drop_first.sort", (6, 9)), ("double.sort", (2, 4))],
+)
+def test_lengths_suit_the_spelled_rule(rule: str, lengths: tuple[int, int]) -> None:
+    assert task.variant_named(rule).lengths == lengths
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("srot", "unknown variant 'srot' of letters; choose one of pipeline, .* out of copy, reverse"),
+        ("sort.sort.sort.sort", "'sort.sort.sort.sort' of letters is too long"),
+        ("double.double.double", "'double.double.double' of letters makes lists too short or too long"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused(rule: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        task.load("train", 1, variant=rule)
+
+
+def test_the_right_instructions_and_answers_are_given_by_predictor() -> None:
+    assert task.instructions("pipeline+shown") == {
+        "first": "Drop the first letter.",
+        "second": "Sort the letters, then move the first letter to the end.",
+    }
+    right = {"first": {"middle": "a b d"}, "second": {"answer": "b d a"}}
+    assert task.answers(example(), "pipeline") == task.answers(example()) == right
+
+
+def test_the_probes_are_the_single_operations() -> None:
+    assert [task.variant_named(probe).stages[0].rule for probe in task.probes()] == [(op,) for op in rules.OPERATIONS]
+    assert {len(task.variant_named(probe).stages) for probe in task.probes("held-out")} == {1}
 
 
 def test_the_default_variant_is_a_pipeline_of_two() -> None:
