@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.formats import read_config
-from fst_optimizer.lab.curves import Point, against, at_cycle_ends, ceiling, curve_of, settled_best, signal_left
+from fst_optimizer.lab.ceiling import ceiling
+from fst_optimizer.lab.curves import Point, against, at_cycle_ends, curve_of, settled_best, signal_left
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json, write_json

@@ -12,8 +12,6 @@ from typing import Any
 
 from fst_optimizer.stats import mean, mean_ci, standard_error
 
-SLOPES = (0.05, 20.0)
-"""Bounds of the ceiling fit's B. A single jump has no slope, and drives it to the upper one."""
 SIGNAL_STEPS = 6
 """Steps at either end of a run that `signal_left` averages over."""
 
@@ -104,41 +102,6 @@ def score_band(curves: Sequence[Curve]) -> list[tuple[int, float, float, float]]
         if len(scores) == len(curves):
             band.append((place, min(scores), mean(scores), max(scores)))
     return band
-
-
-def ceiling(curve: Curve) -> dict[str, float] | None:
-    """The paper's fit R - R0 = (A - R0) / (1 + (C_mid / C)^B): the ceiling A, its half-way cost C_mid, the slope B.
-
-    Source: arXiv 2605.12484, where C is steps; here it is training rollouts. None where the fit does not converge, ends
-    at a bound of the slope, or gives a ceiling above 1 or a half-way cost beyond ten times what was spent: such
-    numbers say nothing.
-    """
-    start, rest = curve[0], [point for point in curve if point.rollouts > 0]
-    if len(rest) < 4 or max(point.score for point in rest) <= start.score:
-        return None
-    import numpy as np
-    from scipy.optimize import curve_fit
-
-    cost = np.array([point.rollouts for point in rest], dtype=float)
-    gain = np.array([point.score - start.score for point in rest])
-
-    def model(cost: Any, top: float, log_mid: float, slope: float) -> Any:
-        return top / (1 + np.exp(slope * (log_mid - np.log(cost))))
-
-    try:
-        (top, log_mid, slope), _ = curve_fit(
-            model,
-            cost,
-            gain,
-            p0=(gain.max(), np.log(np.median(cost)), 1.0),
-            bounds=([0, 0, SLOPES[0]], [np.inf, 50, SLOPES[1]]),
-        )
-    except (RuntimeError, ValueError):
-        return None
-    at_bound = slope < 1.01 * SLOPES[0] or slope > 0.99 * SLOPES[1]
-    if at_bound or start.score + top > 1 or np.exp(log_mid) > 10 * cost.max():
-        return None
-    return {"A": float(start.score + top), "C_mid": float(np.exp(log_mid)), "B": float(slope)}
 
 
 def against(runs: Mapping[int, Curve], reference: Mapping[int, Curve], examples: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from fst_optimizer.lab.curves import (
     Point,
     against,
     at_cycle_ends,
-    ceiling,
     curve_of,
     first_reaching,
     ratio,
@@ -84,29 +83,6 @@ def test_an_rl_that_never_moves_gives_no_ratio():
     found = against({0: FST}, {0: [Point(0, 0.2, 0.0), Point(100, 0.1, 0.3)]}, 100)
     assert found["pairs"][0]["rollouts"] == 0
     assert found["pairs"][0]["ratio"] is None and found["ratio"] is None
-
-
-def test_the_ceiling_of_an_exact_curve_is_found():
-    # R0 = 0.2, A = 0.8, C_mid = 200, B = 2: at C = 100 the score is 0.2 + 0.6 / (1 + 4) = 0.32.
-    curve = [Point(0, 0.2, 0)] + [Point(c, 0.2 + 0.6 / (1 + (200 / c) ** 2), 0) for c in (50, 100, 200, 400, 800)]
-    assert curve[2].score == pytest.approx(0.32)
-    found = ceiling(curve)
-    assert found["A"] == pytest.approx(0.8, abs=1e-3)
-    assert found["C_mid"] == pytest.approx(200, rel=1e-2)
-    assert found["B"] == pytest.approx(2, rel=1e-2)
-
-
-@pytest.mark.parametrize(
-    "curve",
-    [
-        RL[:3],  # too few points
-        [Point(c, 0.5, 0) for c in (0, 1, 2, 3, 4)],  # no gain
-        [Point(c, 0.1 + 0.0009 * c, 0) for c in (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)],  # no bend in sight
-        [Point(0, 0.2, 0), *(Point(c, 0.2 if c < 250 else 0.6, 0) for c in (100, 200, 300, 400, 500))],  # one jump
-    ],
-)
-def test_a_curve_without_a_ceiling_in_sight_has_none(curve):
-    assert ceiling(curve) is None
 
 
 def test_signal_is_read_from_the_first_and_the_last_steps():
