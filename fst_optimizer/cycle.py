@@ -17,6 +17,7 @@ logged; where the settings say `pause`, the run stops after the checkpoint (`Pau
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +27,7 @@ from fst_optimizer.errors import ProgramError, ReflectionError
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
-from fst_optimizer.rollout.groups import group_requests, grouped
+from fst_optimizer.rollout.groups import fast_requests, group_requests, grouped
 from fst_optimizer.run.evaluate import evaluate_pair
 from fst_optimizer.run.monitors import after_eval, after_step
 from fst_optimizer.run.run import Run
@@ -72,12 +73,12 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     left = schedule.fast_rollouts_left(config, state)
     version, temperature = state.policy_version, config.fast.temperature
     count = run.metrics.counting("fast", min(config.fast.max_rollouts, left))
-    tally = Tally()
+    tally, asked = Tally(), Counter[tuple[str, str]]()
 
     def score(candidate: Candidate, items: Sequence[Item], **how: Any) -> list[Rollout]:
         nonlocal tally
         how |= {"version": version, "temperature": temperature, "on_rollout": count}
-        rollouts = run.collector.run_candidate(candidate, items, **how)
+        rollouts = run.collector.run(fast_requests(candidate, items, temperature, state.cycle, asked), **how)
         tally = tally.plus(tally_of(rollouts))
         return rollouts
 
@@ -109,7 +110,7 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     """
     config = run.config
     population = schedule.trained_population(config, state)
-    requests = group_requests(population, batch, config, run.teachers)
+    requests = group_requests(population, batch, config, run.teachers, step=state.step)
     if cap := schedule.cap_before_step(config, state, len(requests)):
         return replace(state, ended="budget", cap=cap)
     if run.trainer is None or not schedule.has_slow_steps(config, state):

@@ -47,7 +47,7 @@ class Recorder:
     temperature: float
     """Used by every call for which the program did not ask for its own."""
     seed_key: tuple[object, ...] = ()
-    """What the sampling seeds follow from: (seed, policy version, candidate, example, rollout)."""
+    """What the sampling seeds follow from: (seed, policy version, candidate, example, rollout), and the draw if any."""
     calls: list[Call] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     """The last user message of each call, for people to read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,17 +26,39 @@ def allocate_rollouts(group_size: int, candidates: int) -> tuple[int, ...]:
 
 
 def group_requests(
-    population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = ()
+    population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = (), *, step: int
 ) -> list[Request]:
-    """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers."""
+    """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers.
+
+    The step's number is in their seeds: where no weight has changed since an example's last turn, its old texts would
+    come again, in flat groups again, for ever.
+    """
     shares = allocate_rollouts(config.rollout.group_size, len(population.candidates))
     members: list[tuple[Candidate, int | None]] = [
         (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
     ]
     members += [(one.candidate, one.version) for one in teachers for _ in range(config.rollout.teacher_rollouts)]
     return [
-        Request(candidate, item, index, version) for item in batch for index, (candidate, version) in enumerate(members)
+        Request(candidate, item, index, version, draw=f"step {step}")
+        for item in batch
+        for index, (candidate, version) in enumerate(members)
     ]
+
+
+def fast_requests(
+    candidate: Candidate, items: Sequence[Item], temperature: float, cycle: int, asked: Counter[tuple[str, str]]
+) -> list[Request]:
+    """One rollout an example for a fast round. Greedy ones are always the same; sampled ones differ each time.
+
+    `asked` counts how often the round has asked for this candidate on this example, and is raised. A round that is done
+    again after a kill counts the same.
+    """
+    requests = []
+    for item in items:
+        draw = f"cycle {cycle}, {asked[candidate.id, item.id]}" if temperature else ""
+        asked[candidate.id, item.id] += 1
+        requests.append(Request(candidate, item, draw=draw))
+    return requests
 
 
 def grouped(rollouts: Sequence[Rollout]) -> tuple[Group, ...]:

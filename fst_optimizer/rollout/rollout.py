@@ -38,6 +38,9 @@ class Request:
     """0 .. G-1 within its group; part of the sampling seed."""
     version: int | None = None
     """The policy version to sample from. None: that of the whole batch."""
+    draw: str = ""
+    """Which drawing of the same rollout this is, as in `step 12`: another one samples other texts. "": the same texts
+    whenever it is asked for, as in evaluations."""
 
 
 class RolloutJob:
@@ -69,8 +72,10 @@ class RolloutJob:
         self.error: BaseException | None = None
         """What the program raised."""
         key = (self.version, request.candidate.id, request.item.id, request.index)
-        self._journal_key = (*key, temperature, capture)
-        self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=(collector.config.seed, *key))
+        draw = (request.draw,) if request.draw else ()
+        self._journal_key = (*key, temperature, capture, *draw)
+        seed_key = (collector.config.seed, *key, *draw)
+        self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=seed_key)
         self._trace: list[Any] = []
         self._tracker = CallTracker()
         self._lock = threading.Lock()

@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 SYNC_S = 1.0
 """A killed process loses no line; a power cut loses at most those of this many seconds."""
 
-RolloutKey = tuple[int, str, str, int, float, bool]
-"""Policy version, candidate id, example id, index in the group, temperature, whether feedback was captured."""
+RolloutKey = tuple[int | str | float | bool, ...]
+"""Policy version, candidate id, example id, index in the group, temperature, whether feedback was captured; then which
+draw it is, where the same rollout may be drawn again."""
 
 
 class Journal:

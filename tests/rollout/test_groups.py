@@ -1,10 +1,12 @@
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_optimizer import FSTConfig
 from fst_optimizer.program.student import Teacher
-from fst_optimizer.rollout.groups import allocate_rollouts, group_requests, grouped
+from fst_optimizer.rollout.groups import allocate_rollouts, fast_requests, group_requests, grouped
 from fst_optimizer.types import Candidate, Item, Outcome, Population, Rollout
 
 A, B, C = (Candidate({"p": text}) for text in "abc")
@@ -13,7 +15,7 @@ ITEMS = (Item("train-0", None), Item("train-1", None))
 
 def test_a_group_is_shared_over_the_candidates_and_its_rollouts_are_numbered_through():
     config = FSTConfig().with_values({"rollout.group_size": 4, "fast.population": 4})
-    requests = group_requests(Population((A, B, C)), ITEMS, config)
+    requests = group_requests(Population((A, B, C)), ITEMS, config, step=0)
     assert [(one.item.id, one.candidate, one.index, one.version) for one in requests] == [
         (item, candidate, index, None)
         for item in ("train-0", "train-1")
@@ -24,13 +26,38 @@ def test_a_group_is_shared_over_the_candidates_and_its_rollouts_are_numbered_thr
 def test_teachers_come_on_top_of_the_group_with_a_version_of_their_own():
     config = FSTConfig().with_values({"rollout.group_size": 2, "fast.population": 1, "rollout.teacher_rollouts": 2})
     teacher = Teacher(B, None, 7)
-    requests = group_requests(Population((A,)), ITEMS[:1], config, [teacher])
+    requests = group_requests(Population((A,)), ITEMS[:1], config, [teacher], step=0)
     assert [(one.candidate, one.index, one.version) for one in requests] == [
         (A, 0, None),
         (A, 1, None),
         (B, 2, 7),
         (B, 3, 7),
     ]
+
+
+def test_every_step_draws_anew_and_the_same_step_draws_the_same():
+    config = FSTConfig().with_values({"rollout.group_size": 4})
+    steps = [group_requests(Population((A,)), ITEMS, config, step=step) for step in (3, 4, 3)]
+    assert steps[0] == steps[2]
+    assert not {one.draw for one in steps[0]} & {one.draw for one in steps[1]}
+
+
+def test_a_fast_round_that_samples_draws_anew_each_time_it_asks_and_in_each_cycle():
+    asked = Counter()
+    first = fast_requests(A, ITEMS, 1.0, 2, asked)
+    again = fast_requests(A, ITEMS[1:], 1.0, 2, asked)
+    other = fast_requests(B, ITEMS[1:], 1.0, 2, asked)
+    later = fast_requests(A, ITEMS[1:], 1.0, 3, Counter())
+    assert len({first[1].draw, again[0].draw, later[0].draw}) == 3
+    assert first[0].draw == first[1].draw == other[0].draw
+    after_a_kill = Counter()
+    assert fast_requests(A, ITEMS, 1.0, 2, after_a_kill) == first
+    assert fast_requests(A, ITEMS[1:], 1.0, 2, after_a_kill) == again
+
+
+def test_greedy_fast_rounds_ask_for_the_same():
+    asked = Counter()
+    assert fast_requests(A, ITEMS, 0.0, 2, asked) == fast_requests(A, ITEMS, 0.0, 5, asked)
 
 
 def rollout(candidate, example):
