@@ -53,9 +53,9 @@ def mean_ci(values: Iterable[float | None]) -> dict[str, Any] | None:
 def paired_difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, Any] | None:
     """The mean of `ours - theirs` over the units that both have, with Student's interval, cut to [-1, 1].
 
-    Both map a unit (a rule) to a score in [0, 1]. No mean difference lies outside [-1, 1], so the cut takes nothing from
-    the coverage. Beside `mean`, `low`, `high` and `n`: `above` and `below`, the units where ours is better and worse.
-    None: no unit in common.
+    Both map a unit (a rule) to a score in [0, 1]. No mean difference lies outside [-1, 1], so the cut takes nothing
+    from the coverage. Beside `mean`, `low`, `high` and `n`: `above` and `below`, the units where ours is better and
+    worse. None: no unit in common.
 
     Why Student: with five differences a bootstrap's 95% interval, percentile or BCa, covers 80% to 85%, and no interval
     from the exact sign-flip test can leave 0 out (its smallest p is 2/32). Student's covers 95% of normal differences

@@ -47,7 +47,7 @@ THEIRS = {"a": 0.8, "b": 0.6, "c": 0.4, "d": 0.5, "e": 0.5, "only theirs": 0.9}
 
 def test_a_difference_is_paired_by_rule_and_students():
     found = paired_difference(OURS, THEIRS)
-    # .1 to .5: mean .3, variance .025; t(0.975, 4) = 2.776445, so the half width is 2.776445 * sqrt(.025 / 5) = .196324.
+    # .1 to .5: mean .3, variance .025; t(0.975, 4) = 2.776445: the half width is 2.776445 * sqrt(.025 / 5) = .196324.
     assert found["mean"] == pytest.approx(0.3) and found["n"] == 5
     assert (found["low"], found["high"]) == pytest.approx((0.3 - 0.196324, 0.3 + 0.196324), abs=1e-6)
     assert (found["above"], found["below"]) == (5, 0)

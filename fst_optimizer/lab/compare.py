@@ -13,8 +13,17 @@ from typing import Any
 
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.lab.ceiling import ceiling
-from fst_optimizer.lab.curves import Point, against, at_cycle_ends, curve_of, settled_best, signal_left
+from fst_optimizer.lab.curves import (
+    Point,
+    against,
+    at_cycle_ends,
+    curve_of,
+    search_of,
+    settled_best,
+    signal_left,
+)
 from fst_optimizer.lab.plan import Common, Job
+from fst_optimizer.lab.rows import run_row
 from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json, write_json
 from fst_optimizer.store.metrics import read_metrics
@@ -43,6 +52,8 @@ class ComparedRun:
     """The curve at the ends of cycles alone: as often as RL is evaluated."""
     signal: Mapping[str, float] | None
     """See `signal_left`."""
+    search: Mapping[str, Any]
+    """See `search_of`."""
 
     @property
     def val_examples(self) -> int:
@@ -81,6 +92,7 @@ def read_run(folder: Path) -> ComparedRun:
         curve=tuple(curve_of(lines)),
         end_curve=tuple(curve_of(at_cycle_ends(lines))),
         signal=signal_left(lines),
+        search=search_of(lines),
     )
 
 
@@ -103,6 +115,7 @@ def save_comparison(runs: Sequence[ComparedRun], folder: Path, *, extra: Mapping
         "versions": first.recorded["versions"],
         "settings": {method: some[0].recorded["config"] for method, some in by_method.items()},
         "runs": [_run_json(run, folder) for run in runs],
+        "rows": [run_row(run) for run in runs],
         "methods": {method: _method_json(some) for method, some in by_method.items()},
         "differences": {f"{a} - {b}": _difference(by_method[a], by_method[b]) for a, b in combinations(by_method, 2)},
         "rl_best": [

@@ -152,3 +152,23 @@ def signal_left(lines: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
         found[f"flat_{name}"] = sum(line["flat_groups"] for line in some) / groups if groups else 1.0
         found[f"entropy_{name}"] = mean(entropies) if entropies else 0.0
     return found
+
+
+def search_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """How long the search for prompts went on, and whether several prompts were trained under.
+
+    `rounds` of the fast side; proposals `accepted_first`, in the first cycle, and `accepted_later`; `population`, the
+    mean of the candidates kept over the rounds; `mixed`, the share of groups whose rollouts were made under more than
+    one candidate. None where there was no round, or no group.
+    """
+    lines = list(lines)
+    rounds = [line for line in lines if line["kind"] == "fast"]
+    steps = [line for line in lines if line["kind"] == "step"]
+    groups = sum(line["groups"] for line in steps)
+    return {
+        "rounds": len(rounds),
+        "accepted_first": sum(line["accepted"] for line in rounds if line["cycle"] == 0),
+        "accepted_later": sum(line["accepted"] for line in rounds if line["cycle"] > 0),
+        "population": mean([line["population"] for line in rounds]) if rounds else None,
+        "mixed": sum(line.get("mixed_groups", 0) for line in steps) / groups if groups else None,
+    }

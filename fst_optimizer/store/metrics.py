@@ -227,6 +227,7 @@ def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepRepor
         "reward_mean": credited.reward_mean,
         "groups": credited.groups,
         "flat_groups": credited.flat_groups,
+        "mixed_groups": mixed_groups(rollouts),
         "calls": sum(len(rollout.calls) for rollout in rollouts),
         "tokens": sum(rollout.tokens for rollout in rollouts),
         "updated": report.updated,
@@ -240,6 +241,14 @@ def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepRepor
         "step_s": round(step_s, 3),
         "note": report.reason,
     }
+
+
+def mixed_groups(rollouts: Sequence[Rollout]) -> int:
+    """Examples whose rollouts were made under more than one candidate's instructions."""
+    candidates: dict[str, set[str]] = {}
+    for rollout in rollouts:
+        candidates.setdefault(rollout.example_id, set()).add(rollout.candidate_id)
+    return sum(len(found) > 1 for found in candidates.values())
 
 
 def _finite(value: Any) -> Any:

@@ -11,6 +11,7 @@ from fst_optimizer.lab.curves import (
     first_reaching,
     ratio,
     score_band,
+    search_of,
     settled_best,
     signal_left,
 )
@@ -156,3 +157,22 @@ def test_every_cycle_of_a_real_run_has_its_end_on_the_curve_and_the_display_says
     # So the end of the run is on both curves, whatever the method.
     assert curve_of(at_cycle_ends(lines))[-1] == curve_of(lines)[-1]
     assert curve_of(at_cycle_ends(lines))[-1].rollouts == result["rollouts"]["fast"] + result["rollouts"]["slow"]
+
+
+def test_a_search_is_told_by_its_rounds_and_by_the_groups_across_prompts():
+    def fast(cycle, accepted, population):
+        return {"kind": "fast", "cycle": cycle, "accepted": accepted, "population": population}
+
+    def step(groups, mixed):
+        return {"kind": "step", "groups": groups, "mixed_groups": mixed}
+
+    lines = [fast(0, 2, 2), step(4, 4), step(4, 4), {"kind": "eval"}, fast(1, 1, 1), step(4, 0), fast(2, 3, 3)]
+    assert search_of(lines) == {
+        "rounds": 3,
+        "accepted_first": 2,
+        "accepted_later": 4,
+        "population": 2.0,
+        "mixed": pytest.approx(8 / 12),
+    }
+    assert search_of([{"kind": "step", "groups": 4, "flat_groups": 1}])["mixed"] == 0.0  # a run of before
+    assert search_of([])["population"] is None and search_of([])["mixed"] is None

@@ -1,11 +1,12 @@
 import json
+import subprocess
 
 import dspy
 import pytest
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.run.record import changes, check_same_run, describe_run, result_of
+from fst_optimizer.run.record import changes, check_same_run, code_commit, describe_run, result_of
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.tally import FirstError, Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, items_of
@@ -35,6 +36,33 @@ def test_the_description_is_plain_json_with_versions_and_digests(describe, tiny_
     assert found["data"]["train"]["examples"] == 2
     assert found["versions"].keys() >= {"python", "dspy", "gepa", "torch", "transformers", "peft"}
     assert FSTConfig.from_dict(found["config"]) == FSTConfig()
+
+
+def test_the_commit_of_a_checkout_is_told_and_whether_its_files_are_others(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "a.py").write_text("a")
+    assert code_commit(package) is None
+
+    def git(*arguments):
+        own = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", "-C", tmp_path, *own, *arguments], check=True, capture_output=True, text=True)
+
+    git("init", "-q")
+    assert code_commit(package) is None  # no commit yet
+    git("add", "package")
+    git("commit", "-q", "-m", "one", "--no-verify")
+    head = git("rev-parse", "HEAD").stdout
+    assert head.startswith(code_commit(package)) and len(code_commit(package)) == 10
+    (tmp_path / "notes").write_text("not of the package")
+    assert not code_commit(package).endswith("+")
+    (package / "a.py").write_text("b")
+    assert code_commit(package).endswith("+")
+
+
+def test_another_commit_does_not_keep_a_run_from_being_resumed(describe):
+    before = describe()
+    assert changes(before | {"commit": "another"}, before) == []
 
 
 def test_the_same_run_may_go_on_from_another_place(describe):

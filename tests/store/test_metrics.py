@@ -3,7 +3,7 @@ import math
 import pytest
 
 from fst_optimizer.store.files import checksum
-from fst_optimizer.store.metrics import MetricsLog, read_metrics
+from fst_optimizer.store.metrics import MetricsLog, mixed_groups, read_metrics
 from fst_optimizer.types import Outcome, Rollout, RolloutCounts
 
 
@@ -169,3 +169,12 @@ def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     line(log, note="one\u2028two\x85three")
     assert [data["note"] for data in read_metrics(log.path)] == ["one\u2028two\x85three"]
+
+
+def test_a_group_is_mixed_where_its_rollouts_have_several_candidates():
+    def rollout(candidate, example):
+        return Rollout(candidate, example, 0, 1, Outcome.OK, 1.0)
+
+    pairs = [("a", "x"), ("b", "x"), ("a", "y"), ("a", "y"), ("a", "z"), ("b", "z"), ("c", "z")]
+    assert mixed_groups([rollout(*pair) for pair in pairs]) == 2
+    assert mixed_groups([]) == 0
