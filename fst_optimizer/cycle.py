@@ -9,7 +9,8 @@
 
 Source: arXiv 2605.12484. Each line is a phase, and a checkpoint follows each (`phases`): a run that was killed does its
 unfinished phase again, with the rollouts that it has paid for already. `schedule` says which phases a method has (`rl`
-no fast round, `gepa` no slow steps, `sequential` first fast rounds, then slow steps) and what the budget leaves.
+no fast round, `gepa` no slow steps, `sequential` and `once` first fast rounds, then slow steps) and what the budget
+leaves.
 
 What ends a run: `schedule.next_cycle` and the caps set `ended`, and the phases left are skipped. A monitor's alarm is
 logged; where the settings say `pause`, the run stops after the checkpoint (`Paused`) and can be resumed.
@@ -106,7 +107,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
 def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     """Collect one batch of groups under the newest version, update the weights, publish the next version.
 
-    `sequential` trains under its best candidate alone, which is then the population.
+    `sequential` and `once` train under their best candidate alone, which is then the population.
     """
     config = run.config
     population = schedule.trained_population(config, state)

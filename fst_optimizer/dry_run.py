@@ -164,10 +164,11 @@ def check_run_dir(run_dir: Path | None, *, resume: bool = False) -> Finding | No
 def check_budget(config: FSTConfig, sizes: RunSizes) -> Finding:
     """Whether the caps leave room for the rollouts that a cycle begins with."""
     cap = NO_CAP if config.budget.max_rollouts is None else config.budget.max_rollouts
-    fast_cap = cap // 2 if config.method == "sequential" else cap
+    own = config.search_rollouts
+    fast_cap = cap if own is None else min(cap, own)
     anchor, step = config.fast.anchor_size, rollouts_per_step(config, sizes)
     wanted, paid = [], []
-    if config.method != "rl":
+    if own != 0:
         wanted.append(f"one candidate on the anchor ({anchor} rollouts, fast.anchor_size)")
         paid.append(anchor <= fast_cap)
     if config.method != "gepa":
@@ -177,9 +178,10 @@ def check_budget(config: FSTConfig, sizes: RunSizes) -> Finding:
         return Finding("ok", "budget", f"pays for {' and '.join(wanted)}")
     lacking = [name for name, enough in zip(wanted, paid, strict=True) if not enough]
     half = ", half of it for prompts," if config.method == "sequential" else ""
-    text = (
-        f"budget.max_rollouts is {cap}:{half} it does not pay for {' nor for '.join(lacking)}; raise it, or lower those"
-    )
+    caps = f"budget.max_rollouts is {cap}:{half}"
+    if config.method == "once" and fast_cap < min(cap, anchor):
+        caps = f"fast.once_rollouts is {fast_cap}:"
+    text = f"{caps} it does not pay for {' nor for '.join(lacking)}; raise it, or lower those"
     return Finding("warn" if any(paid) else "fail", "budget", text)
 
 
@@ -289,7 +291,7 @@ def _lines(rollout: Rollout) -> str:
 
 def check_reflection(config: FSTConfig, sizes: RunSizes, reflector: Reflector) -> Finding | None:
     """Whether the reflection LM answers at all. None where no prompt evolves."""
-    if config.method == "rl" or not sizes.components:
+    if config.search_rollouts == 0 or not sizes.components:
         return None
     if not isinstance(reflector, LMReflector):
         return Finding("ok", "reflection", "the extractive reflector, which calls no LM")

@@ -120,6 +120,8 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.listeners = tuple(callbacks)  # not `callbacks`, which dspy keeps for its own kind
         self.progress = progress
         self.task = task
+        self.instructions_given = False
+        """Whether the students' instructions were given beside a task whose own are others, for `config.json`."""
         self.testset = None if testset is None else items_of(listed(testset, "testset"), "test")
         if self.testset == ():
             raise UserError("testset is empty: give examples, or None for no test scores")
@@ -270,6 +272,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         description["program"] = {
             "instructions": seed_texts(given.student),
             "reflection_lm": name_of(self.reflection_lm, given.policy),
+            **({record.GIVEN: True} if self.instructions_given else {}),
         }
         if not resuming:
             write_json(files.config, {**description, "run_id": uuid4().hex})

@@ -1,7 +1,8 @@
 """What a method's cycle has, and what the budget leaves for it. Pure functions of the settings and the state.
 
-The four methods are one cycle with parts left out, so that comparing them compares the methods: `rl` has no fast
-rounds, `gepa` no slow steps, and `sequential` has fast rounds until half of the rollouts are spent, then slow steps.
+The methods are one cycle with parts left out, so that comparing them compares the methods: `rl` has no fast rounds,
+`gepa` no slow steps; `sequential` and `once` have fast rounds until so many rollouts are spent (half of the run's, or
+`fast.once_rollouts`), then slow steps.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def has_fast_round(config: FSTConfig, state: State) -> bool:
 
 def has_slow_steps(config: FSTConfig, state: State) -> bool:
     """Whether this cycle updates the weights."""
-    if config.method == "sequential":
+    if config.searches_first:
         return not has_fast_round(config, state)
     return config.method in ("fst", "rl")
 
 
 def trained_population(config: FSTConfig, state: State) -> Population:
-    """The candidates under whose prompts the weights are trained: `sequential` goes on with the best one alone."""
-    if config.method != "sequential":
+    """The candidates under whose prompts the weights are trained: after a search it is the best one alone."""
+    if not config.searches_first:
         return state.population
     return Population((state.best.candidate,), state.policy_version)
 
@@ -46,10 +47,9 @@ def rollouts_left(config: FSTConfig, state: State) -> int:
 
 
 def fast_rollouts_left(config: FSTConfig, state: State) -> int:
-    """Rollouts that fast rounds may still spend: for `sequential`, what is left of the first half."""
-    if config.method != "sequential" or config.budget.max_rollouts is None:
-        return rollouts_left(config, state)
-    return max(0, config.budget.max_rollouts // 2 - state.rollouts.training)
+    """Rollouts that fast rounds may still spend: no more than the method has for prompts."""
+    own = NO_CAP if config.search_rollouts is None else config.search_rollouts
+    return max(0, min(rollouts_left(config, state), own - state.rollouts.fast))
 
 
 def reflections_left(config: FSTConfig, state: State) -> int | None:
@@ -145,20 +145,21 @@ def rollouts_per_step(config: FSTConfig, sizes: RunSizes) -> int:
 def planned(config: FSTConfig, sizes: RunSizes, dry_run: int = 0) -> Planned:
     """An upper bound on what a run spends, `dry_run` rollouts before it included; resumes may repeat some."""
     budget, length = config.budget, config.train.steps_per_cycle
-    evolves, trains = config.method != "rl" and sizes.components > 0, config.method != "gepa"
+    evolves, trains = config.search_rollouts != 0 and sizes.components > 0, config.method != "gepa"
     cycles, cap = budget.max_cycles, NO_CAP if budget.max_rollouts is None else budget.max_rollouts
     steps = min(cycles * length * trains, cap // rollouts_per_step(config, sizes))
     if budget.max_steps is not None:
         steps = min(steps, budget.max_steps)
         if config.method in ("fst", "rl"):  # the others have cycles without steps
             cycles = min(cycles, math.ceil(budget.max_steps / length))
-    fast_cap = cap // 2 if config.method == "sequential" else cap
+    fast_cap = cap if config.search_rollouts is None else min(cap, config.search_rollouts)
     examples = min(sizes.val, config.eval.max_examples or sizes.val)
     kl_examples = min(sizes.val, config.eval.kl_examples)
     pair = examples + kl_examples * (trains or sizes.start_version > 0)
     pairs = min(config.eval.candidates, config.fast.population if evolves else 1)
     first = examples + kl_examples * (sizes.start_version > 0)
-    validations = cycles * pairs * (2 if config.method == "fst" else 1)
+    # The cycle in which a search ends has slow steps too: it validates new prompts and new weights, as `fst` does.
+    validations = cycles * pairs * (2 if config.method == "fst" else 1) + pairs * config.searches_first * evolves
     reflections = cycles * config.fast.max_proposals * evolves
     reflections *= sizes.components if config.fast.components == "all" else 1
     if config.fast.reflection_calls is not None:

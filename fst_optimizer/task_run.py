@@ -13,10 +13,11 @@ from fst_optimizer.config.overrides import Settings, assignments, base_config, r
 from fst_optimizer.config.policy import ENGINES
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
-from fst_optimizer.evolve.reflection_lm import POLICY, check_lm, check_lm_name, named_lm, recorded_name
+from fst_optimizer.evolve.reflection_lm import EXTRACTIVE, POLICY, check_lm, check_lm_name, named_lm, recorded_name
 from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
 from fst_optimizer.finished.recorded import base_of, check_url, config_of, recorded_policy, recorded_size, settings_kept
 from fst_optimizer.model.load import model_place, path_to_say
+from fst_optimizer.run.record import GIVEN
 from fst_optimizer.store.files import RunFiles, check_run_dir, locked, read_json
 from fst_optimizer.tasks import Task, load_task
 
@@ -60,8 +61,8 @@ class RunRequest:
     url: str | None = None
     """A vLLM server to attach to. None: one is started."""
     reflection_lm: str | None = None
-    """Its name as litellm has it, or `policy` for the policy's own base. None: that of the run to resume, or the task's
-    own."""
+    """Its name as litellm has it, `policy` for the policy's own base, or `extractive` for no LM. None: that of the run
+    to resume, or the task's own."""
     auto: str | None = None
     config_file: Path | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +73,8 @@ class RunRequest:
     resume: bool = False
     allow_changes: bool = False
     """Resume although something is not as it was."""
+    instructions: Path | None = None
+    """A JSON file of {predictor: text}: what the program starts from. None: those of the run to resume, or its own."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class RunPlan:
     sizes: Sizes
     recorded: dict[str, Any] | None
     """`config.json` of the run to resume."""
+    instructions: Mapping[str, str] | None = None
+    """What the program starts from instead of its own. None: its own."""
 
 
 def plan_run(request: RunRequest) -> RunPlan:
@@ -96,7 +101,8 @@ def plan_run(request: RunRequest) -> RunPlan:
     given = given_settings(request)
     path = RunFiles(request.run_dir).config
     if not request.resume or not path.exists():
-        return RunPlan(task, settled(base_config(task.config(), request.auto), *given), request.sizes, None)
+        settings = settled(base_config(task.config(), request.auto), *given)
+        return RunPlan(task, settings, request.sizes, None, given_instructions(request, task))
     recorded = config_of(path)
     before = settings_kept(read_settings(path), {name for layer in given for name in layer})
     was, settings = settled(FSTConfig(), before), settled(FSTConfig(), before, *given)
@@ -110,7 +116,8 @@ def plan_run(request: RunRequest) -> RunPlan:
     made = recorded_policy(recorded, str(path))
     check_url(made, request.engine, request.url)
     base_of(made, request.model, task.model())
-    return RunPlan(task, settings, request.sizes.over(recorded), recorded)
+    texts = given_instructions(request, task, recorded)
+    return RunPlan(task, settings, request.sizes.over(recorded), recorded, texts)
 
 
 def given_settings(request: RunRequest) -> tuple[Mapping[str, Any], ...]:
@@ -121,6 +128,31 @@ def given_settings(request: RunRequest) -> tuple[Mapping[str, Any], ...]:
     if request.config_file and "config" in read_json(request.config_file):  # a run's own, which may be anybody's
         file = settings_kept(file, sets)
     return file, flags, sets
+
+
+def given_instructions(
+    request: RunRequest, task: Task, recorded: Mapping[str, Any] | None = None
+) -> dict[str, str] | None:
+    """What the program starts from: by the request, else by the `config.json` of the run to resume; None: its own.
+
+    Raises:
+        UserError: a file that is no JSON object, a predictor that the program does not have, or an instruction that is
+            no text.
+    """
+    from fst_optimizer.program.texts import check_texts
+
+    if request.instructions is not None:
+        return check_texts(
+            task.build_program(), read_json(request.instructions), f"--instructions {request.instructions}"
+        )
+    program = (recorded or {}).get("program")
+    if not isinstance(program, Mapping) or not program.get(GIVEN):
+        return None
+    texts = program.get("instructions")
+    where = f"program.instructions in {RunFiles(request.run_dir).config}"
+    if not isinstance(texts, Mapping):
+        raise UserError(f"{where} is {texts!r}, no object; is this the file of a run?")
+    return check_texts(task.build_program(), texts, where)
 
 
 def check_engine(request: RunRequest) -> None:
@@ -148,7 +180,7 @@ def reflection_lm_of(request: RunRequest, plan: RunPlan) -> ReflectionLM:
         check_lm_name(chosen)
         if chosen == POLICY:
             return lambda policy: policy.base_lm
-        chosen = named_lm(chosen)
+        chosen = None if chosen == EXTRACTIVE else named_lm(chosen)
     check_lm(chosen)
     return lambda policy: chosen
 
@@ -156,7 +188,7 @@ def reflection_lm_of(request: RunRequest, plan: RunPlan) -> ReflectionLM:
 def reflection_name(request: RunRequest, plan: RunPlan) -> str | None:
     """What a new run's `config.json` would call its reflection LM."""
     chosen: Any = request.reflection_lm or plan.task.reflection_lm()
-    return None if chosen is None else str(getattr(chosen, "model", chosen))
+    return None if chosen in (None, EXTRACTIVE) else str(getattr(chosen, "model", chosen))
 
 
 def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callback] = ()) -> CompileResult:
@@ -166,7 +198,7 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
     """
     from fst_optimizer.data import check_examples
     from fst_optimizer.program.student import check_program, check_roles
-    from fst_optimizer.program.texts import seed_texts
+    from fst_optimizer.program.texts import apply_texts, seed_texts
 
     check_run_dir(request.run_dir, resume=request.resume)
     if request.run_dir.is_dir():
@@ -176,6 +208,8 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
     train, val, test = (task.load(split, size) for split, size in asdict(sizes).items())
     check_examples(train, val)
     program = check_program(task.build_program())
+    if plan.instructions is not None:
+        program = apply_texts(program, plan.instructions)
     check_roles(seed_texts(program), plan.settings.config)
     reflection_lm = reflection_lm_of(request, plan)
     from fst_optimizer.optimizer import FST  # brings torch
@@ -198,6 +232,7 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
     )
     with closing(make_policy(request, plan, on_wait)) as policy:
         fst.reflection_lm = reflection_lm(policy)
+        fst.instructions_given = plan.instructions is not None
         compiled = fst.compile(give_lm(program, policy.lm), trainset=train, valset=val)
     outcome: CompileResult = compiled.detailed_results
     return outcome

@@ -11,7 +11,7 @@ import pytest
 from dspy.lm15 import AuthError
 
 from fst_optimizer import FST, ProgramError, UserError
-from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.config.run import METHODS, FSTConfig
 from fst_optimizer.dry_run import check_budget, check_rollouts, check_scores, planned_cost_usd
 from fst_optimizer.errors import MetricError
 from fst_optimizer.schedule import RunSizes, planned
@@ -370,11 +370,21 @@ def config(method="fst", **values):
         ("sequential", 12, "ok", ""),
         ("sequential", 7, "fail", "half of it for prompts, it does not pay for one candidate on the anchor"),
         ("fst", None, "ok", ""),
+        ("once", 12, "ok", ""),
+        ("once", 3, "fail", "budget.max_rollouts is 3: it does not pay for one candidate on the anchor"),
     ],
 )
 def test_whether_the_budget_pays_for_a_cycle(method, cap, level, lacking):
     found = check_budget(config(method, **{"budget.max_rollouts": cap or 10**6}), RunSizes(train=100, val=10))
     assert (found.level, lacking in found.text) == (level, True)
+
+
+def test_a_search_that_pays_for_no_candidate_is_warned_of_by_its_own_setting():
+    found = check_budget(config("once", **{"fast.once_rollouts": 3}), RunSizes(train=100, val=10))
+    assert found.level == "warn"
+    assert found.text.startswith("fast.once_rollouts is 3: it does not pay for one candidate on the anchor (4 rollouts")
+    without = check_budget(config("once", **{"fast.once_rollouts": 0}), RunSizes(train=100, val=10))
+    assert without.text == "pays for one step (12 rollouts, rollout.batch_size x rollout.group_size)"
 
 
 def test_a_small_trainset_makes_a_small_step():
@@ -396,7 +406,14 @@ SIZES = RunSizes(train=100, val=10, test=7, components=2)
         (
             "sequential",  # half of 100 for prompts
             {},
-            {"cycles": 2, "steps": 6, "fast": 50, "slow": 72, "training": 100, "eval": 54, "reflections": 10},
+            # The cycle in which the search ends validates twice: 10 before, 3 x (10 + 5), the test set twice.
+            {"cycles": 2, "steps": 6, "fast": 50, "slow": 72, "training": 100, "eval": 69, "reflections": 10},
+        ),
+        ("once", {}, {"cycles": 2, "steps": 6, "fast": 30, "slow": 72, "training": 102, "eval": 69, "reflections": 10}),
+        (
+            "once",  # no search: as rl
+            {"fast.once_rollouts": 0},
+            {"cycles": 2, "steps": 6, "fast": 0, "slow": 72, "training": 72, "eval": 54, "reflections": 0},
         ),
         (
             "fst",
@@ -430,7 +447,7 @@ def test_teachers_the_start_version_and_the_dry_run_are_in_the_plan():
     assert plan.eval == 2 + (10 + 5) + 4 * (10 + 5)
 
 
-@pytest.mark.parametrize("method", ["fst", "rl", "gepa", "sequential"])
+@pytest.mark.parametrize("method", METHODS)
 def test_no_run_spends_more_than_was_planned(policy, tmp_path, method):
     values = {"method": method, "budget.max_cycles": 2, "budget.max_rollouts": 40}
     fst = optimizer(tmp_path / "run", settings=SHORT, values={**ON, **values})

@@ -12,7 +12,19 @@ from fst_optimizer import FST, Policy, UserError, load
 from fst_optimizer.errors import MetricError
 from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import make_tiny_model
-from helpers.toy import TRAIN, VAL, Program, answer, examples, metric, optimizer, student_of, undated_result
+from helpers.toy import (
+    TRAIN,
+    VAL,
+    Program,
+    answer,
+    examples,
+    metric,
+    optimizer,
+    run_toy,
+    student_of,
+    undated_result,
+    untimed_metrics,
+)
 
 
 @pytest.fixture
@@ -194,6 +206,27 @@ def test_a_test_set_is_scored_before_and_after_and_nothing_is_chosen_on_it(polic
 
 
 # -- the methods --------------------------------------------------------------------------------------------------
+
+
+def test_once_is_sequential_with_another_number(scripted, tmp_path):
+    capped = {"budget.max_rollouts": 48, "budget.max_cycles": 12}
+    values = {
+        "sequential": {"method": "sequential", **capped},
+        "once": {"method": "once", "fast.once_rollouts": 24, **capped},
+    }
+    for method, own in values.items():
+        result = run_toy(tmp_path / method, scripted(answer), values=own)
+        assert result["method"] == method and result["rollouts"]["slow"] > 0 < result["rollouts"]["fast"] <= 24
+    assert untimed_metrics(tmp_path / "once") == untimed_metrics(tmp_path / "sequential")
+
+
+def test_once_without_a_search_trains_under_the_programs_own_instructions_as_rl_does(scripted, tmp_path):
+    for method in ("once", "rl"):
+        values = {"method": method, "fast.once_rollouts": 0}
+        result = run_toy(tmp_path / method, scripted(answer), values=values)
+        assert result["rollouts"]["fast"] == result["reflection_calls"] == 0
+        assert set(result["candidate"].values()) == {"Answer."}
+    assert untimed_metrics(tmp_path / "once") == untimed_metrics(tmp_path / "rl")
 
 
 @pytest.mark.parametrize("method", ["rl", "gepa", "sequential"])

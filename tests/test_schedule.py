@@ -27,7 +27,13 @@ def state(fast=0, slow=0, **fields):
 
 @pytest.mark.parametrize(
     ("method", "fast", "slow"),
-    [("fst", True, True), ("rl", False, True), ("gepa", True, False), ("sequential", True, False)],
+    [
+        ("fst", True, True),
+        ("rl", False, True),
+        ("gepa", True, False),
+        ("sequential", True, False),
+        ("once", True, False),
+    ],
 )
 def test_a_method_is_the_cycle_with_parts_left_out(method, fast, slow):
     assert schedule.has_fast_round(config(method), state()) == fast
@@ -44,8 +50,33 @@ def test_sequential_turns_to_the_weights_when_half_of_the_rollouts_are_spent():
     assert schedule.rollouts_left(sequential, state(fast=47)) == 53
 
 
-def test_sequential_trains_under_the_best_prompt_alone():
-    assert schedule.trained_population(config("sequential"), state(policy_version=5)) == Population((BETTER,), 5)
+@pytest.mark.parametrize(
+    ("values", "fast", "left"),
+    [
+        ({"fast.max_rollouts": 30}, 26, 4),  # by default what one fast round may spend
+        ({"fast.max_rollouts": 30, "fast.once_rollouts": 70}, 66, 4),
+        ({"fast.once_rollouts": 70, "budget.max_rollouts": 50}, 46, 4),  # the run's cap comes first
+        ({"fast.once_rollouts": 4}, 0, 4),
+    ],
+)
+def test_once_turns_to_the_weights_when_its_search_is_spent(values, fast, left):
+    once = config("once", **values)
+    assert schedule.fast_rollouts_left(once, state(fast=fast)) == left
+    assert schedule.has_fast_round(once, state(fast=fast)) and not schedule.has_slow_steps(once, state(fast=fast))
+    after = state(fast=fast + 1)
+    assert not schedule.has_fast_round(once, after) and schedule.has_slow_steps(once, after)
+    # What slow steps spend is none of the search's.
+    assert schedule.fast_rollouts_left(config("once"), state(fast=100, slow=500)) == 192 - 100
+
+
+def test_once_without_a_search_is_training_from_the_first_cycle_on():
+    assert not schedule.has_fast_round(config("once", **{"fast.once_rollouts": 0}), state())
+    assert schedule.has_slow_steps(config("once", **{"fast.once_rollouts": 0}), state())
+
+
+@pytest.mark.parametrize("method", ["sequential", "once"])
+def test_after_a_search_the_weights_are_trained_under_the_best_prompt_alone(method):
+    assert schedule.trained_population(config(method), state(policy_version=5)) == Population((BETTER,), 5)
     assert schedule.trained_population(config("fst"), state()).candidates == (SEED, BETTER)
 
 

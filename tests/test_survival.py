@@ -44,7 +44,7 @@ def test_a_second_cap_in_the_last_evaluation_ends_the_run_in_order(scripted, tmp
     assert (result["ended"], result["cap"], result["steps"]) == ("budget", "max_steps", 1)
 
 
-@pytest.mark.parametrize("method", ["rl", "gepa", "sequential"])
+@pytest.mark.parametrize("method", ["rl", "gepa", "sequential", "once"])
 @pytest.mark.parametrize("passage", [2, 7, 12])
 def test_every_method_resumes_to_the_same(scripted, tmp_path, method, passage):
     values = {"method": method, "budget.max_rollouts": 60, "budget.max_cycles": 3}

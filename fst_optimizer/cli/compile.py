@@ -21,6 +21,7 @@ def compile_command(
     engine: options.Engine = None,
     url: options.Url = None,
     reflection_lm: options.ReflectionLM = None,
+    instructions: options.Instructions = None,
     method: options.Method = None,
     seed: options.Seed = None,
     max_cycles: options.MaxCycles = None,
@@ -44,6 +45,7 @@ def compile_command(
         fst compile programs/letters
         fst compile programs/letters --run-dir runs/first --resume
         fst compile programs/letters:sort-rotate --method rl --seed 1
+        fst compile programs/letters --method once --instructions given.json --set fast.once_rollouts=0
         fst compile programs/letters --set train.lr=5e-4 --set rollout.batch_size=16
         fst compile TASK --model Qwen/Qwen3-1.7B --reflection-lm openai/gpt-5.2
         fst compile TASK --model Qwen/Qwen3-8B --engine vllm --set vllm.devices=1
@@ -57,6 +59,7 @@ def compile_command(
         engine=engine,
         url=url,
         reflection_lm=reflection_lm,
+        instructions=instructions,
         auto=auto,
         config_file=config,
         flags={"method": method, "seed": seed, "budget.max_cycles": max_cycles},

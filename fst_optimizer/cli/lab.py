@@ -35,7 +35,7 @@ Out = Annotated[Path, typer.Option("--out", help="The folder of all runs and res
 Methods = Annotated[
     str,
     typer.Option(
-        help="Of fst, rl, gepa, sequential. fst@vllm: on the vLLM engine. rl+own: with settings of its own by "
+        help="Of fst, rl, gepa, sequential, once. fst@vllm: on the vLLM engine. rl+own: with settings of its own by "
         "--set-method rl+own.NAME=VALUE."
     ),
 ]

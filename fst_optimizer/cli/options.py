@@ -22,9 +22,19 @@ ReflectionLM = Annotated[
     typer.Option(
         "--reflection-lm",
         metavar="NAME",
-        help="The LM that writes new instructions: a name that litellm knows, like openai/gpt-5.2, or policy for the "
-        "policy's own base. Its key is read from the environment alone. [default: the task's own, or recurring "
-        "sentences of the feedback]",
+        help="The LM that writes new instructions: a name that litellm knows, like openai/gpt-5.2, its key from the "
+        "environment alone. policy: the policy's own base. extractive: no LM, but recurring sentences of the feedback. "
+        "[default: the task's own, or extractive]",
+    ),
+]
+Instructions = Annotated[
+    Path | None,
+    typer.Option(
+        "--instructions",
+        metavar="FILE.json",
+        help="What the program starts from instead of its own instructions: {predictor: text}. With --method once and "
+        "--set fast.once_rollouts=0 the weights are trained under just these. [default: the program's own]",
+        show_default=False,
     ),
 ]
 FinishedRunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A finished run's folder.", show_default=False)]
@@ -53,6 +63,7 @@ Method = Annotated[
     typer.Option(
         help="fst: prompts and weights, in turns. rl: weights alone, from the seed prompt. gepa: prompts alone. "
         "sequential: half of the rollouts on gepa, then rl; needs --set budget.max_rollouts=N. "
+        "once: fast.once_rollouts rollouts on gepa, or none, then rl. "
         "[default: the task's, or fst]"
     ),
 ]

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from fst_optimizer.config.section import Remedy, Section, has_names, merged
 from fst_optimizer.errors import UserError, did_you_mean
 
-Method = Literal["fst", "rl", "gepa", "sequential"]
+Method = Literal["fst", "rl", "gepa", "sequential", "once"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Role = Literal["both", "evolve", "train", "neither"]
 MonitorAction = Literal["off", "warn", "pause"]
@@ -50,8 +50,11 @@ class FastConfig(Section, section="fast"):
     """Which predictors one proposal rewrites: `round_robin` or `all`."""
     temperature: float = Field(default=0.0, ge=0)
     """Sampling temperature of the fast round's rollouts. 0 is greedy: less noise on the frontier."""
+    once_rollouts: int | None = Field(default=None, ge=0)
+    """With the method once: rollouts that it may spend on prompts before its slow steps, over as many fast rounds as
+    they last for. 0: no search, the weights are trained under the program's own instructions. None: `max_rollouts`."""
     reflection_calls: int | None = Field(default=None, ge=0)
-    """Most reflection-LM calls in the whole run. None: no limit."""
+    """Most reflections in the whole run, by whichever reflector. None: no limit."""
     on_reflection_failure: Literal["stop", "continue"] = "stop"
     """What a run does whose reflection LM has failed at every call of a fast round, by a wrong key, a wrong name or a
     refused connection: `stop` before the next fast round, or `continue` without new instructions."""
@@ -214,7 +217,8 @@ class FSTConfig(Section):
 
     method: Method = "fst"
     """`fst`; `rl` (K = 1, seed instruction, no fast rounds); `gepa` (fast rounds only); `sequential` (half of the
-    rollouts on GEPA, then the rest on RL with its best candidate)."""
+    rollouts on GEPA, then the rest on RL with its best candidate); `once` (the same with `fast.once_rollouts` on GEPA).
+    """
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random choice of a run follows from it, but for the adapter's first weights and its dropout: those follow
     from `Policy(seed=)`, to which the command line gives the same number."""
@@ -244,6 +248,22 @@ class FSTConfig(Section):
                 "budget.max_rollouts is None: the sequential method spends half of it on GEPA, so give a number"
             )
         return self
+
+    @property
+    def searches_first(self) -> bool:
+        """Whether the method evolves prompts before its first slow step alone, and then trains under the best one."""
+        return self.method in ("sequential", "once")
+
+    @property
+    def search_rollouts(self) -> int | None:
+        """Rollouts that the method may spend on prompts in the whole run. None: it sets no limit of its own."""
+        if self.method == "rl":
+            return 0
+        if self.method == "sequential":
+            return (self.budget.max_rollouts or 0) // 2
+        if self.method == "once":
+            return self.fast.max_rollouts if self.fast.once_rollouts is None else self.fast.once_rollouts
+        return None
 
     def trains(self, predictor: str) -> bool:
         """Whether this predictor's calls change the weights."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 POLICY = "policy"
 """The name of the policy's own base, `policy.base_lm`."""
+EXTRACTIVE = "extractive"
+"""The name of no LM: the extractive reflector, also where a task brings an LM."""
 _NAME = re.compile(r"[\w.-]+(/[\w.:@+-]+)*")
 
 
@@ -35,10 +37,10 @@ def check_lm_name(name: str) -> None:
         )
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"reflection_lm is {name!r}: give a model's name as litellm has it, e.g. openai/gpt-5.2, or {POLICY!r} for "
-            "the policy's own base; keys and addresses are read from the environment"
+            f"reflection_lm is {name!r}: give a model's name as litellm has it, e.g. openai/gpt-5.2, {POLICY!r} for "
+            f"the policy's own base, or {EXTRACTIVE!r} for no LM; keys and addresses are read from the environment"
         )
-    if name == POLICY or name.partition("/")[0] in OWN_SERVERS:
+    if name in (POLICY, EXTRACTIVE) or name.partition("/")[0] in OWN_SERVERS:
         return
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else importing it asks the network for prices
     import litellm

@@ -17,6 +17,7 @@ COLORS = {
     "rl": "#2c6fbb",
     "gepa": "#2e8b57",
     "sequential": "#8e6bbf",
+    "once": "#16a085",
     "dspy-gepa": "#7f8c2d",
     "dspy-grpo": "#e67e22",
     "dspy-together": "#34495e",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.text import shown, unicode_only
 from fst_optimizer.types import Texts
 
 if TYPE_CHECKING:
@@ -30,6 +31,23 @@ def apply_texts(program: dspy.Module, texts: Texts) -> dspy.Module:
             raise UserError(f"the program has no predictor {name!r}; {did_you_mean(name, predictors)}")
         predictors[name].signature = predictors[name].signature.with_instructions(text)
     return fresh
+
+
+def check_texts(program: dspy.Module, texts: Mapping[str, object], where: str) -> dict[str, str]:
+    """Instructions that `where` gives for a program's predictors, each of them a text that can be one.
+
+    Raises:
+        UserError: names the predictor that the program does not have, or whose instruction is no text.
+    """
+    known = seed_texts(program)
+    if not texts:
+        raise UserError(f"{where} is empty: give an instruction for one of {', '.join(known)}")
+    for name, text in texts.items():
+        if name not in known:
+            raise UserError(f"{where} names {name!r}: the program has no such predictor; {did_you_mean(name, known)}")
+        if not isinstance(text, str) or not text.strip() or unicode_only(text) != text:
+            raise UserError(f"{where}: the instruction of {name} is {shown(text)}: give a text")
+    return {name: str(text) for name, text in texts.items()}
 
 
 def copy_program(program: dspy.Module) -> dspy.Module:

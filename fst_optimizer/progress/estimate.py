@@ -56,7 +56,7 @@ class Left:
 
 def time_left(plan: Plan, at: Position, pace: Pace, now_s: float) -> Left | None:
     """What is left at `now_s`, seconds since the run's start. None: the run's main work has not been measured yet."""
-    if ("slow" if plan.method in ("fst", "rl") else "fast") not in pace.phases:
+    if ("slow" if plan.method in ("fst", "rl") else "fast") not in pace.phases and "slow" not in pace.phases:
         return None
     fast = pace.mean_rollouts("fast")
     here, *ahead = [*stages_left(plan, at, fast)] or [""]

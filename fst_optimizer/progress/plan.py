@@ -29,6 +29,10 @@ class Plan:
     eval_rollouts: int
     """One validation, the rollouts for the KL included."""
     test_rollouts: int
+    search_rollouts: int | None = None
+    """Most of all fast rounds together, where the method says so."""
+    searches_first: bool = False
+    """Whether no slow step comes before the last fast round."""
     max_rollouts: int | None = None
     max_steps: int | None = None
     max_time_s: float | None = None
@@ -49,6 +53,8 @@ class Plan:
             step_rollouts=rollout.batch_size * (rollout.group_size + teachers * rollout.teacher_rollouts),
             eval_rollouts=config.eval.candidates * (val + min(val, config.eval.kl_examples)),
             test_rollouts=test,
+            search_rollouts=config.search_rollouts,
+            searches_first=config.searches_first,
             max_rollouts=budget.max_rollouts,
             max_steps=budget.max_steps,
             max_time_s=budget.max_time_s,
@@ -105,7 +111,7 @@ def stages_left(plan: Plan, at: Position, fast_rollouts: float | None = None) ->
         if plan.test_rollouts and at.stage == "first eval":
             yield "test"
     cap = NO_CAP if plan.max_rollouts is None else plan.max_rollouts
-    fast_cap = cap // 2 if plan.method == "sequential" else cap
+    fast_cap = cap if plan.search_rollouts is None else min(cap, plan.search_rollouts)
     for cycle in range(at.cycle, min(plan.cycles, at.cycle + MOST_CYCLES)):
         first = max(1, at.number) if cycle == at.cycle else 1
         capped = False
@@ -121,7 +127,7 @@ def stages_left(plan: Plan, at: Position, fast_rollouts: float | None = None) ->
                 training += min(fast_size, fast_cap - training)
             elif stage == "slow":
                 capped = capped or training + plan.step_rollouts > cap or step >= (plan.max_steps or NO_CAP)
-                if capped or plan.method == "gepa" or (plan.method == "sequential" and pays_fast):
+                if capped or plan.method == "gepa" or (plan.searches_first and pays_fast):
                     continue
                 training, step = training + plan.step_rollouts, step + 1
             yield stage

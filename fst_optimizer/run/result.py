@@ -71,7 +71,7 @@ class CompileResult:
         """Each candidate's mean score on the last anchor; None for one that was not scored there.
 
         That is the program's own candidate where the last population has lost it, and every candidate of a run that
-        ends without fast rounds (`rl`, `sequential`).
+        ends without fast rounds (`rl`, `sequential`, `once`).
         """
         return [sum(scores.values()) / len(scores) if scores else None for scores in self.val_subscores]
 

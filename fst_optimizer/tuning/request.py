@@ -129,9 +129,10 @@ def planned_rollouts(config: FSTConfig) -> int:
     """Most training rollouts, fast and slow, that a run with these settings spends: what `budget.max_rollouts` caps."""
     if config.budget.max_rollouts is not None:
         return config.budget.max_rollouts
-    fast = config.fast.max_rollouts if config.method != "rl" else 0
+    cycles = config.budget.max_cycles
+    fast = cycles * config.fast.max_rollouts if config.search_rollouts is None else config.search_rollouts
     slow = config.train.steps_per_cycle * config.rollout.batch_size * config.rollout.group_size
-    return config.budget.max_cycles * (fast + (slow if config.method != "gepa" else 0))
+    return fast + cycles * slow * (config.method != "gepa")
 
 
 def plan_task_study(request: TuneRequest, choices: RunRequest) -> StudyPlan:

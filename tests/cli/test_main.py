@@ -201,6 +201,38 @@ def test_bad_input_exits_2_with_one_line_that_helps(arguments, message, tmp_path
     assert not (run / "metrics.jsonl").exists()
 
 
+def test_a_run_from_given_instructions_is_resumed_evaluated_and_loaded_with_them(tmp_path, monkeypatch):
+    given, run = tmp_path / "given.json", tmp_path / "run"
+    text = "Sort the letters, then move the first letter to the end."
+    given.write_text(json.dumps({"first": text}))
+    once = ("--method", "once", "--set", "fast.once_rollouts=0", *SMALL)
+    from fst_optimizer import cycle
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cycle, "slow_step", killed)
+        assert fst("compile", LETTERS, "--run-dir", run, "--instructions", given, *once).exit_code == 130
+    program = json.loads((run / "config.json").read_text())["program"]
+    assert (program["instructions"], program["instructions_given"]) == ({"first": text}, True)
+    given.write_text(json.dumps({"first": "Reverse the letters."}))
+    other = fst("compile", LETTERS, "--run-dir", run, "--resume", "--instructions", given)
+    assert other.exit_code == 2 and "program.instructions.first" in other.stderr
+    resumed = fst("compile", LETTERS, "--run-dir", run, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert_as_designed(run)
+    result = json.loads((run / "result.json").read_text())
+    assert (result["method"], result["candidate"], result["rollouts"]["fast"]) == ("once", {"first": text}, 0)
+    evaluated = fst("eval", LETTERS, "--run-dir", run)
+    assert "the recorded score, exactly" in evaluated.output, evaluated.output
+    from fst_optimizer import load
+
+    loaded = load(run, task=LETTERS)
+    assert {one.signature.instructions for one in loaded.predictors()} == {text}
+    loaded.predictors()[0].lm.engine.policy.close()
+
+
 def test_a_broken_config_file_is_named(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text("{")

@@ -24,7 +24,7 @@ from fst_optimizer.errors import UserError
     ("make", "named"),
     [
         (lambda: FSTConfig(method="fts"), r"method is 'fts': did you mean 'fst'\?"),
-        (lambda: FSTConfig(method="zzz"), "choose one of fst, gepa, rl, sequential"),
+        (lambda: FSTConfig(method="zzz"), "choose one of fst, gepa, once, rl, sequential"),
         (lambda: FSTConfig(seed=-1), "seed is -1"),
         (lambda: RolloutConfig(group_size=1), "rollout.group_size is 1: give a whole number of at least 2"),
         (lambda: RolloutConfig(group_size=4.0), "rollout.group_size is 4.0"),

@@ -33,7 +33,7 @@ def _check_result(result):
     numbers = {name: result[name] for name in NUMBERS if tested or not name.startswith("test_")}
     assert all(math.isfinite(value) for value in numbers.values())
     assert all(0 <= value <= 1 for name, value in numbers.items() if "score" in name)
-    assert result["method"] in ("fst", "rl", "gepa", "sequential")
+    assert result["method"] in ("fst", "rl", "gepa", "sequential", "once")
     assert result["ended"] in ("done", "budget", "stopped")
     assert isinstance(result["task"], str) and isinstance(result["candidate"], dict)
     assert "cost_usd" in result

@@ -75,6 +75,8 @@ def test_a_plan_without_an_end_is_not_counted_out():
         ("rl", {"budget.max_rollouts": 20}),
         ("gepa", {"budget.max_rollouts": 30}),
         ("sequential", {"budget.max_rollouts": 60, "budget.max_cycles": 5}),
+        ("once", {"fast.once_rollouts": 30, "budget.max_cycles": 5}),
+        ("once", {"fast.once_rollouts": 0}),
     ],
 )
 def test_a_plan_foresees_the_rounds_and_steps_of_a_run(scripted, tmp_path, method, values):
