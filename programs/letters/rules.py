@@ -4,7 +4,7 @@ A rule is a tuple of one or more operation names, applied from left to right: `(
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import permutations, product
 
@@ -174,6 +174,41 @@ WITHHELD: tuple[Rule, ...] = (
 )
 """The pairs kept for the tasks: pretraining uses neither these nor any pair that acts like one of them."""
 
+PUBLISHED: tuple[Rule, ...] = (
+    ("sort", "rotate"),
+    ("swap_ends", "rotate"),
+    ("drop_first", "sort"),
+    ("swap_ends", "drop_last"),
+    ("rotate", "double"),
+)
+"""The withheld pairs that comparisons were published on before `PROOF` was drawn: they are for development."""
+
+DEV: tuple[str, ...] = (
+    "rotate.drop_first-sort",
+    "dedupe.swap_ends-drop_last",
+    "double_last.swap_ends-rotate",
+    "swap_ends.double-swap_ends-swap_start",
+    "swap_start.keep_even-reverse-double_first",
+    "sort-rotate",
+    "drop_first-rotate_right-double_last",
+    "rotate_right-keep_odd-sort",
+)
+"""Tasks to build, sweep and tune on: `drawing.draw("dev")`, then a pair and two triples of one predictor."""
+
+PROOF: tuple[str, ...] = (
+    "rotate_right.dedupe-reverse",
+    "swap_ends.keep_odd-double",
+    "drop_last.reverse-rotate",
+    "drop_first.double_last-sort_down-swap_ends",
+    "dedupe.sort-double-double_last",
+)
+"""Tasks for the final table and for nothing else: `drawing.draw("proof")`. Nothing is tuned on them."""
+
+LENGTHS = ((5, 8), (6, 9), (4, 7), (3, 6), (2, 5), (2, 4))
+"""Fewest and most letters, the first that suit a rule that is spelled."""
+READ, WRITTEN = (2, 9), (1, 18)
+"""Fewest and most letters that a predictor may be given and may have to answer: pretraining knows no others."""
+
 PROBES: tuple[Letters, ...] = tuple(list(text) for text in ("fcajb", "hbdbaec", "gaagcif", "jjdce", "bdiajgc", "ca"))
 """Lists on which rules that differ also answer differently."""
 
@@ -240,3 +275,23 @@ def trained_pairs() -> tuple[Rule, ...]:
     singles = tuple((name,) for name in OPERATIONS)
     pairs: tuple[Rule, ...] = tuple(permutations(OPERATIONS, 2))
     return tuple(pair for pair in pairs if not any(alike(pair, known) for known in (*singles, *WITHHELD)))
+
+
+# --- Lengths ---------------------------------------------------------------------------------------------------------
+
+
+def suits(stages: Iterable[Rule], letters: Letters) -> bool:
+    """Whether no stage gets or makes a list of a length that the model has never seen, least of all an empty one."""
+    for rule in stages:
+        made = apply(rule, letters)
+        if not (READ[0] <= len(letters) <= READ[1] and WRITTEN[0] <= len(made) <= WRITTEN[1]):
+            return False
+        letters = made
+    return True
+
+
+def lengths_for(stages: Iterable[Rule]) -> tuple[int, int] | None:
+    """The first of `LENGTHS` that suit a program of these stages; None where none do."""
+    stages = tuple(stages)
+    fitting = (pair for pair in LENGTHS if all(suits(stages, list(ALPHABET[:length])) for length in pair))
+    return next(fitting, None)

@@ -25,7 +25,7 @@ from fst_optimizer.task_kit import (
     split_kind,
 )
 
-from .rules import ALPHABET, OPERATIONS, Letters, Rule, apply, sentence
+from .rules import ALPHABET, OPERATIONS, READ, WRITTEN, Letters, Rule, apply, lengths_for, sentence, suits
 
 if TYPE_CHECKING:
     from fst_optimizer import FSTConfig
@@ -35,10 +35,6 @@ MAX_TOKENS = 48
 """Of one answer: the longest right one has 18 letters and about 15 tokens of format."""
 SIZES = {"train": 512, "val": 256, "test": 512}
 LARGEST_SIZE = 4096
-LENGTHS = ((5, 8), (6, 9), (4, 7), (3, 6), (2, 5), (2, 4))
-"""Fewest and most letters, the first that suit a rule that is spelled."""
-READ, WRITTEN = (2, 9), (1, 18)
-"""Fewest and most letters that a predictor may be given and may have to answer: pretraining knows no others."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +103,6 @@ class LettersProgram(dspy.Module):  # type: ignore[misc]
         return dspy.Prediction(**{target: values[target] for _, _, target in self.fields})
 
 
-def suits(stages: tuple[Rule, ...], letters: Letters) -> bool:
-    """Whether no stage gets or makes a list of a length that the model has never seen, least of all an empty one."""
-    for rule in stages:
-        made = apply(rule, letters)
-        if not (READ[0] <= len(letters) <= READ[1] and WRITTEN[0] <= len(made) <= WRITTEN[1]):
-            return False
-        letters = made
-    return True
-
-
 @cache
 def rule_named(rule: str) -> Variant:
     """The variant of that name, or the one that is spelled so, its lengths the first of `LENGTHS` that suit.
@@ -127,9 +113,9 @@ def rule_named(rule: str) -> Variant:
     if rule in VARIANTS:
         return VARIANTS[rule]
     stages = spelled("letters", rule, OPERATIONS, VARIANTS)
-    for lengths in LENGTHS:
-        if all(suits(stages, list(ALPHABET[:length])) for length in lengths):
-            return chain(stages, lengths)
+    lengths = lengths_for(stages)
+    if lengths:
+        return chain(stages, lengths)
     raise ValueError(
         f"rule {rule!r} of letters makes lists too short or too long; a predictor may read {READ[0]} to {READ[1]} "
         f"letters and write {WRITTEN[0]} to {WRITTEN[1]}: drop or double less often"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fst_optimizer.task_kit import KINDS
 from programs import pretraining
-from programs.letters import pretrain, rules, task
+from programs.letters import drawing, pretrain, rules, task
 
 MODEL = Path(task.model())
 
@@ -317,6 +317,59 @@ def test_the_held_out_rules_are_used_by_no_other_variant() -> None:
         return {stage.rule for name in names for stage in task.VARIANTS[name].stages if len(stage.rule) > 1}
 
     assert not combinations(["held-out"]) & combinations([name for name in task.VARIANTS if name != "held-out"])
+
+
+# --- Rules for development and for the proof -------------------------------------------------------------------------
+
+
+def rules_of(names: tuple[str, ...]) -> list[rules.Rule]:
+    return [stage.rule for name in names for stage in task.variant_named(name).stages]
+
+
+def test_the_tasks_are_those_that_the_committed_seed_draws() -> None:
+    assert drawing.draw("dev") == rules.DEV[:5]
+    assert drawing.draw("proof") == rules.PROOF
+    assert drawing.draw("proof", seed=15) != rules.PROOF
+
+
+def test_five_programs_have_a_known_operation_and_then_three_pairs_and_two_triples_that_nothing_was_trained_on() -> (
+    None
+):
+    for names in (rules.DEV[:5], rules.PROOF):
+        firsts, seconds = rules_of(names)[::2], rules_of(names)[1::2]
+        assert len(set(firsts)) == len(set(seconds)) == 5
+        assert [len(rule) for rule in firsts] == [1] * 5
+        assert sorted(len(rule) for rule in seconds) == [2, 2, 2, 3, 3]
+        assert all(map(rules.withheld, seconds))
+        assert all(task.variant_named(name).lengths == (5, 8) for name in names)
+
+
+def test_no_rule_of_the_proof_is_one_of_development_or_was_published() -> None:
+    proof, dev = rules_of(rules.PROOF)[1::2], [rule for rule in rules_of(rules.DEV) if len(rule) > 1]
+    assert not any(rules.alike(one, other) for one in proof for other in (*dev, *rules.PUBLISHED))
+    assert not any(rules.alike(one, other) for one in proof for other in rules.trained_pairs())
+    assert {pair for pair in proof if len(pair) == 2} <= set(rules.WITHHELD) - set(rules.PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "found"),
+    [
+        ("rotate", ("rotate_right", "sort"), False),  # undone: only the sorting is left
+        ("sort", ("reverse", "sort"), False),  # sorting again
+        ("sort", ("dedupe", "sort"), False),  # trivial once sorted: `dedupe` does it
+        ("keep_odd", ("sort", "rotate"), False),  # three letters are left
+        ("copy", ("sort", "rotate"), False),
+        ("drop_first", ("sort", "rotate"), True),
+    ],
+)
+def test_a_program_is_needed_where_nothing_simpler_does_it(first: str, second: rules.Rule, found: bool) -> None:
+    assert drawing.needed(first, second) == found
+
+
+def test_rules_that_agree_on_more_than_a_third_of_the_lists_are_near() -> None:
+    assert drawing.near(("sort",), ("reverse", "sort"))
+    assert drawing.near(("drop_first", "drop_last", "dedupe"), ("drop_first", "drop_last"))
+    assert not drawing.near(("sort",), ("sort", "rotate"))
 
 
 # --- Pretraining's data ----------------------------------------------------------------------------------------------
