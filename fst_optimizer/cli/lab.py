@@ -21,6 +21,8 @@ from fst_optimizer.progress.tables import rich_table, say
 from fst_optimizer.task_run import Sizes
 
 if TYPE_CHECKING:
+    from fst_optimizer.lab.cells import Cell
+    from fst_optimizer.lab.launch import RunFailed
     from fst_optimizer.lab.plan import Job
 
 lab = typer.Typer(
@@ -35,8 +37,9 @@ Out = Annotated[Path, typer.Option("--out", help="The folder of all runs and res
 Methods = Annotated[
     str,
     typer.Option(
-        help="Of fst, rl, gepa, sequential, once. fst@vllm: on the vLLM engine. rl+own: with settings of its own by "
-        "--set-method rl+own.NAME=VALUE."
+        help="Of fst, rl, gepa, sequential, once, sft, dspy-gepa, dspy-grpo, dspy-together. fst@vllm: on the vLLM "
+        "engine. fst+k1: one prompt at a time. rl+sweep: the best of a small sweep. rl+own: with settings of its own "
+        "by --set-method rl+own.NAME=VALUE."
     ),
 ]
 MaxRollouts = Annotated[int, typer.Option(min=1, help="Fast and slow rollouts of each run, the same cap for all.")]
@@ -45,7 +48,16 @@ MethodSets = Annotated[
     list[str] | None,
     typer.Option("--set-method", metavar="METHOD.NAME=VALUE", help="A setting of one method, e.g. rl.train.lr=2e-3."),
 ]
+MethodInstructions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--instructions",
+        metavar="METHOD=FILE.json",
+        help="What the program of one method starts from instead of its own instructions: {predictor: text}.",
+    ),
+]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time. Above 1, each gets one thread.")]
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Say what it will take, by the finished runs; run nothing.")]
 Config = Annotated[Path | None, typer.Option(help="A JSON file of nested settings for all runs.")]
 
 
@@ -54,12 +66,25 @@ def compare_command(
     tasks: Tasks,
     out: Out,
     methods: Methods = "fst,rl",
-    seeds: Annotated[str, typer.Option(help="Every method runs once with each.")] = "0,1,2",
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of feedback, e.g. told,shown,scored: every task runs as TASK+KIND, and methods that read no "
+            "feedback once for all of them. [default: the tasks as they are given]"
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(help="Every method runs once with each. each: 0 for the first task, 1 for the second ...")
+    ] = "0,1,2",
     max_rollouts: MaxRollouts = 4000,
     sets: Sets = None,
     set_method: MethodSets = None,
+    instructions: MethodInstructions = None,
     sweep: Annotated[Path | None, typer.Option(help="A sweep.json whose learning rates are used.")] = None,
     jobs: Jobs = 1,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Say what it will take, by its finished runs. Run nothing.")
+    ] = False,
     model: ModelAsCompile = None,
     reflection_lm: ReflectionLM = None,
     config: Config = None,
@@ -70,29 +95,34 @@ def compare_command(
     """Run methods x seeds at the same cap of rollouts; leave compare.json and figures.
 
     Every run is an ordinary run directory, OUT/VARIANT/METHOD-seedN. The comparison can be stopped at any time: the
-    same command skips what is finished and resumes what is not.
+    same command skips what is finished and resumes what is not. A run that fails does not stop the others.
 
     Try:
 
         fst lab compare programs/letters --methods fst,rl,gepa --seeds 0,1,2 --out runs/compare
+        fst lab compare programs/letters --methods fst,fst+k1,rl,rl+sweep,sft --kinds told,shown --out runs/kinds --plan
     """
     with user_errors(AGAIN):
-        from fst_optimizer.lab import compare, figures, plan
+        from fst_optimizer.lab import cells, plan
+        from fst_optimizer.lab import methods as by_name
         from fst_optimizer.lab import sweep as sweeping
         from fst_optimizer.store.files import read_json
 
         need_extra("lab", "matplotlib", "scipy")
         console, progress = consoles()
-        names, numbers, folders = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.by_folder(tasks)
-        own = plan.by_method(set_method or (), sweeping.picked_sets(sweep, names) if sweep else {})
+        names, numbers = by_name.parse_methods(methods), cells.parse_seeds(seeds, len(tasks))
+        own = cells.Own(
+            by_name.by_method(set_method or (), sweeping.picked_sets(sweep, names) if sweep else {}),
+            by_name.files_by_method(instructions or (), names),
+        )
         sizes = Sizes(train_size, val_size, test_size)
         common = plan.Common(max_rollouts, tuple(sets or ()), model, sizes, config, reflection_lm)
-        work = {
-            folder: compare.comparison_jobs(task, out / folder, names, numbers, common, own)
-            for folder, task in folders.items()
-        }
-        everything = [job for some in work.values() for job in some]
-        _make_runs(everything, jobs, progress)
+        work = cells.comparison_cells(tasks, out, names, numbers, common, own, by_name.parse_kinds(kinds))
+        everything = cells.distinct_jobs(entry for cell in work for entry in cell.entries)
+        plan.check_jobs(everything)
+        if plan_only:
+            return _show_plan(console, everything, jobs)
+        failure = _failure_of(everything, jobs, progress)
         swept = {name: value for name, value in read_json(sweep).items() if name != "runs"} if sweep else {}
         extra = {
             "command": this_command(),
@@ -100,11 +130,10 @@ def compare_command(
             "sweep": swept,
             "reflection_lm": reflection_lm,
         }
-        for folder, some in work.items():
-            runs = [compare.read_run(job.folder) for job in some]
-            data = compare.save_comparison(runs, out / folder, extra=extra)
-            paths = figures.draw_all(data, out / folder)
-            _show(console, data, [out / folder / "compare.json", *paths])
+        for cell in work:
+            _compare(console, cell, extra)
+        if failure:
+            raise failure
 
 
 @lab.command("sweep")
@@ -136,11 +165,14 @@ def sweep_command(
         fst lab compare programs/letters --methods fst,rl --sweep runs/sweep/sweep.json --out runs/compare
     """
     with user_errors(AGAIN):
+        from fst_optimizer.lab import methods as by_name
         from fst_optimizer.lab import plan, sweep, tables
+        from fst_optimizer.lab.cells import parse_seeds
 
         console, progress = consoles()
-        names, numbers, rates = plan.parse_methods(methods), plan.parse_seeds(seeds), plan.parse_rates(lrs)
-        own = plan.by_method(set_method or ())
+        names, rates = by_name.parse_methods(methods), plan.parse_rates(lrs)
+        (numbers,) = parse_seeds(seeds, 1)
+        own = by_name.by_method(set_method or ())
         sizes = Sizes(train_size, val_size, test_size)
         common = plan.Common(max_rollouts, tuple(sets or ()), model, sizes, config, reflection_lm)
         everything = [
@@ -148,6 +180,7 @@ def sweep_command(
             for folder, task in plan.by_folder(tasks).items()
             for job in sweep.sweep_jobs(task, out / folder, names, rates, numbers, common, own)
         ]
+        plan.check_jobs(everything)
         _make_runs(everything, jobs, progress)
         extra = {"command": this_command(), "tasks": tasks, "seeds": list(numbers), "max_rollouts": max_rollouts}
         table = tables.sweep_table(sweep.save_sweep(everything, out, extra=extra))
@@ -223,10 +256,42 @@ def report_command(
 
 def _make_runs(jobs: Sequence[Job], at_once: int, progress: Any) -> None:
     from fst_optimizer.lab.launch import run_all
-    from fst_optimizer.lab.plan import check_jobs
 
-    check_jobs(jobs)
     run_all(jobs, at_once=at_once, tell=partial(say, progress))
+
+
+def _failure_of(jobs: Sequence[Job], at_once: int, progress: Any) -> RunFailed | None:
+    """Make the runs; what is to be raised once those that have a result are compared."""
+    from fst_optimizer.lab.launch import RunFailed
+
+    try:
+        _make_runs(jobs, at_once, progress)
+    except RunFailed as error:
+        return error
+    return None
+
+
+def _show_plan(console: Any, jobs: Sequence[Job], at_once: int) -> None:
+    from fst_optimizer.lab.estimate import estimates, plan_table, plan_words
+
+    found = estimates(jobs)
+    console.print(rich_table("Runs", *plan_table(found)))
+    say(console, plan_words(found, at_once))
+
+
+def _compare(console: Any, cell: Cell, extra: dict[str, Any]) -> None:
+    """Write and show what the finished runs of a task came to."""
+    from fst_optimizer.lab import compare, figures
+
+    found = {entry: compare.read_entry(entry) for entry in cell.entries}
+    runs = [run for run in found.values() if run]
+    if not runs:
+        say(console, f"{cell.folder}: no run is finished, so there is nothing to compare")
+        return
+    missing = [f"{entry.method}-seed{entry.seed}" for entry, run in found.items() if run is None]
+    about = {"task": cell.task, "rule": cell.rule, "kind": cell.kind, "missing": missing}
+    data = compare.save_comparison(runs, cell.folder, extra=about | extra)
+    _show(console, data, [cell.folder / "compare.json", *figures.draw_all(data, cell.folder)])
 
 
 def _show(console: Any, data: dict[str, Any], paths: Iterable[Path]) -> None:

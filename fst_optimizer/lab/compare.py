@@ -5,14 +5,16 @@ Every number in `compare.json` is read from the runs' own files, so that it can 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.lab.ceiling import ceiling
+from fst_optimizer.lab.cells import Entry
 from fst_optimizer.lab.curves import (
     Point,
     against,
@@ -22,7 +24,8 @@ from fst_optimizer.lab.curves import (
     settled_best,
     signal_left,
 )
-from fst_optimizer.lab.plan import Common, Job
+from fst_optimizer.lab.facts import seconds_by_phase, told
+from fst_optimizer.lab.plan import Job
 from fst_optimizer.lab.rows import run_row
 from fst_optimizer.stats import mean_ci
 from fst_optimizer.store.files import RunFiles, read_json, write_json
@@ -54,6 +57,10 @@ class ComparedRun:
     """See `signal_left`."""
     search: Mapping[str, Any]
     """See `search_of`."""
+    seconds: Mapping[str, float]
+    """See `seconds_by_phase`."""
+    sweep: tuple[tuple[Job, ComparedRun | None], ...] = ()
+    """Of a sweep: all of its runs, None for one without a result. This is the best of them."""
 
     @property
     def val_examples(self) -> int:
@@ -63,20 +70,14 @@ class ComparedRun:
         return count if limit is None else min(limit, count)
 
 
-def comparison_jobs(
-    task: str,
-    folder: Path,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    common: Common,
-    own_sets: Mapping[str, Sequence[str]],
-) -> list[Job]:
-    """Seeds outermost, so that a comparison that is stopped early has whole seeds."""
-    return [
-        Job(task, method, seed, folder / f"{method}-seed{seed}", common, tuple(own_sets.get(method, ())))
-        for seed in seeds
-        for method in methods
-    ]
+def read_entry(entry: Entry) -> ComparedRun | None:
+    """What a method came to with one seed; of a sweep the best run by validation. None: nothing is finished."""
+    runs = [read_run(job.folder) if RunFiles(job.folder).result.exists() else None for job in entry.jobs]
+    finished = [run for run in runs if run is not None]
+    if len(entry.jobs) == 1 or not finished:
+        return finished[0] if finished else None
+    best = max(finished, key=lambda run: run.result["val_score_after"])  # of equals the first of the grid
+    return replace(best, method=entry.method, sweep=tuple(zip(entry.jobs, runs, strict=True)))
 
 
 def read_run(folder: Path) -> ComparedRun:
@@ -93,19 +94,25 @@ def read_run(folder: Path) -> ComparedRun:
         end_curve=tuple(curve_of(at_cycle_ends(lines))),
         signal=signal_left(lines),
         search=search_of(lines),
+        seconds=seconds_by_phase(lines, result["wall_s"]),
     )
 
 
 def save_comparison(runs: Sequence[ComparedRun], folder: Path, *, extra: Mapping[str, Any]) -> dict[str, Any]:
     """Write `compare.json` into a task's folder and return what is in it.
 
-    The runs are all of the task's, below the folder; paths are relative to it. `extra` is written down as well:
-    command, cap, learning rates.
+    The runs are all of the task's; paths are relative to the folder, `../RULE/...` for those that several kinds of
+    feedback share. `extra` is written down as well, over what is read from the runs: command, cap, learning rates.
     """
     first, examples = runs[0], runs[0].val_examples
     by_method = {method: [run for run in runs if run.method == method] for method in (run.method for run in runs)}
     reference = {run.seed: run.curve for run in by_method.get(REFERENCE, ())}
-    others = {method: some for method, some in by_method.items() if reference and method != REFERENCE}
+    # A method without rollouts of its own to learn from, as sft, reaches nothing sooner or later.
+    others = {
+        method: some
+        for method, some in by_method.items()
+        if reference and method != REFERENCE and all(map(_trained_on_rollouts, some))
+    }
     data = {
         "task": first.result["task"],
         **extra,
@@ -140,16 +147,41 @@ def shown_model(model: str) -> str:
     return "/".join(Path(model).parts[-2:])
 
 
+def _trained_on_rollouts(run: ComparedRun) -> bool:
+    return bool(run.result["rollouts"]["fast"] + run.result["rollouts"]["slow"])
+
+
 def _run_json(run: ComparedRun, root: Path) -> dict[str, Any]:
     return {
         "method": run.method,
         "seed": run.seed,
-        "dir": run.folder.relative_to(root).as_posix(),
+        "dir": _below(run.folder, root),
         "curve": [[point.rollouts, point.score, point.kl] for point in run.curve],
         **{name: run.result[name] for name in (*FINAL, *COPIED)},
         "ceiling": ceiling(run.curve),
         "signal": run.signal,
+        "told": told(run.method, run.recorded),
+        "search": run.search,
+        "seconds": run.seconds,
+        "supervised": run.result.get("supervised"),
+        "sweep": [_point_json(job, one, run, root) for job, one in run.sweep] or None,
     }
+
+
+def _point_json(job: Job, run: ComparedRun | None, best: ComparedRun, root: Path) -> dict[str, Any]:
+    """One run of a sweep; its numbers are None where it has no result."""
+    read = ("val_score_after", "test_score_after", "rollouts", "wall_s")
+    return {
+        "method": job.method,
+        "sets": list(job.sets),
+        "dir": _below(job.folder, root),
+        "picked": job.folder == best.folder,
+        **{name: run and run.result[name] for name in read},
+    }
+
+
+def _below(folder: Path, root: Path) -> str:
+    return Path(os.path.relpath(folder, root)).as_posix()
 
 
 def _method_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from fst_optimizer.children import end_with_parent
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.finished.score import collector_of
-from fst_optimizer.lab.plan import DSPY_METHODS
+from fst_optimizer.lab.methods import DSPY_METHODS
 from fst_optimizer.program.lms import attach_policy, give_lm
 from fst_optimizer.program.student import checked_student
 from fst_optimizer.program.texts import seed_texts

@@ -24,7 +24,7 @@ TAIL_LINES = 12
 
 
 class RunFailed(FSTError):
-    """A run of a comparison ended without a result; the others stand."""
+    """Runs of a comparison ended without a result; the others were made all the same."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,16 @@ class _Running:
 def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
     """Make every run that is not finished, `at_once` at a time; interrupted ones go on from their last checkpoint.
 
+    A run that ends without a result is told of with the end of its log, and does not stop the others.
+
     Raises:
-        RunFailed: one ended without a result; those beside it are stopped, and go on next time.
+        RunFailed: when all have ended and some have no result; it names them.
     """
     todo = [(number, job) for number, job in enumerate(jobs, 1) if not RunFiles(job.folder).result.exists()]
     if len(todo) < len(jobs):
         tell(f"{len(jobs) - len(todo)} of {len(jobs)} runs were finished before")
     running: list[_Running] = []
+    failed: list[Job] = []
     try:
         while todo or running:
             while todo and len(running) < at_once:
@@ -61,12 +64,17 @@ def run_all(jobs: Sequence[Job], *, at_once: int, tell: Tell) -> None:
                 running[0].process.wait(POLL_S)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
-                tell(f"{one.name} {_outcome(one)}")
+                done = one.process.returncode == 0 and RunFiles(one.job.folder).result.exists()
+                tell(f"{one.name} {_result(one) if done else _failure(one)}")
+                failed += [] if done else [one.job]
     finally:  # none outlives this call, nor this process: two writers in one folder would spoil it
         for one in running:
             one.process.terminate()
         for one in running:
             one.process.wait()
+    if failed:
+        names = "; ".join(f"{job.label}, see {log_path(job)}" for job in failed)
+        raise RunFailed(f"{len(failed)} of {len(jobs)} runs ended without a result: {names}")
 
 
 def log_path(job: Job) -> Path:
@@ -97,13 +105,14 @@ def _start(job: Job, *, alone: bool) -> subprocess.Popen[bytes]:
         )
 
 
-def _outcome(one: _Running) -> str:
-    files = RunFiles(one.job.folder)
-    if one.process.returncode or not files.result.exists():
-        log = log_path(one.job)
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
-        raise RunFailed(f"{one.job.label} ended with exit code {one.process.returncode}; the end of {log}:\n{tail}")
-    result = read_json(files.result)
+def _failure(one: _Running) -> str:
+    log = log_path(one.job)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    return f"failed with exit code {one.process.returncode}; the end of {log}:\n{tail}"
+
+
+def _result(one: _Running) -> str:
+    result = read_json(RunFiles(one.job.folder).result)
     return (
         f"done in {clock(time.monotonic() - one.started_s)}: "
         f"validation {result['val_score_before']:.3f} -> {result['val_score_after']:.3f}"

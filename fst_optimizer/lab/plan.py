@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.formats import read_config
-from fst_optimizer.config.overrides import assignments, flat
-from fst_optimizer.config.policy import ENGINES
-from fst_optimizer.config.run import METHODS
-from fst_optimizer.errors import UserError, did_you_mean
+from fst_optimizer.config.overrides import flat
+from fst_optimizer.config.run import METHODS, FSTConfig
+from fst_optimizer.config.section import merged
+from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
+from fst_optimizer.lab.methods import BASELINES, SFT, engine_of, parts_of, plain
+from fst_optimizer.program.texts import seed_texts
+from fst_optimizer.run.record import GIVEN
 from fst_optimizer.store.files import RunFiles
-from fst_optimizer.task_run import RunRequest, Sizes, plan_run, reflection_lm_of, reflection_name
+from fst_optimizer.task_run import RunPlan, RunRequest, Sizes, plan_run, reflection_lm_of, reflection_name
 
-DSPY_METHODS = ("dspy-gepa", "dspy-grpo", "dspy-together")
-"""DSPy's own optimizers on our policy: see `dspy_methods`."""
 MANY_CYCLES = 100_000
 """The cap of rollouts ends a comparison's runs, not a number of cycles."""
 
@@ -50,6 +51,8 @@ class Job:
     common: Common
     sets: tuple[str, ...] = ()
     """`NAME=VALUE` for this run, over the common ones."""
+    instructions: Path | None = None
+    """A JSON file of what the program starts from. None: its own."""
 
     @property
     def label(self) -> str:
@@ -59,12 +62,11 @@ class Job:
     @property
     def plain_method(self) -> str:
         """The method without engine and label."""
-        return re.split("[@+]", self.method)[0]
+        return plain(self.method)
 
     @property
     def request(self) -> RunRequest:
         """The run as `fst compile` sees it."""
-        _, _, engine = self.method.partition("+")[0].partition("@")
         flags: dict[str, Any] = {"seed": self.seed, "budget.max_cycles": MANY_CYCLES}
         if self.plain_method in METHODS:
             flags["method"] = self.plain_method
@@ -72,16 +74,17 @@ class Job:
             task=self.task,
             run_dir=self.folder,
             model=self.common.model,
-            engine=engine or None,
+            engine=engine_of(self.method),
             reflection_lm=self.common.reflection_lm,
             config_file=self.common.config_file,
             flags=flags,
             sets=(f"budget.max_rollouts={self.common.max_rollouts}", *self.common.sets, *self.sets),
             sizes=self.common.sizes,
+            instructions=self.instructions,
         )
 
     def command(self) -> list[str]:
-        """The same as a module with arguments: `fst compile`, or the runner of DSPy's own optimizers."""
+        """The same as a module with arguments: `fst compile`, or the module of a baseline."""
         request = self.request
         options: list[tuple[str, Any]] = [
             ("--run-dir", request.run_dir),
@@ -90,22 +93,27 @@ class Job:
             *(("--set", f"{name}={value}") for name, value in request.flags.items() if name != "method"),
             ("--model", request.model),
             ("--reflection-lm", request.reflection_lm),
+            ("--instructions", request.instructions),
             ("--config", request.config_file),
             *((f"--{split}-size", size) for split, size in asdict(request.sizes).items()),
             *(("--set", pair) for pair in request.sets),
         ]
         given = [text for name, value in options if value is not None for text in (name, str(value))]
-        if self.plain_method in DSPY_METHODS:
-            return ["fst_optimizer.lab.dspy_methods", self.task, *given]
+        if self.plain_method in BASELINES:
+            return [BASELINES[self.plain_method], self.task, *given]
         begun = RunFiles(self.folder).config.exists()
         return ["fst_optimizer.cli.main", "compile", self.task, *given, *(["--resume"] if begun else [])]
 
 
 def variant_name(task: str) -> str:
-    """The folder of a task's runs: its variant, else the last part of its name."""
+    """The folder of a task's runs: its variant, else the last part of its name; a kind of feedback stays behind its +.
+
+    Dots stay too, so that rules that are spelled otherwise have other folders.
+    """
     place, _, variant = task.partition(":")
-    name = variant or re.split(r"[/.]", place.rstrip("/"))[-1]
-    return re.sub(r"[^\w-]+", "-", name).strip("-") or "task"
+    rule, plus, kind = variant.partition("+")
+    name = rule or re.split(r"[/.]", place.rstrip("/"))[-1]
+    return re.sub(r"[^\w.+-]+", "-", name + plus + kind).strip("-.") or "task"
 
 
 def by_folder(tasks: Iterable[str]) -> dict[str, str]:
@@ -122,47 +130,12 @@ def by_folder(tasks: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def parse_methods(text: str) -> tuple[str, ...]:
-    """`fst,rl` as names; `fst@vllm` is on another engine than torch, `rl+own` has settings of its own."""
-    names = _parts(text)
-    for name in names:
-        plain, plus, label = name.partition("+")
-        if plus and not re.fullmatch(r"[\w-]+", label):
-            raise UserError(f"--methods has {name!r}: give a label of letters, digits and dashes after the +")
-        method, at, engine = plain.partition("@")
-        if method not in (*METHODS, *DSPY_METHODS):
-            raise UserError(f"--methods has {name!r}: {did_you_mean(method, (*METHODS, *DSPY_METHODS))}")
-        if at and (engine not in ENGINES or method in DSPY_METHODS):
-            raise UserError(f"--methods has {name!r}: {did_you_mean(engine, ENGINES)}")
-    return names
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` as numbers."""
-    parts = _parts(text)
-    if not all(part.isdigit() for part in parts):
-        raise UserError(f"--seeds is {text!r}: give whole numbers like 0,1,2")
-    return tuple(int(part) for part in parts)
-
-
 def parse_rates(text: str) -> tuple[float, ...]:
     """`3e-4,1e-3` as learning rates."""
     try:
-        return tuple(float(part) for part in _parts(text))
+        return tuple(float(part) for part in parts_of(text))
     except ValueError:
         raise UserError(f"--lrs is {text!r}: give numbers like 3e-4,1e-3") from None
-
-
-def by_method(pairs: Iterable[str], under: Mapping[str, Sequence[str]] | None = None) -> dict[str, list[str]]:
-    """`rl.train.lr=2e-3` strings as method -> `train.lr=2e-3` strings, behind those that are there already."""
-    found = {method: list(sets) for method, sets in (under or {}).items()}
-    for pair in pairs:
-        method, dot, rest = pair.partition(".")
-        if re.split("[@+]", method)[0] not in (*METHODS, *DSPY_METHODS) or not dot:
-            raise UserError(f"--set-method is {pair!r}: give METHOD.NAME=VALUE, e.g. rl.train.lr=2e-3")
-        assignments([rest])
-        found.setdefault(method, []).append(rest)
-    return found
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
@@ -171,34 +144,45 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: a setting is wrong, or a folder holds another run.
     """
+    names: dict[str, str | None] = {}
     for job in jobs:
         plan = plan_run(job.request)
-        config, reflection_lm = plan.settings.config, reflection_name(job.request, plan)
-        if reflection_lm is not None and job.plain_method in DSPY_METHODS:
+        if job.task not in names:  # once a task: its reflection LM may be a model to load
+            plan.task.build_program()
+            reflection_lm_of(job.request, plan)
+            names[job.task] = reflection_name(job.request, plan)
+        if job.plain_method == SFT and plan.task.answers(plan.task.load("train", 1)[0]) is None:
             raise UserError(
-                f"--methods has {job.method!r}, which writes instructions without an LM here, and the reflection LM is "
-                f"{reflection_lm!r}: leave one of both out"
+                f"--methods has {job.method!r}, which learns from right answers, and the task {job.task!r} tells none: "
+                "give its task.py answers(example, variant=None) -> {predictor: {field: text}}, or leave sft out"
             )
-        reflection_lm_of(job.request, plan)
-        path = RunFiles(job.folder).config
-        if not path.exists():
-            continue
-        recorded = read_config(path)
-        named = {"reflection_lm": recorded_name(recorded)}
-        before = {"task": recorded["task"], **flat(recorded["config"]), **asdict(Sizes().over(recorded)), **named}
-        now = {"task": job.task, **flat(config.to_dict()), **asdict(job.common.sizes.over(recorded))}
-        now["reflection_lm"] = reflection_lm
-        other = [
-            f"{name} {before.get(name)!r}, not {now.get(name)!r}"
-            for name in {**before, **now}
-            if before.get(name) != now.get(name)
-        ]
-        if other:
-            raise UserError(f"{job.folder} holds another run ({'; '.join(other)}): give another --out")
+        if RunFiles(job.folder).config.exists():
+            _check_same(job, plan, names[job.task])
 
 
-def _parts(text: str) -> tuple[str, ...]:
-    parts = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not parts:
-        raise UserError(f"{text!r} names nothing: give values separated by commas")
-    return parts
+def _check_same(job: Job, plan: RunPlan, reflection_lm: str | None) -> None:
+    """Raises UserError where the job's folder holds a run of another task, or with other settings."""
+    recorded = read_config(RunFiles(job.folder).config)
+    program = recorded.get("program") or {}
+    # A setting that there was not yet when the run began had what is its default now.
+    before = {
+        "task": recorded["task"],
+        **flat(merged(FSTConfig().to_dict(), recorded["config"])),
+        **asdict(Sizes().over(recorded)),
+        "reflection_lm": recorded_name(recorded),
+        "instructions": program.get("instructions") if program.get(GIVEN) else None,
+    }
+    now = {
+        "task": job.task,
+        **flat(plan.settings.config.to_dict()),
+        **asdict(job.common.sizes.over(recorded)),
+        "reflection_lm": reflection_lm,
+        "instructions": plan.instructions and {**seed_texts(plan.task.build_program()), **plan.instructions},
+    }
+    other = [
+        f"{name} {before.get(name)!r}, not {now.get(name)!r}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]
+    if other:
+        raise UserError(f"{job.folder} holds another run ({'; '.join(other)}): give another --out")

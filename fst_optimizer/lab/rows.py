@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from fst_optimizer.config.overrides import flat
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
+from fst_optimizer.lab.methods import reads_feedback
 from fst_optimizer.store.files import read_json, writing
 from fst_optimizer.task_kit import split_kind
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 """Of scores, KL and shares in a row: test scores over 256 examples differ by 0.004 at the least."""
-BLIND = ("rl", "sft", "dspy-grpo")
-"""Methods that read no word of feedback: one run of them serves all kinds."""
 SETTLED = ("seed", "method")
 """Settings that a row tells itself."""
 
@@ -84,17 +82,6 @@ def run_row(run: ComparedRun) -> dict[str, Any]:
             for point in run.curve
         ],
     }
-
-
-def reads_feedback(method: str, config: Mapping[str, Any]) -> bool:
-    """Whether what the feedback says can change what the method learns with these settings."""
-    searches = plain(method) != "once" or config["fast"].get("once_rollouts") != 0
-    return plain(method) not in BLIND and searches
-
-
-def plain(method: str) -> str:
-    """The method without engine and label."""
-    return re.split("[@+]", method)[0]
 
 
 def start_of(recorded: Mapping[str, Any]) -> str:

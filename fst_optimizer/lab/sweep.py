@@ -9,6 +9,7 @@ from typing import Any
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab.compare import read_run
 from fst_optimizer.lab.curves import settled_best
+from fst_optimizer.lab.methods import built_in, is_sweep, swept
 from fst_optimizer.lab.plan import Common, Job
 from fst_optimizer.stats import mean, standard_error
 from fst_optimizer.store.files import read_json, write_json
@@ -26,7 +27,13 @@ def sweep_jobs(
     common: Common,
     own_sets: Mapping[str, Sequence[str]],
 ) -> list[Job]:
-    """Every method x learning rate x seed."""
+    """Every method x learning rate x seed.
+
+    Raises:
+        UserError: a method is a sweep itself.
+    """
+    if sweeps := [method for method in methods if is_sweep(method)]:
+        raise UserError(f"--methods has {sweeps[0]!r}, which is a sweep itself: leave it out")
     return [
         Job(
             task,
@@ -34,7 +41,7 @@ def sweep_jobs(
             seed,
             folder / f"{method}-lr{rate:g}-seed{seed}",
             common,
-            (*own_sets.get(method, ()), f"train.lr={rate!r}"),
+            (*built_in(method), *own_sets.get(method, ()), f"train.lr={rate!r}"),
         )
         for seed in seeds
         for method in methods
@@ -96,13 +103,14 @@ def save_sweep(jobs: Sequence[Job], out: Path, *, extra: Mapping[str, Any]) -> d
 
 
 def picked_sets(path: Path, methods: Sequence[str]) -> dict[str, list[str]]:
-    """Method -> `train.lr=...`, as the sweep picked.
+    """Method -> `train.lr=...`, as the sweep picked; for METHOD+LABEL that was not swept the method's own.
 
     Raises:
         UserError: the sweep has no rate for a method that trains.
     """
-    picked = read_json(path).get("picked", {})
-    lacking = [method for method in methods if method not in picked and method != WITHOUT_RATE]
+    found = read_json(path).get("picked", {})
+    picked = {method: found.get(method, found.get(swept(method))) for method in methods}
+    lacking = [method for method, rate in picked.items() if rate is None and method != WITHOUT_RATE]
     if lacking:
         raise UserError(f"{path} has no learning rate for {', '.join(lacking)}: sweep these methods too")
-    return {method: [f"train.lr={picked[method]!r}"] for method in methods if method in picked}
+    return {method: [f"train.lr={rate!r}"] for method, rate in picked.items() if rate is not None}

@@ -9,8 +9,10 @@ import pytest
 
 from fst_optimizer.evolve.reflect import ExtractiveReflector
 from fst_optimizer.lab import plan
-from fst_optimizer.lab.compare import comparison_jobs, read_run
+from fst_optimizer.lab.cells import comparison_jobs
+from fst_optimizer.lab.compare import read_run
 from fst_optimizer.lab.dspy_methods import ANCHOR, RunCounter, entry_of, proposer, score_in_feedback
+from fst_optimizer.lab.methods import DSPY_METHODS, parse_methods
 from fst_optimizer.task_run import Sizes
 
 pytestmark = pytest.mark.slow  # the letters model really learns
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.slow  # the letters model really learns
 CAP = 224
 
 
-@pytest.mark.parametrize("method", plan.DSPY_METHODS)
+@pytest.mark.parametrize("method", DSPY_METHODS)
 def test_each_learns_within_the_cap_and_leaves_what_a_comparison_reads(method, tmp_path):
     sets = ("train.lr=1e-3", "rollout.batch_size=4", "rollout.group_size=4", "train.warmup_steps=0")
     cap = CAP if method != "dspy-together" else 2 * CAP + 8 * ANCHOR
@@ -73,4 +75,4 @@ def test_they_run_on_the_in_process_engine_alone():
     from fst_optimizer import UserError
 
     with pytest.raises(UserError, match="dspy-grpo@vllm"):
-        plan.parse_methods("dspy-grpo@vllm")
+        parse_methods("dspy-grpo@vllm")

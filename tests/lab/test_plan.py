@@ -1,9 +1,13 @@
+import json
+
 import pytest
 
 from fst_optimizer.errors import UserError
-from fst_optimizer.lab import plan
-from fst_optimizer.lab.compare import comparison_jobs, read_run
+from fst_optimizer.lab import methods, plan
+from fst_optimizer.lab.cells import comparison_jobs, parse_seeds
+from fst_optimizer.lab.compare import read_run
 from fst_optimizer.lab.plan import Common, Job, check_jobs, variant_name
+from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.task_run import plan_run
 from helpers.runs import RL_CURVE, write_run
 
@@ -32,7 +36,14 @@ def test_a_run_that_was_begun_is_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "name"),
-    [("programs/letters", "letters"), ("programs/letters:held-out", "held-out"), ("my.module/", "module")],
+    [
+        ("programs/letters", "letters"),
+        ("programs/letters:held-out", "held-out"),
+        ("my.module/", "module"),
+        ("programs/letters:drop_first.sort-rotate+shown", "drop_first.sort-rotate+shown"),
+        ("programs/letters:+shown", "letters+shown"),
+        ("tasks/sums:..", "task"),
+    ],
 )
 def test_a_tasks_folder_is_named_after_its_variant(task, name):
     assert variant_name(task) == name
@@ -46,12 +57,12 @@ def test_two_tasks_cannot_share_a_folder():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: plan.parse_methods("fst,rll"), "did you mean 'rl'"),
-        (lambda: plan.parse_methods(","), "names nothing"),
-        (lambda: plan.parse_seeds("0,x"), "whole numbers like 0,1,2"),
+        (lambda: methods.parse_methods("fst,rll"), "did you mean 'rl'"),
+        (lambda: methods.parse_methods(","), "names nothing"),
+        (lambda: parse_seeds("0,x", 1), "whole numbers like 0,1,2"),
         (lambda: plan.parse_rates("1e-3,fast"), "numbers like 3e-4"),
-        (lambda: plan.by_method(["train.lr=1"]), r"METHOD\.NAME=VALUE"),
-        (lambda: plan.by_method(["rl.train.lr"]), "NAME=VALUE"),
+        (lambda: methods.by_method(["train.lr=1"]), r"METHOD\.NAME=VALUE"),
+        (lambda: methods.by_method(["rl.train.lr"]), "NAME=VALUE"),
     ],
 )
 def test_lists_and_settings_are_checked(call, message):
@@ -76,13 +87,28 @@ def test_a_folder_with_the_same_run_is_taken_up(tmp_path):
 
 
 def test_one_method_with_two_settings_is_told_apart_by_its_label(tmp_path):
-    own = plan.by_method(["rl+own.train.credit=predictor"])
+    own = methods.by_method(["rl+own.train.credit=predictor"])
     common = plan.Common(100)
-    jobs = comparison_jobs("programs/letters", tmp_path, plan.parse_methods("rl,rl+own"), (0,), common, own)
+    jobs = comparison_jobs("programs/letters", tmp_path, methods.parse_methods("rl,rl+own"), (0,), common, own)
     assert [job.folder.name for job in jobs] == ["rl-seed0", "rl+own-seed0"]
     credits = [plan_run(job.request).settings.config.train.credit for job in jobs]
     assert credits == ["rollout", "predictor"]
     write_run(tmp_path / "rl+own-seed0", "rl", 0, RL_CURVE)
     assert read_run(tmp_path / "rl+own-seed0").method == "rl+own"
     with pytest.raises(UserError, match="give a label of letters"):
-        plan.parse_methods("rl+a b")
+        methods.parse_methods("rl+a b")
+
+
+def test_a_run_from_other_instructions_is_another_run(tmp_path):
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"second": "Sort the letters."}))
+    job = Job("programs/letters", "fst+wrong", 0, tmp_path / "fst+wrong-seed0", Common(300), (), wrong)
+    planned = plan_run(job.request)
+    write_run(job.folder, "fst", 0, RL_CURVE, config=planned.settings.config.to_dict())
+    path = job.folder / "config.json"
+    with pytest.raises(UserError, match=r"holds another run \(instructions None, not .*Sort the letters"):
+        check_jobs([job])
+    texts = {**seed_texts(planned.task.build_program()), "second": "Sort the letters."}
+    recorded = json.loads(path.read_text()) | {"program": {"instructions": texts, "instructions_given": True}}
+    path.write_text(json.dumps(recorded))
+    check_jobs([job])
