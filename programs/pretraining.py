@@ -3,7 +3,7 @@
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -91,26 +91,27 @@ def parse(signature: str, field: str, completion: str) -> str | None:
 # --- Model -----------------------------------------------------------------------------------------------------------
 
 
-def train_tokenizer(recipe: Recipe, rng: random.Random) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose merges run over word borders, but not over the recipe's pieces."""
+def train_tokenizer(
+    texts: Iterable[str], vocabulary: int, pieces: str, whole: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE whose merges run over word borders, but not over `pieces`; each of `whole` is one token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(recipe.pieces), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pieces), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
+        vocab_size=vocabulary,
         special_tokens=[PAD, END, *ROLES],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    drawn = (recipe.draw(rng) for _ in range(recipe.tokenizer_examples))
-    texts = ([*(message["content"] for message in prompt), answer.removesuffix(END)] for prompt, answer in drawn)
-    bpe.train_from_iterator(itertools.chain.from_iterable(texts), trainer)
+    bpe.train_from_iterator(texts, trainer)
     bpe.add_special_tokens([AddedToken(role, special=True) for role in ROLES])
+    bpe.add_tokens([AddedToken(text, normalized=False) for text in whole])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD,
@@ -122,12 +123,12 @@ def train_tokenizer(recipe: Recipe, rng: random.Random) -> PreTrainedTokenizerFa
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> Model:
+def new_model(tokenizer: PreTrainedTokenizerFast, intermediate_size: int = 384) -> Model:
     """An untrained Qwen3 of about 1M parameters."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=384,
+        intermediate_size=intermediate_size,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
@@ -186,7 +187,9 @@ def train(recipe: Recipe, out: Path, steps: int, seed: int, device: str = "cpu")
     """Train tokenizer and model from scratch into `out`: AdamW, a linear warm-up, then a cosine."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    tokenizer = train_tokenizer(recipe, rng)
+    drawn = (recipe.draw(rng) for _ in range(recipe.tokenizer_examples))
+    texts = ([*(message["content"] for message in prompt), answer.removesuffix(END)] for prompt, answer in drawn)
+    tokenizer = train_tokenizer(itertools.chain.from_iterable(texts), recipe.vocabulary, recipe.pieces)
     tokenizer.save_pretrained(out)
     model = new_model(tokenizer).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -195,8 +198,8 @@ def train(recipe: Recipe, out: Path, steps: int, seed: int, device: str = "cpu")
     schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [recipe.warmup_steps])
     started, tokens, losses = time.monotonic(), 0, []
     typer.echo(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(tokenizer)} tokens")
-    drawn: Iterable[tuple[torch.Tensor, torch.Tensor]] = itertools.islice(batches(recipe, tokenizer, rng), steps)
-    for step, (ids_BT, labels_BT) in enumerate(drawn, start=1):
+    rows: Iterable[tuple[torch.Tensor, torch.Tensor]] = itertools.islice(batches(recipe, tokenizer, rng), steps)
+    for step, (ids_BT, labels_BT) in enumerate(rows, start=1):
         loss = completion_loss(model, ids_BT.to(device), labels_BT.to(device))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

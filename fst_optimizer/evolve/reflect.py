@@ -56,6 +56,23 @@ class Reflector(Protocol):
         ...
 
 
+def reflection_prompt(current: str, dataset: Sequence[Mapping[str, Any]]) -> Any:
+    """GEPA's own prompt for a new instruction: a text, or messages where the dataset holds images."""
+    from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+    shown = [{key: entry[key] for key in _SHOWN if key in entry} for entry in dataset]
+    return InstructionProposalSignature.prompt_renderer(
+        {"current_instruction_doc": current, "dataset_with_feedback": shown}
+    )
+
+
+def written_instruction(answer: str) -> str:
+    """The instruction in an answer to that prompt: what stands between its backticks, or all of it."""
+    from gepa.strategies.instruction_proposal import InstructionProposalSignature
+
+    return str(InstructionProposalSignature.output_extractor(answer)["new_instruction"]).strip()
+
+
 class LMReflector(Reflector):
     """GEPA's own reflective proposer prompt, answered by any `dspy.LM`.
 
@@ -74,12 +91,7 @@ class LMReflector(Reflector):
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         """The instruction between the answer's backticks, or None."""
-        from gepa.strategies.instruction_proposal import InstructionProposalSignature
-
-        shown = [{key: entry[key] for key in _SHOWN if key in entry} for entry in dataset]
-        prompt = InstructionProposalSignature.prompt_renderer(
-            {"current_instruction_doc": current, "dataset_with_feedback": shown}
-        )
+        prompt = reflection_prompt(current, dataset)
         try:
             answer = self._ask(prompt)
         except StorageError:
@@ -92,7 +104,7 @@ class LMReflector(Reflector):
                 self.failure = self.note
             return None
         self._answered, self.failure = True, ""
-        text = InstructionProposalSignature.output_extractor(answer)["new_instruction"].strip()
+        text = written_instruction(answer)
         self.note = "" if text else "the reflection LM answered nothing"
         if text and text == current.strip():
             self.note = "the reflection LM repeated the instruction"
