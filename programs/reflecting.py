@@ -194,6 +194,11 @@ def backward(
     return means[0], means[1]
 
 
+def rate(step: int, steps: int, warmup_steps: int) -> float:
+    """The share of the learning rate at a step, from 1 to `steps`: linearly up, then linearly down to nearly 0."""
+    return min(step / (warmup_steps + 1), (steps - step + 1) / max(1, steps - warmup_steps))
+
+
 def train(recipe: Recipe, out: Path, steps: int, seed: int, snapshot: Path, bf16: bool = False) -> None:
     """Train tokenizer and model into `out`: AdamW, a linear warm-up, then linearly down to 0 at `steps`.
 
@@ -215,9 +220,7 @@ def train(recipe: Recipe, out: Path, steps: int, seed: int, snapshot: Path, bf16
     began_s, losses = time.process_time() - spent_s, list[tuple[float, float]]()
     for step in range(done + 1, steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * min(
-                step / recipe.warmup_steps, (steps - step + 1) / (steps - recipe.warmup_steps)
-            )
+            group["lr"] = recipe.lr * rate(step, steps, recipe.warmup_steps)
         batch = batch_of(recipe, tokenizer, seed, step)
         optimizer.zero_grad()
         losses.append(backward(model, batch, recipe.answer_weight, bf16))

@@ -63,6 +63,7 @@ def draw_letters(rng: random.Random, rule: Rule, longest: int) -> Letters:
         letters = rng.choices(pool, k=min(longest, rng.choices(LENGTHS, LENGTH_WEIGHTS)[0]))
         if apply(rule, letters):
             return letters
+        longest += 1  # three letters may be too few for anything to be left
 
 
 def slip(rng: random.Random, letters: Letters) -> Letters:
