@@ -238,20 +238,27 @@ def bench_command(
 
 @lab.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="What fst lab compare --out left.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="What fst lab commands left by --out, or --keep before.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("docs/results.md"),
+    keep: Annotated[
+        Path | None, typer.Option(help="First write the rows of DIR... into this folder, small, to keep them.")
+    ] = None,
 ) -> None:
-    """Write the results page from compare.json files, with the figures beside it.
+    """Write the results page from the JSON of comparisons and experiments, with the figures beside it.
 
     Try:
 
-        fst lab report runs/compare --out docs/results.md
+        fst lab report runs/table runs/drift --keep docs/results --out docs/results.md
+        fst lab report docs/results --out docs/results.md
     """
     with user_errors("run it again"):
+        need_extra("lab", "matplotlib", "scipy")
         from fst_optimizer.lab.report import write_report
 
-        write_report(folders, out)
-        say(consoles()[0], f"wrote {out}")
+        for path in write_report(folders, out, keep):
+            say(consoles()[0], f"wrote {path}")
 
 
 def _make_runs(jobs: Sequence[Job], at_once: int, progress: Any) -> None:

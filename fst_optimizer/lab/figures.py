@@ -17,21 +17,24 @@ COLORS = {
     "rl": "#2c6fbb",
     "gepa": "#2e8b57",
     "sequential": "#8e6bbf",
-    "once": "#16a085",
+    "once": "#d4ac0d",
+    "sft": "#17a2a2",
+    "fst+k1": "#d98880",
+    "rl+sweep": "#7fb3d5",
     "dspy-gepa": "#7f8c2d",
     "dspy-grpo": "#e67e22",
     "dspy-together": "#34495e",
 }
-OTHERS = ("#d98880", "#7fb3d5", "#7dcea0", "#c39bd3", "#f0b27a", "#909497")
+OTHERS = ("#7dcea0", "#c39bd3", "#f0b27a", "#909497", "#a04000", "#1b4f72")
 """Of methods with a label or on another engine, by their place in the comparison."""
 LEGEND: dict[str, Any] = {"frameon": False, "title_fontsize": "x-small"}
 SCORES, DRIFT = "score_by_rollouts.png", "kl_by_score.png"
 
 
-def draw_all(data: Mapping[str, Any], folder: Path, prefix: str = "") -> list[Path]:
+def draw_all(data: Mapping[str, Any], folder: Path) -> list[Path]:
     """Both figures of one task's `compare.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {folder / f"{prefix}{SCORES}": score_figure(data), folder / f"{prefix}{DRIFT}": drift_figure(data)}
+    figures = {folder / SCORES: score_figure(data), folder / DRIFT: drift_figure(data)}
     for path, figure in figures.items():
         # Without the version stamp the same numbers give the same file.
         figure.savefig(path, dpi=130, metadata={"Software": None})
@@ -51,7 +54,8 @@ def only_ends(curves: Sequence[Sequence[Point]]) -> bool:
     return all(len(curve) <= 2 for curve in curves)
 
 
-def _color(method: str, place: int) -> str:
+def color_of(method: str, place: int) -> str:
+    """A method's own colour; of one without, by its place."""
     return COLORS.get(method, OTHERS[place % len(OTHERS)])
 
 
@@ -59,7 +63,7 @@ def score_figure(data: Mapping[str, Any]) -> Figure:
     """Validation score against training rollouts, methods that were evaluated only at their ends as crosses."""
     figure, axes = _axes("training rollouts (fast + slow)", "validation score (greedy)", data["task"])
     for place, (method, curves) in enumerate(curves_by_method(data).items()):
-        color, label = _color(method, place), f"{method}, {len(curves)} seed(s)"
+        color, label = color_of(method, place), f"{method}, {len(curves)} seed(s)"
         if only_ends(curves):
             ends = [curve[-1] for curve in curves]
             spent, scores = [point.rollouts for point in ends], [point.score for point in ends]
@@ -83,7 +87,7 @@ def drift_figure(data: Mapping[str, Any]) -> Figure:
                 [point.score for point in shown],
                 [point.kl for point in shown],
                 label=None if number else method,
-                color=_color(method, place),
+                color=color_of(method, place),
                 marker=marker,
                 linewidth=0.8,
                 alpha=0.8,

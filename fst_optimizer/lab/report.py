@@ -1,246 +1,311 @@
-"""`fst lab report`: the results page, made from `compare.json` files alone.
+"""`fst lab report`: the results page, made from kept JSON alone.
 
-No number on the page is typed. Sentences that judge are chosen by the numbers they are about.
+No number on the page is typed. Sentences that judge are chosen by the numbers they are about, and where FST loses comes
+first. What was not run yet is said, with the command that runs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from fst_optimizer.errors import UserError
-from fst_optimizer.lab import tables
-from fst_optimizer.lab.figures import DRIFT, SCORES, draw_all
-from fst_optimizer.store.files import read_json
+from fst_optimizer.lab import page_figures, page_tables, sections, told
+from fst_optimizer.lab.content import Content, content_of, is_comparison
+from fst_optimizer.lab.rows import commands_of, find_kept, keep
+from fst_optimizer.lab.tables import HeadAndRows, markdown_table
+from fst_optimizer.lab.verdicts import SUBJECT, Cell, Row, Verdict, verdicts_of
 from fst_optimizer.text import code_block, code_span, markdown
 
 NOTE = Path(__file__).with_name("how_to_read.md")
 """The section of the page that explains its numbers."""
+FIGURES = "figures"
+COMPARE = (
+    "fst lab compare TASK:RULE+KIND ... --methods fst,fst+k1,once,sequential,rl,gepa,sft,dspy-together "
+    "--max-rollouts 4000 --out runs/table\nfst lab report runs/table --keep docs/results --out docs/results.md"
+)
+"""What the page names where it has no comparison."""
 
-MOST_ROLLOUTS, MOST_KL, LEAST_GAIN = 1 / 3, 1 / 2, 0.10
-"""The aims: FST's share of RL's rollouts and of RL's KL at RL's best, and its lead over GEPA alone."""
 
-MOST_FLAT, ENTROPY_KEPT, SOLVED = 0.5, 0.2, 0.9
-"""A method lost its signal when more of its last groups are flat, it kept less of its entropy, and its final score is
-lower: at the top all groups are flat as well."""
+def write_report(folders: Sequence[Path], out: Path, kept_in: Path | None = None) -> list[Path]:
+    """Write the page, and its figures beside it; what was written, the page last.
 
-
-def find_comparisons(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Every `compare.json` in these folders or one level below, by its folder's name, which headings and figures have.
-
-    Raises:
-        UserError: a folder has none, or two have one name.
+    With `kept_in`, what the folders come to is first written there, small, and the page is made from that.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for folder in folders:
-        paths = [path for path in (folder / "compare.json", *sorted(folder.glob("*/compare.json"))) if path.exists()]
-        if not paths:
-            raise UserError(f"{folder} has no compare.json: make one with fst lab compare ... --out {folder}")
-        for path in paths:
-            name = path.parent.resolve().name
-            if name in found:
-                raise UserError(f"two folders are called {name!r}: their figures would be the same files; rename one")
-            found[name] = read_json(path)
+    written = []
+    if kept_in is not None:
+        written = keep(find_kept(folders), kept_in)
+        folders = [kept_in]
+    content = content_of(folders)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, data in figures_of(content).items():
+        written.append(out.parent / FIGURES / name)
+        page_figures.save(data, written[-1])
+    out.write_text(page(content, f"fst lab report {' '.join(map(str, folders))} --out {out}"), encoding="utf-8")
+    return [*written, out]
+
+
+def page(content: Content, command: str) -> str:
+    """The page's text; `command` made it."""
+    parts = [
+        "# Results",
+        "Made by a command from the runs' JSON, numbers and verdicts alike.",
+        "## In short",
+        *_in_short(content),
+        content.remarks,
+        "## What each method was told",
+        *_told(content),
+        "## Verdicts",
+        *_verdicts(content),
+        "## Curves",
+        *_curves(content),
+        "## Means",
+        *_means(content),
+        *_further(content),
+        *(part for section in sections.SECTIONS for part in _experiment(content, section)),
+        *_other_experiments(content),
+        NOTE.read_text(encoding="utf-8").strip(),
+        "## Make it again",
+        *_again(content, command),
+        *_appendix(content),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------
+
+HEADS = {
+    "lost": ("**Where FST loses.**", "By these measures it loses nowhere."),
+    "undecided": ("**Undecided.**", "Nothing."),
+    "won": ("**Where FST wins.**", "Nowhere."),
+}
+
+
+def _in_short(content: Content) -> Iterator[str]:
+    found = [one for cell in content.cells for one in verdicts_of(cell)]
+    if not found:
+        yield f"Not run yet:\n\n{code_block(COMPARE)}"
+        return
+    yield (
+        f"Differences are FST's test score less the other method's, means over rules with 95% intervals; shares are "
+        f"medians over rules of the rollouts to RL's best over RL's, where the aim is {page_tables.aim_text()}. Of "
+        f"{len(found)} such verdicts about one in twenty would look decided where nothing differs at all."
+    )
+    for outcome, (head, nothing) in HEADS.items():
+        lines = [
+            f"- {markdown(cell.family)}, {code_span(cell.kind)}: {'; '.join(map(verdict_text, own))}."
+            for cell in content.cells
+            if (own := [one for one in found if one.cell is cell and one.outcome == outcome])
+        ]
+        yield f"{head} {nothing}" if not lines else f"{head}\n\n" + "\n".join(lines)
+
+
+def verdict_text(one: Verdict) -> str:
+    """A verdict in a few words; how many rules it is of only where some are missing."""
+    if one.share:
+        return f"share of RL's rollouts {page_tables.share_text(one.found)}{_missing(one)}"
+    return f"{code_span(one.against)} {page_tables.signed(one.found)}{_missing(one)}"
+
+
+def _missing(one: Verdict) -> str:
+    n, of = one.found["n"] if one.found else 0, len(one.cell.units)
+    return "" if n == of else f" ({n} of {of} {one.cell.unit}s)"
+
+
+def _verdicts(content: Content) -> Iterator[str]:
+    if not any(SUBJECT in cell.runs for cell in content.cells):
+        yield "Not run yet."
+        return
+    yield (
+        "FST's test score less the other method's: the mean over rules with its 95% interval. Won or lost: the "
+        "interval leaves out 0. The last line is the share of RL's rollouts that FST took to RL's best, the median "
+        f"over rules; won: the whole interval is {page_tables.aim_text()}."
+    )
+    for family, cells in content.families.items():
+        head, rows = page_tables.verdict_table(cells)
+        if rows:
+            yield f"### {markdown(family)}: verdicts"
+            yield _setup(cells)
+            yield markdown_table(head, rows)
+
+
+def _setup(cells: Sequence[Cell]) -> str:
+    """How many rules, seeds, rollouts and examples a family's table has."""
+    rows = [row for cell in cells for method in cell.runs for row in cell.rows(method)]
+    rules, seeds = {row["rule"] for row in rows}, {row["seed"] for row in rows}
+    per_rule = Counter((row["rule"], row["method"], row["kind"]) for row in cells[0].rows(next(iter(cells[0].runs))))
+    starts = len({(row["rule"], row["start"], row["val_score_before"]) for row in rows})
+    text = (
+        f"{len(rules)} rule{'s' * (len(rules) != 1)}, {max(per_rule.values())} seed"
+        f"{'s' * (max(per_rule.values()) != 1)} each ({', '.join(map(str, sorted(seeds)))}), at most "
+        f"{cells[0].cap} training rollouts a run, {_range(rows, 'val_examples')} validation and "
+        f"{_range(rows, 'test_examples')} test examples."
+    )
+    if starts == len(rules):
+        return f"{text} On each rule all methods start from the same weights and data."
+    return f"{text} **Not all methods of a rule started from the same weights and data.**"
+
+
+def _range(rows: Sequence[Row], name: str) -> str:
+    found = sorted({row[name] or 0 for row in rows})
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+# -- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def _told(content: Content) -> Iterator[str]:
+    if not content.cells:
+        yield "Not run yet."
+        return
+    kinds = dict.fromkeys(cell.kind for cell in content.cells)
+    yield "\n".join(f"- {code_span(kind)}: feedback says {told.KINDS_SAY.get(kind, 'its own')}." for kind in kinds)
+    yield (
+        "Behind `feedback` stands who reads it and writes instructions; `extractive` copies sentences that recur in "
+        "it, without an LM."
+    )
+    yield markdown_table(*told.told_table(content.cells))
+    if texts := told.seed_instructions(content.cells):
+        yield f"Programs start from: {', '.join(map(code_span, texts))}."
+    settings = [
+        row
+        for data in content.kept.values()
+        if is_comparison(data)
+        for row in told.own_settings_of(
+            data.get("settings", {}), list(dict.fromkeys(row["method"] for row in data["rows"]))
+        )
+    ]
+    if settings:
+        yield "Settings in which methods differ; all others are the same:"
+        yield markdown_table(("family", "method", "settings"), settings)
+
+
+def figures_of(content: Content) -> dict[str, page_figures.Panels]:
+    """File name -> data of every figure on the page."""
+    found = {
+        page_figures.file_name(family, rule): page_figures.rule_data(cells, rule)
+        for family, cells in content.families.items()
+        for rule in _rules(cells)
+    }
+    for name, data in content.experiments.items():
+        if data["rows"]:
+            found[page_figures.file_name(name)] = page_figures.experiment_data(data["rows"], _section(name))
     return found
 
 
-def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the page, and the figures beside it."""
-    comparisons = find_comparisons(folders)
-    commands = [
-        line for data in comparisons.values() for line in (data.get("sweep", {}).get("command"), data.get("command"))
-    ]
-    commands.append(f"fst lab report {' '.join(map(str, folders))} --out {out}")
-    verdicts = [f"- **{markdown(name)}**: {line}" for name, data in comparisons.items() for line in verdict_lines(data)]
-    parts = [
-        "# Results",
-        "This page is generated from the runs' JSON, numbers and verdicts alike. To make it again:",
-        code_block("\n".join(dict.fromkeys(map(_one_line, filter(None, commands))))),
-        "## In short",
-        "\n".join(verdicts) or "Nothing here was compared with RL or GEPA alone.",
-        NOTE.read_text().strip(),
-    ]
-    for name, data in comparisons.items():
-        draw_all(data, out.parent / "figures", prefix=f"{name}-")
-        parts.append(_task_section(name, data))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n\n".join(parts) + "\n")
+def _rules(cells: Sequence[Cell]) -> list[str]:
+    return sorted({row["rule"] for cell in cells for method in cell.runs for row in cell.rows(method)})
 
 
-def _one_line(command: str) -> str:
-    return command.replace("\n", "\\n")
-
-
-def _task_section(name: str, data: Mapping[str, Any]) -> str:
-    parts = [
-        f"## {markdown(name)}",
-        _setup(data),
-        tables.markdown_table(*tables.method_table(data)),
-        "\n".join(f"- {line}" for line in verdict_lines(data)),
-        f"![Score against training rollouts](figures/{quote(name)}-{SCORES})",
-        f"![KL to base against score](figures/{quote(name)}-{DRIFT})",
-        _against(data),
-        _differences(data),
-        _signal(data),
-        _ceilings(data),
-        _instructions(data),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _setup(data: Mapping[str, Any]) -> str:
-    seeds = sorted({run["seed"] for run in data["runs"]})
-    rates = {method: config["train"]["lr"] for method, config in data["settings"].items() if method != "gepa"}
-    lines = [
-        f"Task {code_span(data['task'])}, seeds {', '.join(map(str, seeds))}, at most {data['max_rollouts']} training "
-        f"rollouts a run, {data['val_examples']} validation and {data['test_examples'] or 0} test examples.",
-        "Learning rates: " + ", ".join(f"{markdown(method)} {rate:g}" for method, rate in rates.items()) + "."
-        if rates
-        else "",
-        f"Instructions are written by {markdown(data['reflection_lm'])}." if data.get("reflection_lm") else "",
-        _sweep(data["sweep"]) if data.get("sweep") else "",
-    ]
-    return "\n\n".join(line for line in lines if line)
-
-
-def _sweep(sweep: Mapping[str, Any]) -> str:
-    """What every rate came to, and a word on picks at the edge of the grid."""
-    rates = sorted({entry["lr"] for entries in sweep["means"].values() for entry in entries})
-    rows = []
-    for method, entries in sweep["means"].items():
-        cells = {entry["lr"]: f"{entry['val_score_after']:.3f} ({entry['settled_rollouts']:.0f})" for entry in entries}
-        rows.append([method, *(cells.get(rate, "-") for rate in rates), f"{sweep['picked'][method]:g}"])
-    edge = [method for method, rate in sweep["picked"].items() if len(rates) > 1 and rate in (rates[0], rates[-1])]
-    note = f" At the edge of the grid, so a better one may lie beyond: {markdown(', '.join(edge))}." if edge else ""
-    text = (
-        f"The rates come from a sweep on seeds {', '.join(map(str, sweep['seeds']))} of "
-        f"{', '.join(map(code_span, sweep['tasks']))}, at most {sweep['max_rollouts']} rollouts a run. Below: "
-        "mean final validation scores, and in brackets the rollouts to the settled best. Of the rates within one "
-        f"standard error of the best score, the one that settles first was picked.{note}"
+def _curves(content: Content) -> Iterator[str]:
+    if not content.cells:
+        yield "Not run yet."
+        return
+    yield (
+        "A figure a rule, a panel a kind of feedback, a line a run: validation scores at the ends of cycles. Methods "
+        "that are evaluated at their ends alone are crosses."
     )
-    return _under(text, ("method", *(f"lr {rate:g}" for rate in rates), "picked"), rows)
+    for family, cells in content.families.items():
+        for rule in _rules(cells):
+            yield _figure(f"{family}, {rule}: score against rollouts", page_figures.file_name(family, rule))
 
 
-def _against(data: Mapping[str, Any]) -> str:
-    if not data["against_rl"]:
-        return ""
-    return "\n\n".join(
-        [
-            "**What it took to reach RL's best**, at the ends of cycles alone, paired by seed; means are over the "
-            "seeds that reached it.",
-            tables.markdown_table(*tables.against_table(data["against_rl_at_cycle_ends"])),
-            tables.markdown_table(*tables.pair_table(data["against_rl_at_cycle_ends"])),
-            "The same, with the evaluations after fast rounds:",
-            tables.markdown_table(*tables.against_table(data["against_rl"])),
-        ]
+def _figure(text: str, name: str) -> str:
+    return f"![{markdown(text)}]({FIGURES}/{quote(name)})"
+
+
+def _means(content: Content) -> Iterator[str]:
+    if not content.cells:
+        yield "Not run yet."
+        return
+    yield (
+        "Test scores: the mean over rules, and in brackets the worst and the best rule. Below, for each kind of "
+        "feedback, means over runs. Seconds are over FST's on the same rule. `population`: candidates kept, over fast "
+        "rounds. `mixed groups`: the share of groups whose rollouts were made under more than one prompt. Last, "
+        "proposals accepted a run, in the first cycle and after it."
     )
+    for family, cells in content.families.items():
+        yield f"### {markdown(family)}: test scores"
+        yield markdown_table(*page_tables.scores_by_kind(cells))
+        for cell in cells:
+            yield f"### {markdown(family)}, {code_span(cell.kind)}: cost and search"
+            yield markdown_table(*page_tables.means_table(cell))
+            yield _search_end(cell)
 
 
-def _under(text: str, head: Sequence[str], rows: tables.Rows) -> str:
-    """A table below its text; nothing without rows."""
-    return f"{text}\n\n{tables.markdown_table(head, rows)}" if rows else ""
-
-
-def _differences(data: Mapping[str, Any]) -> str:
-    rows = [
-        [name, tables.format_ci(found["val_score_after"]), tables.format_ci(found["test_score_after"])]
-        for name, found in data["differences"].items()
-    ]
-    text = "**Final scores, one method less another**, paired by seed."
-    return _under(text, ("difference", "validation", "test"), rows)
-
-
-def _signal(data: Mapping[str, Any]) -> str:
-    """What was left to learn from, and who ran out of it."""
-    dry = [method for method, found in data["methods"].items() if found["signal"] and _lost_signal(found)]
-    note = (
-        f" **{markdown(', '.join(dry))}** lost the signal: answers that varied at first ended nearly always the same, "
-        "short of the right one, and flat groups teach nothing."
-        if dry
-        else ""
-    )
-    text = (
-        "**What was left to learn from**: entropy of the sampled tokens in nats, and the share of groups whose "
-        f"rewards were all equal, over each run's first and last steps.{note}"
-    )
-    return _under(text, *tables.signal_table(data))
-
-
-def _lost_signal(found: Mapping[str, Any]) -> bool:
-    signal = {name: value["mean"] for name, value in found["signal"].items()}
-    surer = signal["entropy_end"] < ENTROPY_KEPT * signal["entropy_start"]
-    return bool(surer and signal["flat_end"] > MOST_FLAT and found["val_score_after"]["mean"] < SOLVED)
-
-
-def _ceilings(data: Mapping[str, Any]) -> str:
-    rows = [
-        [run["method"], str(run["seed"]), f"{fit['A']:.3f}", f"{fit['C_mid']:.0f}", f"{fit['B']:.2f}"]
-        for run in data["runs"]
-        if (fit := run["ceiling"])
-    ]
+def _search_end(cell: Cell) -> str:
+    """Whether FST's search went on after its first cycle."""
+    rows = cell.rows(SUBJECT) if SUBJECT in cell.runs else []
     if not rows:
-        return "The paper's ceiling fit converged to a usable number on none of these curves."
-    missing = len(data["runs"]) - len(rows)
-    note = f" It gave no usable number on {missing} of {len(data['runs'])} curves." if missing else ""
-    text = f"**The paper's fit** R - R0 = (A - R0) / (1 + (C_mid / C)^B), over training rollouts.{note}"
-    return _under(text, ("method", "seed", "ceiling A", "half-way rollouts", "slope B"), rows)
+        return ""
+    on = sum(row["accepted_later"] > 0 for row in rows)
+    if on:
+        return f"FST took in new prompts after its first cycle in {on} of {len(rows)} runs."
+    return f"In none of {len(rows)} runs did FST take in a new prompt after its first cycle: its search ended there."
 
 
-def _instructions(data: Mapping[str, Any]) -> str:
-    """What the first seed of each method with a fast side ended with."""
-    first = {run["method"]: run for run in reversed(data["runs"])}
-    rows = [
-        [f"{method}, seed {first[method]['seed']}", name, text]
-        for method in data["methods"]
-        if method != "rl"
-        for name, text in first[method]["candidate"].items()
-    ]
-    return _under("**Instructions that were learned.**", ("run", "predictor", "text"), rows)
+def _further(content: Content) -> Iterator[str]:
+    if content.further:
+        yield "## At another cap"
+        yield "Runs that stand in no verdict: where a method levels off when it may go on."
+        yield markdown_table(*page_tables.further_table(content.further))
 
 
-# -- verdicts ---------------------------------------------------------------------------------------------------
+def _section(name: str) -> sections.Section:
+    known = {section.name: section for section in sections.SECTIONS}
+    return known.get(name) or sections.Section(name, name.replace("-", " ").capitalize(), "")
 
 
-def verdict_lines(data: Mapping[str, Any]) -> list[str]:
-    """The aims, each met or missed by the mean over seeds, with the interval beside it."""
-    lines = []
-    if ours := data["against_rl_at_cycle_ends"].get("fst"):
-        lines.append(_reaching("training rollouts", ours, "ratio", MOST_ROLLOUTS))
-        lines.append(_reaching("KL to base", ours, "kl_ratio", MOST_KL))
-    split, found = _lead_over_gepa(data["differences"])
-    if found:
-        met = "met" if found["mean"] >= LEAST_GAIN else "missed"
-        lines.append(
-            f"aim {met}: FST ends {100 * found['mean']:.1f} points above GEPA alone on {split} "
-            f"({tables.format_ci(found)}, n = {found['n']}); the aim is at least {100 * LEAST_GAIN:.0f} points."
-        )
-    return lines
+def _experiment(content: Content, section: sections.Section) -> Iterator[str]:
+    yield f"## {markdown(section.title)}"
+    yield section.text
+    data = content.experiments.get(section.name)
+    if not data or not data["rows"]:
+        yield f"Not run yet:\n\n{code_block(section.command)}"
+        return
+    rules = len({sections.unit_of(row) for row in data["rows"]})
+    yield f"Means over {rules} rule{'s' * (rules != 1)} with 95% intervals."
+    yield markdown_table(*sections.table(data["rows"], section))
+    yield _figure(section.title, page_figures.file_name(section.name))
 
 
-def _reaching(what: str, found: Mapping[str, Any], name: str, most: float) -> str:
-    aim = f"the aim is at most {most:.2f} of RL's"
-    if not found["reached"]:
-        return f"aim missed: FST reached RL's best on none of {found['of']} seeds; {aim} in {what}."
-    share = found[name]
-    if share is None:
-        return f"not decided: RL never left its start, so there is nothing to compare FST's {what} with; {aim}."
-    everywhere = found["reached"] == found["of"]
-    met = "met" if share["mean"] <= most and everywhere else "missed"
-    seeds = "every seed" if everywhere else f"only {found['reached']} of {found['of']} seeds"
-    return (
-        f"aim {met}: FST reached RL's best on {seeds}, with {tables.format_ci(share, 2)} of RL's {what} there "
-        f"(n = {share['n']}); {aim}."
+def _other_experiments(content: Content) -> Iterator[str]:
+    known = {section.name for section in sections.SECTIONS}
+    for name in content.experiments:
+        if name not in known:
+            yield from _experiment(content, _section(name))
+
+
+def _again(content: Content, command: str) -> Iterator[str]:
+    lines = [line for data in content.kept.values() for line in commands_of([data])]
+    yield code_block("\n".join(dict.fromkeys([*lines, command.replace("\n", "\\n")])))
+    for name, data in content.kept.items():
+        versions = ", ".join(f"{key} {value}" for key, value in data.get("versions", {}).items())
+        commits = ", ".join(data.get("commits", []))
+        commit = f"; commit {markdown(commits)}" if commits else ""
+        yield f"{code_span(name)}: {markdown(versions) or 'versions unknown'}{commit}."
+
+
+def _appendix(content: Content) -> Iterator[str]:
+    if not content.cells:
+        return
+    yield "## Appendix: rule by rule"
+    yield (
+        "Final test scores, and below them the rollouts to RL's best over RL's, at the ends of cycles; `≥`: never "
+        "reached within the cap, so at least that."
     )
+    for cell in content.cells:
+        yield f"### {markdown(cell.family)}, {code_span(cell.kind)}: rule by rule"
+        yield markdown_table(*page_tables.scores_table(cell))
+        if (table := page_tables.shares_table(cell)) and len(table[0]) > 1:
+            yield _with_rows(table)
+    for family, cells in content.families.items():
+        table = page_tables.instructions_table(cells)
+        if table[1]:
+            yield f"### {markdown(family)}: instructions that FST learned"
+            yield _with_rows(table)
 
 
-def _lead_over_gepa(differences: Mapping[str, Any]) -> tuple[str, Mapping[str, Any] | None]:
-    """FST less GEPA, on the test set where there is one. None without both methods."""
-    for split, name in (("test", "test_score_after"), ("validation", "val_score_after")):
-        if ours := differences.get("fst - gepa", {}).get(name):
-            return split, ours
-        if theirs := differences.get("gepa - fst", {}).get(name):
-            low, high = (None if theirs[bound] is None else -theirs[bound] for bound in ("high", "low"))
-            return split, {**theirs, "mean": -theirs["mean"], "low": low, "high": high}
-    return "", None
+def _with_rows(table: HeadAndRows) -> str:
+    return markdown_table(*table) if table[1] else ""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DIGITS = 4
 """Of scores, KL and shares in a row: test scores over 256 examples differ by 0.004 at the least."""
+REMARKS = "remarks.md"
+"""Beside the kept JSON: what people have to say of the runs, such as why one was left out. The page takes it over."""
 SETTLED = ("seed", "method")
 """Settings that a row tells itself."""
 
@@ -120,12 +122,12 @@ def find_kept(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        own = {path.stem: data for path in sorted(folder.glob("*.json")) if "rows" in (data := read_json(path))}
+        own = {path.stem: data for path in sorted(folder.glob("*.json")) if has_rows(data := read_json(path))}
         own.pop("compare", None)
         paths = [path for path in (folder / "compare.json", *sorted(folder.glob("*/compare.json"))) if path.exists()]
         if paths:
             own[folder.resolve().name] = gathered([read_json(path) for path in paths])
-        if not own:
+        if not own and not (folder / REMARKS).exists():  # with remarks it is a folder to keep, still empty
             raise UserError(
                 f"{folder} has no JSON file with rows and no compare.json: make one with "
                 f"fst lab compare ... --out {folder}"
@@ -134,6 +136,12 @@ def find_kept(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
             raise UserError(f"two files are called {twice[0]!r}, in {folder} and before: rename one")
         found |= own
     return found
+
+
+def has_rows(data: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is a comparison's or an experiment's: a list of rows, each of a task."""
+    rows = data.get("rows")
+    return isinstance(rows, list) and all(isinstance(row, dict) and "task" in row for row in rows)
 
 
 def gathered(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

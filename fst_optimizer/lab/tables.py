@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fst_optimizer.progress.tables import number
 from fst_optimizer.text import markdown
 
 Rows = list[list[str]]
@@ -61,41 +60,6 @@ def against_table(against: Mapping[str, Any], format_ci: FormatCI = format_ci) -
             *(format_ci(found[name], digits) for name, digits in columns.values()),
         ]
         for method, found in against.items()
-    ]
-
-
-def pair_table(against: Mapping[str, Any]) -> HeadAndRows:
-    """One row a method and seed, for those who want to check."""
-    head = ("method", "seed", "RL's best", "RL's rollouts", "RL's KL", "rollouts", "ratio", "KL", "ratio of KL")
-    return head, [
-        [
-            method,
-            str(pair["seed"]),
-            number(pair["target"]),
-            str(pair["rl_rollouts"]),
-            number(pair["rl_kl"], 4),
-            "never" if pair["rollouts"] is None else str(pair["rollouts"]),
-            number(pair["ratio"], 2),
-            number(pair["kl"], 4),
-            number(pair["kl_ratio"], 2),
-        ]
-        for method, found in against.items()
-        for pair in found["pairs"]
-    ]
-
-
-def signal_table(data: Mapping[str, Any]) -> HeadAndRows:
-    """One row a method that trains: how much its rollouts still differed."""
-    columns = {
-        "entropy at first": "entropy_start",
-        "entropy at last": "entropy_end",
-        "flat groups at first": "flat_start",
-        "flat groups at last": "flat_end",
-    }
-    return ("method", *columns), [
-        [method, *(format_ci(found["signal"][name], 2) for name in columns.values())]
-        for method, found in data["methods"].items()
-        if found["signal"]
     ]
 
 

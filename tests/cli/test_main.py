@@ -283,8 +283,9 @@ def test_a_comparison_runs_and_goes_on_where_it_stopped(tmp_path):
     other = fst(*command, *sizes, "--set", "train.lr=0.5")
     assert other.exit_code == 2 and ", not 0.5): give another --out" in other.stderr
     page = tmp_path / "results.md"
-    assert fst("lab", "report", out, "--out", page).exit_code == 0
-    assert "## sort-rotate" in page.read_text()
+    said = fst("lab", "report", out, "--out", page, "--keep", tmp_path / "kept")
+    assert said.exit_code == 0 and "kept/out.json" in said.stdout
+    assert "figures/letters-sort-rotate.png" in page.read_text()
 
 
 def test_a_run_that_fails_in_a_comparison_shows_the_end_of_its_log(tmp_path):

@@ -35,8 +35,8 @@ def test_drift_is_drawn_against_the_score_one_line_a_run(data):
 
 
 def test_the_same_numbers_give_the_same_files(data, tmp_path):
-    once, again = draw_all(data, tmp_path / "a"), draw_all(data, tmp_path / "b", prefix="x-")
-    assert [path.name for path in again] == [f"x-{path.name}" for path in once]
+    once, again = draw_all(data, tmp_path / "a"), draw_all(data, tmp_path / "b")
+    assert [path.name for path in again] == [path.name for path in once]
     assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
     assert once[0].read_bytes() != once[1].read_bytes()
 

@@ -4,7 +4,8 @@ import pytest
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab.compare import save_comparison
-from fst_optimizer.lab.rows import find_kept, gathered, keep, kept_text, parts_of, reads_feedback
+from fst_optimizer.lab.methods import reads_feedback
+from fst_optimizer.lab.rows import find_kept, gathered, keep, kept_text, parts_of
 from helpers.runs import EXTRA
 
 
