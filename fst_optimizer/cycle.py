@@ -125,6 +125,7 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     )
     collected_s = run.metrics.time_s
     credited = credit(grouped(rollouts), config)
+    run.warn_once(state, credited.unlearned)
     report = run.trainer.step(credited.rows)
     version = run.policy.publish() if report.updated else state.policy_version
     state = replace(state, population=population, step=state.step + 1, policy_version=version)

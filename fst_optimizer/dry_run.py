@@ -21,6 +21,7 @@ from fst_optimizer.keys import without_secrets
 from fst_optimizer.parts import sizes_of
 from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.rollout.collector import Collector
+from fst_optimizer.rollout.credit import greedy_calls
 from fst_optimizer.rollout.outcome import raised_alike
 from fst_optimizer.rollout.threads import REMEDY, stray_calls
 from fst_optimizer.schedule import NO_CAP, Planned, RunSizes, planned, rollouts_per_step
@@ -128,7 +129,7 @@ def dry_run(
         check_run_dir(run_dir, resume=resume),
         check_budget(config, sizes),
         *(
-            check_rollouts(rollouts, collector.strays)
+            [*check_rollouts(rollouts, collector.strays), *check_sampling(rollouts, config)]
             if broken is None or isinstance(broken, ProgramError)
             else [_broken(broken)]
         ),
@@ -242,6 +243,18 @@ def check_calls(rollouts: Sequence[Rollout], strays: int) -> Finding:
         return Finding("fail", "calls", text)
     counts = ", ".join(f"{len(one.calls)} on {one.example_id}" for one in rollouts)
     return Finding("warn" if without else "ok", "calls", f"calls of the policy: {counts}")
+
+
+def check_sampling(rollouts: Sequence[Rollout], config: FSTConfig) -> list[Finding]:
+    """Greedy calls are not trained on: where all are greedy, no weight would ever change."""
+    calls = [call for one in rollouts for call in one.calls if config.trains(call.predictor)]
+    greedy = {call.predictor for call in calls if not call.temperature}
+    if config.method == "gepa" or not greedy:
+        return []
+    if all(not call.temperature for call in calls):
+        text = f"no weight would change: all {greedy_calls(greedy)}; to learn prompts alone, give method='gepa'"
+        return [Finding("fail", "sampling", text)]
+    return [Finding("warn", "sampling", greedy_calls(greedy))]
 
 
 def check_answers(rollouts: Sequence[Rollout]) -> list[Finding]:

@@ -17,7 +17,8 @@ a *phase*, with a checkpoint after it. The fast round is *evolve*; a slow step i
 3. *credit*: a rollout's reward is the metric's score if its outcome is `ok`, otherwise the number configured for that
    outcome. Its advantage is the reward minus the group's mean, over the group's standard deviation. Each `Call` in it
    becomes a `TrainRow` with that advantage (by default; `train.credit="predictor"` gives each predictor a mean of its
-   own). A group of equal rewards carries no signal and gives no rows.
+   own). A group of equal rewards is *flat*: it carries no signal, and gives rows only where a KL penalty or an entropy
+   bonus is set. A greedy call never gives one: no policy that samples chose its tokens.
 4. *update*: one optimizer step on the rows, then the next policy version is published.
 
 What is trained on: the tokens that the policy sampled in slow steps, under the candidates and under *teachers* (other
@@ -303,6 +304,8 @@ class TrainRow:
     """Which rollout of the batch the call belongs to (for per-rollout means)."""
     group: int
     """Which group of the batch that rollout belongs to (for per-group means)."""
+    flat: bool = False
+    """Its rewards are all equal: the row is for the KL penalty and the entropy bonus alone, and its advantage is 0."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import dspy
 import pytest
 
-from fst_optimizer import FST, FSTConfig, Policy
+from fst_optimizer import FST, FSTConfig, Policy, UserError
 from fst_optimizer.failpoints import inject
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.store.metrics import read_metrics
@@ -36,11 +36,15 @@ class Guess(dspy.Module):
             return dspy.Prediction(answer="")
 
 
+def same(example, prediction, trace=None, pred_name=None, pred_trace=None):
+    return 0.5
+
+
 @pytest.fixture
 def run(tiny_model):
     """Runs `Guess` under a metric that gives every answer the same score; each step is an epoch. What it sampled."""
 
-    def start(run_dir, values=None, *, sampled=None, killed_after=None, **options):
+    def start(run_dir, values=None, *, program=None, metric=same, sampled=None, killed_after=None, **options):
         policy = Policy(tiny_model, max_tokens=6)
         sampled = [] if sampled is None else sampled
 
@@ -50,10 +54,10 @@ def run(tiny_model):
             sampled.append(rollout)
             return rollout
 
-        program = Guess()
+        program = program or Guess()
         program.set_lm(policy.lm)
         config = FSTConfig.from_dict(SETTINGS).with_values(values or {})
-        fst = FST(lambda example, prediction, *_: 0.5, config=config, run_dir=run_dir, progress=False, **options)
+        fst = FST(metric, config=config, run_dir=run_dir, progress=False, **options)
         try:
             with inject("rollout.end", heard):
                 fst.compile(program, trainset=EXAMPLES[:2], valset=EXAMPLES[2:])
@@ -120,3 +124,40 @@ def test_fast_rounds_that_sample_draw_anew_and_greedy_ones_do_not(scripted, tmp_
 def test_another_runs_seed_draws_other_texts(run, tmp_path):
     one, other = (slow_texts(run(tmp_path / str(seed), {"seed": seed})) for seed in (0, 1))
     assert one != other
+
+
+@pytest.mark.parametrize("values", [{}, {"train.kl_coef": 0.1}, {"train.entropy_coef": 0.5}])
+def test_what_does_not_come_from_rewards_acts_on_flat_groups_and_costs_nothing_when_off(run, tmp_path, values):
+    run(tmp_path / "run", values)
+    lines = steps(tmp_path / "run")
+    assert [line["flat_groups"] for line in lines] == [line["groups"] for line in lines] == [2] * STEPS
+    assert [line["updated"] for line in lines] == [bool(values)] * STEPS
+    assert [line["policy_version"] for line in lines] == ([1, 2, 3, 4] if values else [0] * STEPS)
+    assert [line["note"] for line in lines] == [("" if values else "every group was flat")] * STEPS
+    if "train.entropy_coef" in values:
+        assert lines[-1]["entropy"] > 0 and lines[-1]["grad_norm"] > 0
+
+
+def greedy_program():
+    program = Guess()
+    program.say.config["temperature"] = 0.0
+    return program
+
+
+def test_a_student_whose_calls_are_all_greedy_is_refused_before_anything_is_spent(run, tmp_path):
+    with pytest.raises(UserError, match=r"no weight would change: all calls at temperature 0 \(of 'say'\)"):
+        run(tmp_path / "run", {"run.dry_run": True}, program=greedy_program())
+    assert not (tmp_path / "run").exists()
+
+
+def test_greedy_calls_are_told_of_once_and_no_weight_follows_them(run, tmp_path, caplog):
+    run(
+        tmp_path / "run", program=greedy_program(), metric=lambda example, prediction, *_: int(example.question[1:]) % 2
+    )
+    lines = steps(tmp_path / "run")
+    assert [(line["greedy_calls"], line["updated"], line["policy_version"]) for line in lines] == [
+        (8, False, 0)
+    ] * STEPS
+    assert {line["note"] for line in lines} == {"every group was flat or its calls greedy"}
+    told = [one for one in caplog.records if one.getMessage().startswith("calls at temperature 0 (of 'say')")]
+    assert len(told) == 1  # and once more at the end, with all that was warned of

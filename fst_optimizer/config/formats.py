@@ -25,6 +25,7 @@ ELSEWHERE = {
     "warmup_ratio": "train.warmup_steps",
     "beta": "train.kl_coef",
     "loss_type": "train.loss",
+    "scale_rewards": "train.scale_advantages",
     "epsilon": "train.clip_low",
     "epsilon_high": "train.clip_high",
     "mask_truncated_completions": "train.train_truncated",

@@ -111,7 +111,11 @@ class TrainConfig(Section, section="train"):
     clip_high: float = Field(default=0.2, ge=0)
     """grpo and dr_grpo: the ratio is clipped above 1 + clip_high."""
     kl_coef: float = Field(default=0.0, ge=0)
-    """Weight of the KL-to-base penalty. 0 skips its forward pass."""
+    """Weight of the KL-to-base penalty. 0 skips its forward pass. Above 0, groups of equal rewards are trained on too:
+    they have no advantage, and this penalty acts on them."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy bonus: the mean entropy in nats a token, over the whole vocabulary at each call's
+    temperature, is taken off the loss. Above 0, it acts on groups of equal rewards too."""
     average: Literal["token", "rollout", "prompt"] = "token"
     """`token`: every token of the batch counts the same; `rollout`: every rollout does; `prompt`: every group does, and
     in it every token, as in the paper. Not used by dr_grpo, whose divisor is a constant."""
@@ -121,8 +125,11 @@ class TrainConfig(Section, section="train"):
     the program's."""
     own_share: Annotated[float, Remedy("give a share from 0 to 1")] = Field(default=0.5, ge=0, le=1)
     """With `credit="predictor"`: how much of the blend is the predictor's own score, from 0 to 1."""
+    scale_advantages: bool | None = None
+    """Whether advantages are divided by their group's standard deviation. None: as the loss's paper has it, which is no
+    for dr_grpo and yes for the others."""
     advantage_eps: float = Field(default=1e-4, gt=0)
-    """Added to a group's standard deviation."""
+    """Added to a group's standard deviation, where advantages are divided by it."""
     train_truncated: bool = True
     """Whether calls that ran into max_tokens are trained on. False masks them."""
     microbatch_tokens: int = Field(default=8192, ge=1)
@@ -131,6 +138,16 @@ class TrainConfig(Section, section="train"):
     """Trade compute for memory."""
     max_bad_steps: int = Field(default=3, ge=1)
     """Non-finite losses or gradients in a row after which the run stops."""
+
+    @property
+    def scales(self) -> bool:
+        """Whether advantages are divided by their group's standard deviation."""
+        return self.loss != "dr_grpo" if self.scale_advantages is None else self.scale_advantages
+
+    @property
+    def trains_flat(self) -> bool:
+        """Whether groups of equal rewards are trained on, for what does not come from rewards."""
+        return self.kl_coef > 0 or self.entropy_coef > 0
 
 
 class EvalConfig(Section, section="eval"):

@@ -53,9 +53,9 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         super().__init__(lm=lm, train_kwargs=train_kwargs)
         self.policy = policy_to_train(lm, "reinforce")
         self.settings = ReinforceSettings.read(train_kwargs)
-        self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0}
+        self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0, "greedy": 0}
         """Completions trained on by the tokens that were sampled, and by tokens made from their text; groups seen, and
-        those of equal rewards, which give no gradient."""
+        those of equal rewards, which give no gradient; completions left out, as they were decoded greedily."""
         self.report: StepReport | None = None
         """What the last step did."""
         self.version = lm.version
@@ -125,15 +125,17 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
 
     def _rows(self, trainer: Trainer, generations: Generations, groups: list[list[Scored]]) -> list[TrainRow]:
         """Every completion with its advantage over its group. The trainer's weights are those of `version`."""
+        train = self.settings.train
         rows: list[TrainRow] = []
         tokenized: list[int] = []
         seen: Counter[tuple[tuple[int, ...], str]] = Counter()
         end_id = end_of_turn(self.policy)
         for place, group in enumerate(groups):
-            shares = advantages([one.reward for one in group], self.settings.train.advantage_eps)
+            shares = advantages([one.reward for one in group], train.advantage_eps, scale=train.scales)
+            flat = not any(shares)
             self.counts["groups"] += 1
-            if not any(shares):
-                self.counts["flat_groups"] += 1
+            self.counts["flat_groups"] += flat
+            if flat and not train.trains_flat:
                 continue
             for index, (one, share) in enumerate(zip(group, shares, strict=True)):
                 prompt_ids = self.policy.encode_chat(one.messages)
@@ -145,13 +147,24 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
                     temperature = generations.temperature
                     call = text_call(self.policy, prompt_ids, one.text, end_id, temperature=temperature, where=where)
                     tokenized.append(len(rows))
-                rows.append(TrainRow(call, share, len(rows), place))
+                elif not call.temperature:
+                    self._leave_out_greedy()
+                    continue
+                rows.append(TrainRow(call, share, len(rows), place, flat))
         self._count(len(rows) - len(tokenized), len(tokenized))
         # No sampler gave these log-probs: with the trainer's own their ratio is 1.
         for place, logprobs in zip(tokenized, trainer.logprobs([rows[place] for place in tokenized]), strict=True):
             row = rows[place]
             rows[place] = replace(row, call=replace(row.call, logprobs=tuple(logprobs)))
         return rows
+
+    def _leave_out_greedy(self) -> None:
+        if not self.counts["greedy"]:
+            logger.warning(
+                "completions at temperature 0 are not trained on, as nothing was sampled in them: take temperature=0 "
+                "out of the settings of the predictor or its LM, so that train_kwargs['temperature'] holds"
+            )
+        self.counts["greedy"] += 1
 
     def _count(self, matched: int, tokenized: int) -> None:
         if tokenized and not matched and not self.counts["matched"] and not self.counts["tokenized"]:

@@ -17,7 +17,10 @@ BOTH = (
     "gradient_checkpointing",
 )  # fmt: skip
 """Fields of `TrainConfig` that both kinds of jobs take."""
-REINFORCE = ("loss", "ratio_cap", "clip_low", "clip_high", "kl_coef", "advantage_eps", "train_truncated")
+REINFORCE = (
+    "loss", "ratio_cap", "clip_low", "clip_high", "kl_coef", "entropy_coef", "scale_advantages", "advantage_eps",
+    "train_truncated",
+)  # fmt: skip
 """Those that a reinforce job takes besides."""
 
 INSTEAD = {
@@ -45,7 +48,7 @@ REINFORCE_INSTEAD = INSTEAD | {
     "epsilon_high": "give ratio_cap for the cispo loss, clip_high for others",
     "mask_truncated_completions": "give train_truncated=False",
     "num_iterations": "leave it out, one batch is one update",
-    "scale_rewards": "leave it out, rewards are divided by their group's standard deviation",
+    "scale_rewards": "give scale_advantages",
     "per_device_train_batch_size": "give microbatch_tokens; all groups of a step are one update",
     "gradient_accumulation_steps": "give microbatch_tokens; all groups of a step are one update",
     "logging_steps": "read job.report",

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fst_optimizer.config.run import FSTConfig, RolloutConfig, TrainConfig
 from fst_optimizer.types import Group, Outcome, Rollout, TrainRow
+
+FLAT_RELATIVE, FLAT_ABSOLUTE = 1e-6, 1e-9
+"""Rewards that differ by no more than this, of the larger one or outright, are equal: some roundings of a float32. Over
+its spread, such a difference would be an advantage like any other."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,23 @@ class Credit:
     """Mean reward over all rollouts, flat groups included."""
     groups: int
     flat_groups: int
-    """Groups of equal reward: they carry no signal and give no rows."""
+    """Groups without signal: of equal reward, or without a call that can be learned from."""
+    greedy: Mapping[str, int] = field(default_factory=dict)
+    """Trained predictor -> its calls that were decoded greedily. They give no rows."""
+
+    @property
+    def unlearned(self) -> str:
+        """What to say of greedy calls; "" where there are none."""
+        return greedy_calls(self.greedy) if self.greedy else ""
+
+
+def greedy_calls(predictors: Iterable[str]) -> str:
+    """What to say where calls of these predictors were decoded greedily."""
+    names = ", ".join(sorted(repr(name) if name else "no known predictor" for name in predictors))
+    return (
+        f"calls at temperature 0 (of {names}) are not trained on, as nothing was sampled in them: take temperature=0 "
+        "out of the settings of the predictor or its LM, so that rollout.temperature holds"
+    )
 
 
 def reward(rollout: Rollout, config: RolloutConfig) -> float:
@@ -28,16 +49,25 @@ def reward(rollout: Rollout, config: RolloutConfig) -> float:
     return earned
 
 
-def advantages(rewards: Sequence[float], eps: float = 1e-4) -> tuple[float, ...]:
+def is_flat(rewards: Sequence[float]) -> bool:
+    """Whether all are equal, but for rounding."""
+    return not rewards or math.isclose(max(rewards), min(rewards), rel_tol=FLAT_RELATIVE, abs_tol=FLAT_ABSOLUTE)
+
+
+def advantages(rewards: Sequence[float], eps: float = 1e-4, *, scale: bool = True) -> tuple[float, ...]:
     """Reward minus the group's mean, over its standard deviation plus eps. Length G in, length G out.
 
-    The deviation is the population's (divided by G). Equal rewards give zeros.
+    The deviation is the population's (divided by G). Flat rewards give zeros. Without `scale` nothing is divided: a
+    problem whose answers hardly differ weighs as little as they do.
 
-    Source: arXiv 2605.12484, the advantage over all G rollouts of a problem, across its K prompts.
+    Source: arXiv 2605.12484, the advantage over all G rollouts of a problem, across its K prompts; without `scale`,
+    arXiv 2503.20783 (Dr. GRPO).
     """
-    if not rewards or max(rewards) == min(rewards):
+    if is_flat(rewards):
         return (0.0,) * len(rewards)
     mean = math.fsum(rewards) / len(rewards)
+    if not scale:
+        return tuple(value - mean for value in rewards)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in rewards) / len(rewards))
     return tuple((value - mean) / (std + eps) for value in rewards)
 
@@ -47,27 +77,36 @@ def credit(groups: Sequence[Group], config: FSTConfig) -> Credit:
 
     The mean and the standard deviation are over rollouts, not calls: a rollout with many calls counts once. Rollouts
     that the engine failed say nothing about the policy; they are left out of their group. Calls of predictors that are
-    not trained give no rows.
+    not trained give no rows, nor do greedy calls: their tokens were not sampled, so there is no log-prob of choosing
+    them. Their rollouts count in the baseline. What is flat gives rows where the settings have a use for them.
     """
     rows: list[TrainRow] = []
     seen: list[float] = []
+    greedy: Counter[str] = Counter()
     flat = number = 0
     for group_number, group in enumerate(groups):
         members = [rollout for rollout in group.rollouts if rollout.outcome is not Outcome.ENGINE_ERROR]
         rewards = [reward(rollout, config.rollout) for rollout in members]
         seen.extend(rewards)
         shares = _shares(members, rewards, config.train)
-        own = [
-            TrainRow(call, shares[call.predictor][place], number + place, group_number)
+        signal = {name: any(share.values()) for name, share in shares.items()}
+        calls = [
+            (place, call)
             for place, rollout in enumerate(members)
             for call in rollout.calls
-            if call.completion_ids and config.trains(call.predictor) and any(shares[call.predictor].values())
+            if call.completion_ids and config.trains(call.predictor)
         ]
-        flat += not own
+        greedy.update(call.predictor for _, call in calls if not call.temperature)
+        own = [
+            TrainRow(call, shares[call.predictor][place], number + place, group_number, flat=not signal[call.predictor])
+            for place, call in calls
+            if call.temperature and (signal[call.predictor] or config.train.trains_flat)
+        ]
+        flat += all(row.flat for row in own)
         number += len(members) if own else 0
         rows.extend(own)
     mean = math.fsum(seen) / len(seen) if seen else 0.0
-    return Credit(tuple(rows), mean, len(groups), flat)
+    return Credit(tuple(rows), mean, len(groups), flat, dict(greedy))
 
 
 def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainConfig) -> dict[str, dict[int, float]]:
@@ -79,7 +118,7 @@ def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainC
     """
     names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
     if config.credit == "rollout":
-        whole = dict(enumerate(advantages(rewards, config.advantage_eps)))
+        whole = dict(enumerate(advantages(rewards, config.advantage_eps, scale=config.scales)))
         return dict.fromkeys(names, whole)
     found = {}
     for name in names:
@@ -89,5 +128,6 @@ def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainC
             for place, rollout in enumerate(members)
             if any(call.predictor == name for call in rollout.calls)
         }
-        found[name] = dict(zip(earned, advantages(list(earned.values()), config.advantage_eps), strict=True))
+        given = advantages(list(earned.values()), config.advantage_eps, scale=config.scales)
+        found[name] = dict(zip(earned, given, strict=True))
     return found

@@ -73,12 +73,13 @@ def after_step(
     reward_format = "raise policy.max_tokens, or give rollout.parse_error_reward a negative number"
     seen = {
         "flat": watch.flat >= config.flat_batches
-        and f"in {watch.flat} batches in a row every group had one reward only, so that nothing was learned: "
-        + (failing or differ),
+        and f"in {watch.flat} batches in a row every group had one reward only, so that "
+        f"{'rewards taught nothing' if report.updated else 'nothing was learned'}: "
+        + (failing or (not credited.rows and credited.unlearned) or differ),
         "entropy": watch.entropy >= config.steps
         and f"entropy was below {config.entropy_min:g} nats a token for {watch.entropy} steps, at a reward of "
-        f"{credited.reward_mean:.3f}: the policy gives nearly the same answer every time; lower train.lr, or "
-        "resume from an earlier run",
+        f"{credited.reward_mean:.3f}: the policy gives nearly the same answer every time; lower train.lr, set "
+        "train.entropy_coef, or resume from an earlier run",
         "format": watch.format >= config.steps
         and f"more than {config.format_max:.0%} of the rollouts could not be parsed, or were cut, in {watch.format} "
         "steps in a row: "

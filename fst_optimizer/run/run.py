@@ -82,13 +82,21 @@ class Run:
         number = state.phase if state.started and phase != "test" else 0
         self.metrics.tell("phase", phase=phase, cycle=state.cycle, number=number, step=state.step, over=state.over)
 
+    def _told(self, state: State, text: str) -> bool:
+        return any(text in one for one in (*state.warnings, *self.warnings.texts))
+
+    def warn_once(self, state: State, text: str) -> None:
+        """Warn, unless this run has said so."""
+        if text and not self._told(state, text):
+            logger.warning("%s", text)
+
     def log(self, kind: str, state: State, tally: Tally, **fields: Any) -> None:
         """Append a line to `metrics.jsonl`, with the counts of this moment. `tally`: how its rollouts ended.
 
         That not one answer of them could be parsed is warned of once in a run.
         """
-        told = any(text.startswith(UNREAD) for text in (*state.warnings, *self.warnings.texts))
-        if tally.unread and not told and (found := commonest_failure(tally.outcomes)):
+        found = commonest_failure(tally.outcomes)
+        if tally.unread and found and not self._told(state, UNREAD):
             logger.warning("%s (%d rollouts; %s): %s", UNREAD, tally.total, tally.first_error, REMEDIES[found[0]])
         self.metrics.line(
             kind,

@@ -228,6 +228,7 @@ def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepRepor
         "groups": credited.groups,
         "flat_groups": credited.flat_groups,
         "mixed_groups": mixed_groups(rollouts),
+        "greedy_calls": sum(credited.greedy.values()),
         "calls": sum(len(rollout.calls) for rollout in rollouts),
         "tokens": sum(rollout.tokens for rollout in rollouts),
         "updated": report.updated,
@@ -239,7 +240,7 @@ def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepRepor
         "advantage_delta": report.advantage_delta,
         "lr": report.lr,
         "step_s": round(step_s, 3),
-        "note": report.reason,
+        "note": "every group was flat or its calls greedy" if credited.greedy and not credited.rows else report.reason,
     }
 
 

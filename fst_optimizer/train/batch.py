@@ -30,7 +30,9 @@ class Batch:
     temperatures_B: Tensor
     """Never 0: greedy calls carry log-probs at temperature 1, so 1 stands here."""
     weights_BT: Tensor
-    """A token's share of the batch's loss, 0 outside the completion."""
+    """A token's share of the policy-gradient loss, 0 outside the completion and in flat groups."""
+    penalty_weights_BT: Tensor
+    """A token's share of the KL penalty and of the entropy bonus, flat groups included."""
 
     def to(self, device: torch.device) -> Batch:
         """The same rows on `device`."""
@@ -74,8 +76,10 @@ def token_weights(
     - `constant` (dr_grpo): 1 / (rollouts * max_completion_tokens), so that a long answer is not diluted;
       None takes the longest completion of the batch.
 
-    The first three sum to 1 over the tokens. What has no row in the batch, such as a flat group, is not counted.
+    The first three sum to 1 over the tokens. What has no row in the batch is not counted.
     """
+    if not rows:
+        return []
     tokens = [len(row.call.completion_ids) for row in rows]
     if average == "token":
         return [1 / sum(tokens)] * len(rows)
@@ -89,6 +93,18 @@ def token_weights(
     raise ValueError(f"average is {average!r}: token, rollout, prompt or constant")
 
 
+def signal_weights(
+    rows: Sequence[TrainRow], average: str = "token", max_completion_tokens: int | None = None
+) -> list[float]:
+    """`token_weights` of the rows with signal among themselves, and 0 for rows of flat groups.
+
+    So the policy-gradient loss is what it would be without the flat rows: counted in its mean, they would make every
+    step smaller by their share, and a penalty of whatever weight would slow learning down.
+    """
+    weights = iter(token_weights([row for row in rows if not row.flat], average, max_completion_tokens))
+    return [0.0 if row.flat else next(weights) for row in rows]
+
+
 def _by_unit(units: Sequence[int], tokens: Sequence[int]) -> list[float]:
     """Weights with which every unit counts the same, and in it every token; one unit and one count for each row."""
     totals: Counter[int] = Counter()
@@ -97,8 +113,15 @@ def _by_unit(units: Sequence[int], tokens: Sequence[int]) -> list[float]:
     return [1 / (totals[unit] * len(totals)) for unit in units]
 
 
-def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] | None = None) -> Batch:
-    """Pads `rows` on the right; `weights` are `token_weights` of the batch they come from (None: all 1).
+def make_batch(
+    rows: Sequence[TrainRow],
+    pad_id: int,
+    weights: Sequence[float] | None = None,
+    penalty_weights: Sequence[float] | None = None,
+) -> Batch:
+    """Pads `rows` on the right.
+
+    `weights` are `signal_weights`, `penalty_weights` the `token_weights` of the batch they come from (None: all 1).
 
     Raises:
         TrainingError: a call has no prompt, or not one log-prob for each completion token.
@@ -124,7 +147,10 @@ def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] |
     )
     completion_mask_BT = (positions_T >= prompts_B1) & (positions_T < lengths_B1)
     sampled = torch.tensor([logprob for row in rows for logprob in row.call.logprobs], dtype=torch.float32)
-    weights_B1 = torch.tensor(weights if weights is not None else [1.0] * len(rows), dtype=torch.float32)[:, None]
+    weights_B1, penalty_weights_B1 = (
+        torch.tensor([1.0] * len(rows) if given is None else given, dtype=torch.float32)[:, None]
+        for given in (weights, penalty_weights)
+    )
     return Batch(
         input_ids_BT=input_ids_BT,
         completion_mask_BT=completion_mask_BT,
@@ -132,4 +158,5 @@ def make_batch(rows: Sequence[TrainRow], pad_id: int, weights: Sequence[float] |
         advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         temperatures_B=torch.tensor([row.call.temperature or 1.0 for row in rows], dtype=torch.float32),
         weights_BT=completion_mask_BT * weights_B1,
+        penalty_weights_BT=completion_mask_BT * penalty_weights_B1,
     )

@@ -8,6 +8,7 @@ returns `(loss_BT, ratio_BT, clipped_BT)`, one number per token. What is summed,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,8 +65,8 @@ def grpo(
 
 
 LOSSES: dict[str, Loss] = {"cispo": cispo, "grpo": grpo, "dr_grpo": grpo}
-"""dr_grpo (arXiv 2503.20783) has GRPO's token loss: what differs is the constant divisor of `batch.token_weights`. Its
-other change, no division by the group's standard deviation, is one to the advantages."""
+"""dr_grpo (arXiv 2503.20783) has GRPO's token loss: what differs is the constant divisor of `batch.token_weights`, and
+that its advantages are not divided by their group's standard deviation (`train.scale_advantages`)."""
 
 
 def kl_estimate(logprobs_BT: Tensor, base_logprobs_BT: Tensor) -> Tensor:
@@ -77,6 +78,28 @@ def kl_estimate(logprobs_BT: Tensor, base_logprobs_BT: Tensor) -> Tensor:
     """
     log_ratio_BT = (base_logprobs_BT - logprobs_BT).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return torch.expm1(log_ratio_BT) - log_ratio_BT
+
+
+def token_entropy(logprobs_NV: Tensor) -> Tensor:
+    """Exact entropy over the vocabulary, -sum p log p, in nats. Shape: (N, V) log-probs -> (N,).
+
+    Its gradient is -p (log p + 1) in each log-prob, computed anew on the way back: nothing of the size of the
+    vocabulary is kept but the log-probs, which `log_softmax` keeps anyway.
+    """
+    entropy_N: Tensor = _TokenEntropy.apply(logprobs_NV)  # type: ignore[no-untyped-call]
+    return entropy_N
+
+
+class _TokenEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logprobs_NV: Tensor) -> Tensor:
+        ctx.save_for_backward(logprobs_NV)
+        return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        logprobs_NV: Tensor = ctx.saved_tensors[0]
+        return (logprobs_NV + 1).mul_(logprobs_NV.exp()).mul_(-gradients[0][:, None])
 
 
 def full_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:

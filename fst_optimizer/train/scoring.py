@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from fst_optimizer.errors import TrainingError, UserError
 from fst_optimizer.model.lora import active_adapter
 from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches
-from fst_optimizer.train.losses import full_kl
+from fst_optimizer.train.losses import full_kl, token_entropy
 from fst_optimizer.types import Call, TrainRow
 
 CHUNK_LOGITS = 2**25
@@ -44,11 +44,13 @@ def lm_head(model: PeftModel) -> Any:
     return model.get_base_model().get_output_embeddings()
 
 
-def token_logprobs(model: PeftModel, batch: Batch, *, entropy: bool = False) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    model: PeftModel, batch: Batch, *, entropy: bool = False, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-prob of each completion token at its row's temperature, and the entropies there. In nats.
 
-    Shapes: (B, T) with 0 outside the completion, and (N,) without gradient, N completion tokens, or (0,) unless
-    `entropy`.
+    Shapes: (B, T) with 0 outside the completion, and (N,), N completion tokens, or (0,) unless `entropy`. The entropies
+    have a gradient with `entropy_gradient` alone.
     """
     head = lm_head(model)
 
@@ -57,8 +59,7 @@ def token_logprobs(model: PeftModel, batch: Batch, *, entropy: bool = False) -> 
         logprobs_N = logprobs_NV.gather(-1, ids_N[:, None])[:, 0]
         if not entropy:
             return logprobs_N, logprobs_N.new_empty(0)
-        detached_NV = logprobs_NV.detach()
-        return logprobs_N, -(detached_NV.exp() * detached_NV).sum(-1)
+        return logprobs_N, token_entropy(logprobs_NV if entropy_gradient else logprobs_NV.detach())
 
     mask_BT = batch.completion_mask_BT
     temperatures_N1 = batch.temperatures_B[:, None].expand_as(mask_BT)[mask_BT][:, None]

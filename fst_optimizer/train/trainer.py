@@ -26,7 +26,15 @@ from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.model.lora import active_adapter, seeded, trained_parameters
-from fst_optimizer.train.batch import Batch, length_of, make_batch, plan_microbatches, token_weights, trainable
+from fst_optimizer.train.batch import (
+    Batch,
+    length_of,
+    make_batch,
+    plan_microbatches,
+    signal_weights,
+    token_weights,
+    trainable,
+)
 from fst_optimizer.train.losses import LOSSES, Loss, kl_estimate
 from fst_optimizer.train.scoring import check_head, logprobs, token_logprobs
 from fst_optimizer.types import TrainRow
@@ -56,7 +64,7 @@ class StepReport:
     kl: float | None = None
     """Estimated KL to the base, nats per token; None when `kl_coef` is 0."""
     advantage_delta: float = 0.0
-    """Mean of A * (log pi_train - log pi_sampler)."""
+    """Mean of A * (log pi_train - log pi_sampler), over the tokens that have an advantage."""
     tokens: int = 0
     """Completion tokens trained on."""
     lr: float = 0.0
@@ -116,7 +124,9 @@ class Trainer:
             check_head(model, pad_id)
 
     def step(self, rows: Sequence[TrainRow]) -> StepReport:
-        """One update from `rows`, or none: flat groups, or a loss or gradient that is not finite.
+        """One update from `rows`, or none: no rows, or a loss or gradient that is not finite.
+
+        Rows of flat groups change the weights only through the KL penalty and the entropy bonus.
 
         Raises:
             TrainingError: `config.max_bad_steps` non-finite steps in a row, or rows that cannot be trained on.
@@ -192,34 +202,41 @@ class Trainer:
     def _gradient(self, rows: Sequence[TrainRow]) -> StepReport:
         """Accumulates the batch's gradient and reports on it. Waits for the device once, at the end."""
         average = "constant" if self._config.loss == "dr_grpo" else self._config.average
-        weights = token_weights(rows, average, self._max_completion_tokens)
+        weights, penalty_weights = (
+            share(rows, average, self._max_completion_tokens) for share in (signal_weights, token_weights)
+        )
         plan = plan_microbatches([length_of(row) for row in rows], self._microbatch_tokens)
         totals = torch.zeros(len(_TOTALS), device=self._device)
         self._model.train()
         try:
             for micro in plan[self.processes.process_index :: self.processes.num_processes]:
-                batch = make_batch([rows[i] for i in micro], self._pad_id, [weights[i] for i in micro])
+                shares = ([given[i] for i in micro] for given in (weights, penalty_weights))
+                batch = make_batch([rows[i] for i in micro], self._pad_id, *shares)
                 totals += self._accumulate(batch.to(self._device))
         finally:
             self._model.eval()
-        return self._report(totals, tokens=sum(len(row.call.completion_ids) for row in rows))
+        return self._report(totals, rows)
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Adds one microbatch's share of the gradient. Returns its `_TOTALS`."""
-        kl_coef = self._config.kl_coef
+        kl_coef, entropy_coef = self._config.kl_coef, self._config.entropy_coef
         if kl_coef:
             with torch.no_grad(), active_adapter(self._model, None):
                 base_logprobs_BT, _ = token_logprobs(self._model, batch)
-        logprobs_BT, entropy_N = token_logprobs(self._model, batch, entropy=True)
+        logprobs_BT, entropy_N = token_logprobs(self._model, batch, entropy=True, entropy_gradient=entropy_coef > 0)
         loss_BT, ratio_BT, clipped_BT = self.loss(logprobs_BT, batch.old_logprobs_BT, batch.advantages_B)
         kl_BT = kl_estimate(logprobs_BT, base_logprobs_BT) if kl_coef else torch.zeros_like(loss_BT)
-        loss = ((loss_BT + kl_coef * kl_BT) * batch.weights_BT).sum()
+        loss = (loss_BT * batch.weights_BT).sum()
+        if kl_coef:
+            loss = loss + kl_coef * (kl_BT * batch.penalty_weights_BT).sum()
+        if entropy_coef:
+            loss = loss - entropy_coef * (entropy_N * batch.penalty_weights_BT[batch.completion_mask_BT]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         delta_BT = batch.advantages_B[:, None] * (logprobs_BT.detach() - batch.old_logprobs_BT)
         summed = [(t_BT * batch.completion_mask_BT).sum() for t_BT in (ratio_BT, clipped_BT, kl_BT.detach(), delta_BT)]
-        return torch.stack([loss.detach(), entropy_N.sum(), *summed])
+        return torch.stack([loss.detach(), entropy_N.detach().sum(), *summed])
 
-    def _report(self, totals: Tensor, tokens: int) -> StepReport:
+    def _report(self, totals: Tensor, rows: Sequence[TrainRow]) -> StepReport:
         """The batch's means and its gradient's norm, over all processes."""
         if self.processes.num_processes > 1:
             for parameter in self._parameters.values():
@@ -228,7 +245,10 @@ class Trainer:
             totals = reduce(totals, reduction="sum")
         grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         norm, loss, *sums = torch.cat([grad_norm[None], totals]).tolist()
-        means = dict(zip(_TOTALS[1:], (total / tokens for total in sums), strict=True))
+        tokens = sum(len(row.call.completion_ids) for row in rows)
+        with_signal = sum(len(row.call.completion_ids) for row in rows if not row.flat)
+        means = {name: total / tokens for name, total in zip(_TOTALS[1:], sums, strict=True)}
+        means["advantage_delta"] *= tokens / max(1, with_signal)
         if not self._config.kl_coef:
             del means["kl"]
         # A linear warm-up whose last step reaches the peak, then constant.

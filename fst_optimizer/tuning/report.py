@@ -18,6 +18,7 @@ SHORT = {
     "train.ratio_cap": "cap",
     "train.clip_high": "clip",
     "train.kl_coef": "kl",
+    "train.entropy_coef": "entropy",
     "rollout.temperature": "temp",
     "fast.max_rollouts": "fast",
     "rollout.parse_error_reward": "format",

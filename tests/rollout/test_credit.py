@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_optimizer.config.run import FSTConfig, RolloutConfig
-from fst_optimizer.rollout.credit import advantages, credit, reward
+from fst_optimizer.rollout.credit import FLAT_ABSOLUTE, FLAT_RELATIVE, advantages, credit, is_flat, reward
 from fst_optimizer.types import Call, Group, Outcome, Rollout
 
 CONFIG = FSTConfig()
@@ -47,6 +47,53 @@ def test_eps_is_added_to_the_deviation():
 @pytest.mark.parametrize("rewards", [[], [0.3], [1.0, 1.0, 1.0], [0.0] * 8])
 def test_equal_rewards_carry_no_signal(rewards):
     assert advantages(rewards) == (0.0,) * len(rewards)
+
+
+def test_rewards_that_differ_by_rounding_alone_are_flat():
+    assert 0.1 + 0.2 != 0.3
+    assert advantages([0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]) == (0.0,) * 4
+    assert advantages([0.1 + 0.2 - 0.3, 0.0]) == (0.0, 0.0)
+    found = credit([group(rollout(0.1 + 0.2), rollout(0.3))], CONFIG)
+    assert (found.rows, found.flat_groups) == ((), 1)
+
+
+@given(st.floats(-1e6, 1e6), st.lists(st.floats(-0.49, 0.49), min_size=1, max_size=8))
+def test_what_is_within_the_tolerance_is_flat(value, errors):
+    near = [value * (1 + error * FLAT_RELATIVE) + error * FLAT_ABSOLUTE for error in errors]
+    assert is_flat(near)
+    assert advantages(near) == (0.0,) * len(near)
+
+
+@given(st.floats(-1e6, 1e6), st.sampled_from([-1, 1]), st.lists(st.floats(0, 1), max_size=6))
+def test_what_is_beyond_the_tolerance_is_a_signal(value, sign, between):
+    other = value + sign * (3 * FLAT_RELATIVE * abs(value) + 3 * FLAT_ABSOLUTE)
+    rewards = [value, other, *(value + share * (other - value) for share in between)]
+    assert not is_flat(rewards)
+    lower, higher = sorted(zip(rewards, advantages(rewards), strict=True))[:: len(rewards) - 1]
+    assert lower[1] < 0 < higher[1]
+
+
+def test_without_scaling_advantages_are_distances_from_the_mean():
+    # mean .75: a group whose answers are nearly all right keeps its small distances
+    assert advantages([1, 1, 1, 0], scale=False) == (0.25, 0.25, 0.25, -0.75)
+    assert advantages([0.5, 0.25], eps=7.0, scale=False) == (0.125, -0.125)
+    assert advantages([0.1 + 0.2, 0.3], scale=False) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "scaled"),
+    [
+        ({}, True),
+        ({"train.loss": "grpo"}, True),
+        ({"train.loss": "dr_grpo"}, False),
+        ({"train.loss": "dr_grpo", "train.scale_advantages": True}, True),
+        ({"train.scale_advantages": False}, False),
+        ({"train.credit": "predictor", "train.loss": "dr_grpo"}, False),
+    ],
+)
+def test_dr_grpo_alone_does_not_divide_by_the_groups_spread_unless_told(values, scaled):
+    found = credit([group(rollout(1.0), rollout(0.5))], NO_EPS.with_values(values))
+    assert [row.advantage for row in found.rows] == ([1.0, -1.0] if scaled else [0.25, -0.25])
 
 
 @given(REWARDS)
@@ -170,6 +217,60 @@ def test_rows_cancel_out_and_flat_groups_are_those_of_one_value(scores):
     assert found.flat_groups == sum(len(set(row)) == 1 for row in scores)
     assert math.fsum(row.advantage for row in found.rows) == pytest.approx(0, abs=1e-9)
     assert len(found.rows) == sum(len(row) for row in scores if len(set(row)) > 1)
+
+
+@pytest.mark.parametrize("values", [{"train.kl_coef": 0.1}, {"train.entropy_coef": 0.1}])
+def test_flat_groups_give_rows_without_advantage_where_something_else_acts_on_them(values):
+    groups = [
+        group(rollout(1.0), rollout(1.0, calls=[call(5), call(6)]), example="train-1"),
+        group(rollout(1.0), rollout(0.0)),
+        group(rollout(0.0, outcome=Outcome.ENGINE_ERROR), rollout(0.0), example="train-2"),
+    ]
+    found, plain = credit(groups, CONFIG.with_values(values)), credit(groups, CONFIG)
+    flat = [row for row in found.rows if row.flat]
+    assert [(row.rollout, row.group, row.advantage) for row in flat] == [(0, 0, 0), (1, 0, 0), (1, 0, 0), (4, 2, 0)]
+    assert [(row.advantage, row.call) for row in found.rows if not row.flat] == [
+        (row.advantage, row.call) for row in plain.rows
+    ]
+    assert (
+        (found.flat_groups, found.groups, found.reward_mean) == (plain.flat_groups, 3, plain.reward_mean) == (2, 3, 0.6)
+    )
+
+
+def test_of_two_predictors_the_one_whose_rewards_are_equal_is_flat():
+    config = own(1.0).with_values({"train.entropy_coef": 0.1})
+    found = credit([group(two(1.0, 0.0), two(1.0, 1.0))], config)
+    assert [(row.call.predictor, row.flat) for row in found.rows] == [("first", True), ("second", False)] * 2
+    assert by_predictor(found) == {"first": [0.0, 0.0], "second": [-1.0, 1.0]}
+    assert found.flat_groups == 0
+
+
+def test_a_row_of_no_advantage_in_a_group_with_signal_is_not_flat():
+    found = credit([group(rollout(0.0), rollout(0.5), rollout(1.0))], CONFIG)
+    assert [(row.advantage == 0, row.flat) for row in found.rows] == [(False, False), (True, False), (False, False)]
+
+
+GREEDY_CALL = call(7, predictor="first", temperature=0.0)
+
+
+@pytest.mark.parametrize("values", [{}, {"train.kl_coef": 0.1}])
+def test_greedy_calls_are_counted_and_give_no_rows(values):
+    mixed = [GREEDY_CALL, call(5, predictor="second")]
+    found = credit([group(rollout(1.0, calls=mixed), rollout(0.0, calls=mixed))], NO_EPS.with_values(values))
+    assert [(row.call.predictor, row.advantage) for row in found.rows] == [("second", 1.0), ("second", -1.0)]
+    assert (found.greedy, found.flat_groups) == ({"first": 2}, 0)
+    assert found.unlearned.startswith("calls at temperature 0 (of 'first') are not trained on")
+
+
+def test_a_group_of_greedy_calls_alone_is_in_the_mean_and_teaches_nothing():
+    found = credit([group(rollout(1.0, calls=[GREEDY_CALL]), rollout(0.0, calls=[GREEDY_CALL]))], CONFIG)
+    assert (found.rows, found.flat_groups, found.reward_mean, found.greedy) == ((), 1, 0.5, {"first": 2})
+
+
+def test_greedy_calls_of_a_predictor_that_is_not_trained_are_nothing_to_tell():
+    frozen = CONFIG.with_values({"predictors": {"first": "evolve"}})
+    found = credit([group(rollout(1.0, calls=[GREEDY_CALL]), rollout(0.0, calls=[call(5)]))], frozen)
+    assert (found.greedy, found.unlearned) == ({}, "")
 
 
 def two(first_score, second_score, **settings):

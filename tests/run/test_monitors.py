@@ -96,6 +96,24 @@ def test_cycles_without_a_better_score_are_counted_whatever_phase_found_it():
     assert stale == [1, 2, 0, 1, 2]
 
 
+def test_flat_batches_under_a_penalty_say_what_was_not_learned():
+    assert "nothing was learned:" in steps(*[{"flat": True, "updated": False}] * 3)[0].alarms[0]
+    watch, spoke = steps(*[{"flat": True, "updated": True}] * 3)
+    assert spoke[-1] == ["flat"] and "rewards taught nothing: raise rollout.temperature" in watch.alarms[0]
+
+
+def test_batches_that_are_flat_because_all_calls_are_greedy_say_so():
+    rollouts, _, report = numbers(updated=False)
+    credited = Credit((), 0.5, groups=2, flat_groups=2, greedy={"answer": 20})
+    (alarm,) = after_step(CONFIG.changed(flat_batches=1), Watch(), rollouts, credited, report)[1]
+    assert "calls at temperature 0 (of 'answer') are not trained on" in alarm.text
+    assert "raise rollout.temperature" not in alarm.text
+
+
+def test_too_little_entropy_names_the_bonus():
+    assert "set train.entropy_coef" in steps(*[{"entropy": 0.001}] * 2)[0].alarms[0]
+
+
 def test_all_that_was_said_is_kept():
     watch, _ = steps(*[{"failed_share": 0.6}] * 2)
     assert watch.alarms[0].startswith("format: more than 50% of the rollouts could not be parsed")

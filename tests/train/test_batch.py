@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fst_optimizer.errors import TrainingError
-from fst_optimizer.train.batch import make_batch, plan_microbatches, token_weights, trainable
+from fst_optimizer.train.batch import make_batch, plan_microbatches, signal_weights, token_weights, trainable
 from fst_optimizer.types import Call, TrainRow
 
 
@@ -137,3 +138,20 @@ def test_a_batch_moves_to_a_device_whole(make_rows: Callable[..., list[TrainRow]
     batch = make_batch(make_rows(), 0)
     moved = batch.to(torch.device("meta"))
     assert all(tensor.device.type == "meta" for tensor in vars(moved).values())
+
+
+@pytest.mark.parametrize("average", ["token", "rollout", "prompt", "constant"])
+def test_rows_of_flat_groups_change_no_weight_of_the_others(average: str) -> None:
+    signal = [row(1, 1), row(1, 3, rollout=1), row(1, 4, rollout=2, group=1)]
+    flat = [replace(row(1, 9), rollout=number, group=number, flat=True) for number in (3, 4)]
+    mixed = [flat[0], *signal, flat[1]]
+    assert signal_weights(mixed, average) == [0.0, *token_weights(signal, average), 0.0]
+    assert signal_weights(flat, average) == [0.0, 0.0]
+    # The penalties are means over all rows, by the same rule.
+    assert all(weight > 0 for weight in token_weights(mixed, average))
+
+
+def test_a_batch_has_both_shares_of_a_token() -> None:
+    batch = make_batch([row(1, 1), replace(row(1, 2), flat=True)], 0, [1.0, 0.0], [1 / 3, 1 / 3])
+    assert batch.weights_BT.tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert batch.penalty_weights_BT.flatten().tolist() == pytest.approx([0, 1 / 3, 0, 0, 1 / 3, 1 / 3])

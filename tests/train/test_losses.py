@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fst_optimizer.config.run import TrainConfig
-from fst_optimizer.train.losses import LOSSES, cispo, full_kl, grpo, kl_estimate
+from fst_optimizer.train.losses import LOSSES, cispo, full_kl, grpo, kl_estimate, token_entropy
 
 # Two rows of three tokens. Ratios pi_train / pi_sampler: 1, 1/2, 8 and 2, 1, 1.1.
 RATIOS_BT = torch.tensor([[1.0, 0.5, 8.0], [2.0, 1.0, 1.1]])
@@ -117,3 +117,35 @@ def test_full_kl_by_hand() -> None:
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert full_kl(logits_p, logits_q).item() == pytest.approx(expected, abs=1e-6)
     assert full_kl(logits_p, logits_p).item() == 0
+
+
+def test_token_entropy_by_hand() -> None:
+    # (1/2, 1/4, 1/4): 1/2 log 2 + 1/2 log 4 = 3/2 log 2. Uniform over 3: log 3. One sure token: nearly 0.
+    p_NV = torch.tensor([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3], [1 - 2e-9, 1e-9, 1e-9]])
+    assert token_entropy(p_NV.log()) == pytest.approx(torch.tensor([1.5 * math.log(2), math.log(3), 0.0]), abs=1e-6)
+
+
+def test_the_gradient_of_the_entropy_by_hand_and_by_autograd() -> None:
+    logits_NV = torch.tensor([[math.log(2), 0.0, 0.0], [3.0, -1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    weights_N = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    (ours,) = torch.autograd.grad((token_entropy(torch.log_softmax(logits_NV, -1)) * weights_N).sum(), logits_NV)
+    logprobs_NV = torch.log_softmax(logits_NV, -1)
+    plain_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    (reference,) = torch.autograd.grad((plain_N * weights_N).sum(), logits_NV)
+    assert torch.allclose(ours, reference, atol=1e-12)
+    # dH/dz = -p (log p + H). p = (1/2, 1/4, 1/4), H = 3/2 log 2: -(1/2)(1/2 log 2), (1/4)(1/2 log 2) twice.
+    assert ours[0].tolist() == pytest.approx([-0.25 * math.log(2), 0.125 * math.log(2), 0.125 * math.log(2)])
+    assert torch.autograd.gradcheck(token_entropy, torch.log_softmax(logits_NV, -1).detach().requires_grad_())
+
+
+def test_the_entropy_keeps_nothing_of_the_vocabularys_size_but_the_log_probs() -> None:
+    logprobs_NV = torch.log_softmax(torch.randn(4, 50, requires_grad=True), -1)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_entropy(logprobs_NV)
+    assert [tensor.data_ptr() for tensor in kept if tensor.numel() >= 50] == [logprobs_NV.data_ptr()]

@@ -18,6 +18,7 @@ from fst_optimizer.config.policy import LoraConfig
 from fst_optimizer.config.run import TrainConfig
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.model import lora
+from fst_optimizer.train import scoring
 from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import Batch, token_weights
 from fst_optimizer.train.losses import LOSSES
@@ -106,7 +107,9 @@ def test_ragged_microbatches_sum_to_the_big_batch(
     results = []
     for budget in (8192, 30):
         model = moved(make_model())
-        config = TrainConfig(loss=loss, average=average, microbatch_tokens=budget, kl_coef=0.1, max_grad_norm=None)
+        config = TrainConfig(
+            loss=loss, average=average, microbatch_tokens=budget, kl_coef=0.1, entropy_coef=0.1, max_grad_norm=None
+        )
         results.append(gradients_of_step(monkeypatch, Trainer(model, 0, config), model, rows))
     (whole, whole_report), (split, split_report) = results
     assert all((whole[name] - split[name]).abs().max() <= 1e-6 for name in whole)
@@ -161,6 +164,85 @@ def test_the_prompt_averages_gradient_is_a_mean_of_group_means(
     for field in ("entropy", "kl", "ratio_mean", "clipped_share", "advantage_delta", "tokens"):
         assert getattr(report, field) == pytest.approx(getattr(token_report, field), rel=1e-5)
     assert report.loss != pytest.approx(token_report.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("average", ["token", "rollout", "prompt"])
+def test_flat_rows_leave_the_policy_gradient_as_it_is_without_them(
+    model: PeftModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, loss: str, average: str
+) -> None:
+    trainer = Trainer(moved(model), 0, TrainConfig(loss=loss, average=average, max_grad_norm=None))
+    rows = make_rows(6)
+    flat = [
+        replace(row, advantage=0.0, rollout=row.rollout + 10, group=row.group + 10, flat=True)
+        for row in make_rows(5, seed=3)
+    ]
+    alone, alone_report = gradients_of_step(monkeypatch, trainer, model, rows)
+    mixed, mixed_report = gradients_of_step(monkeypatch, trainer, model, [*flat[:2], *rows, *flat[2:]])
+    assert max(gradient.abs().max() for gradient in alone.values()) > 1e-3
+    assert all(torch.allclose(alone[name], mixed[name], atol=1e-6) for name in alone)
+    assert mixed_report.loss == pytest.approx(alone_report.loss, abs=1e-6)
+    assert mixed_report.advantage_delta == pytest.approx(alone_report.advantage_delta, rel=1e-4)
+    assert mixed_report.tokens == sum(len(row.call.completion_ids) for row in (*rows, *flat))
+
+
+def slow_entropies(model: PeftModel, row: TrainRow) -> torch.Tensor:
+    """The reference: one row, no padding, all logits, plain autograd."""
+    ids = torch.tensor([[*row.call.prompt_ids, *row.call.completion_ids]])
+    logits = model(input_ids=ids).logits[0, len(row.call.prompt_ids) - 1 : -1] / (row.call.temperature or 1.0)
+    logprobs = torch.log_softmax(logits, -1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+@pytest.mark.parametrize("chunk", [2**25, 64 * 3])
+@pytest.mark.parametrize("budget", [8192, 30])
+def test_the_gradient_of_the_entropy_bonus_equals_a_plain_one(
+    model: PeftModel,
+    moved: Moved,
+    make_rows: MakeRows,
+    slow_logprobs: SlowLogprobs,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: int,
+    chunk: int,
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk)
+    config = TrainConfig(entropy_coef=0.3, kl_coef=0.1, max_grad_norm=None, microbatch_tokens=budget)
+    trainer = Trainer(moved(model), 0, config)
+    rows = [replace(row, flat=row.group == 1, advantage=row.advantage * (row.group != 1)) for row in make_rows(9)]
+    tokens = sum(len(row.call.completion_ids) for row in rows)
+    with_signal = sum(len(row.call.completion_ids) for row in rows if not row.flat)
+    assert 0 < with_signal < tokens
+    expected_loss, entropy = torch.zeros(()), 0.0
+    for row in rows:
+        logprobs_T, entropies_T = slow_logprobs(model, row), slow_entropies(model, row)
+        with torch.no_grad(), lora.active_adapter(model, None):
+            base_T = slow_logprobs(model, row)
+        ratio_T = (logprobs_T.detach() - torch.tensor(row.call.logprobs)).exp().clamp(max=4.0)
+        kl_T = (base_T - logprobs_T).exp() - 1 - (base_T - logprobs_T)
+        expected_loss = expected_loss - (ratio_T * row.advantage * logprobs_T).sum() / with_signal
+        expected_loss = expected_loss + (0.1 * kl_T - 0.3 * entropies_T).sum() / tokens
+        entropy += entropies_T.sum().item() / tokens
+    parameters = lora.trained_parameters(model)
+    expected = dict(zip(parameters, torch.autograd.grad(expected_loss, list(parameters.values())), strict=True))
+    gradients, report = gradients_of_step(monkeypatch, trainer, model, rows)
+    assert report.loss == pytest.approx(expected_loss.item(), abs=1e-5)
+    assert report.entropy == pytest.approx(entropy, rel=1e-5)
+    assert all(torch.allclose(gradients[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_the_entropy_bonus_makes_answers_vary_and_the_penalty_pulls_back_in_flat_groups(
+    make_model: MakeModel, moved: Moved, make_rows: MakeRows
+) -> None:
+    rows = [replace(row, advantage=0.0, flat=True) for row in make_rows()]
+
+    def after(**values: float) -> list[StepReport]:
+        trainer = Trainer(moved(make_model()), 0, TrainConfig(lr=1e-2, warmup_steps=0, **values))  # type: ignore[arg-type]
+        return [trainer.step(rows) for _ in range(5)]
+
+    freed, pulled = after(entropy_coef=1.0), after(kl_coef=1.0)
+    assert freed[-1].entropy > freed[0].entropy + 0.01
+    assert pulled[-1].kl < pulled[0].kl  # type: ignore[operator]
+    assert all(report.updated and report.advantage_delta == 0 for report in (*freed, *pulled))
 
 
 def test_dr_grpos_divisor_is_the_constant_given(make_model: MakeModel, make_rows: MakeRows) -> None:
@@ -388,7 +470,10 @@ def test_two_trainers_in_one_process_do_not_disturb_each_other(make_model: MakeM
 def test_the_shares_of_two_processes_sum_to_the_whole(
     make_model: MakeModel, moved: Moved, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, average: str
 ) -> None:
-    rows, config = make_rows(9), TrainConfig(microbatch_tokens=40, max_grad_norm=None, average=average, kl_coef=0.1)
+    rows, config = (
+        make_rows(9),
+        TrainConfig(microbatch_tokens=40, max_grad_norm=None, average=average, kl_coef=0.1, entropy_coef=0.1),
+    )
     model = moved(make_model())
     whole, whole_report = gradients_of_step(monkeypatch, Trainer(model, 0, config), model, rows)
     # Instead of summing over processes, keep each one's share and sum here.
