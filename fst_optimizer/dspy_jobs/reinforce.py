@@ -53,9 +53,11 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         super().__init__(lm=lm, train_kwargs=train_kwargs)
         self.policy = policy_to_train(lm, "reinforce")
         self.settings = ReinforceSettings.read(train_kwargs)
-        self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0, "greedy": 0}
+        self.counts = {"matched": 0, "tokenized": 0, "groups": 0, "flat_groups": 0}
         """Completions trained on by the tokens that were sampled, and by tokens made from their text; groups seen, and
-        those of equal rewards, which give no gradient; completions left out, as they were decoded greedily."""
+        those of equal rewards, which give no gradient."""
+        self.greedy = 0
+        """Completions left out, as they were decoded greedily."""
         self.report: StepReport | None = None
         """What the last step did."""
         self.version = lm.version
@@ -159,12 +161,12 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         return rows
 
     def _leave_out_greedy(self) -> None:
-        if not self.counts["greedy"]:
+        if not self.greedy:
             logger.warning(
                 "completions at temperature 0 are not trained on, as nothing was sampled in them: take temperature=0 "
                 "out of the settings of the predictor or its LM, so that train_kwargs['temperature'] holds"
             )
-        self.counts["greedy"] += 1
+        self.greedy += 1
 
     def _count(self, matched: int, tokenized: int) -> None:
         if tokenized and not matched and not self.counts["matched"] and not self.counts["tokenized"]:
