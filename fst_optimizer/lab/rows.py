@@ -150,7 +150,7 @@ def gathered(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     rows = []
     for one in comparisons:
-        rows += one["rows"]
+        rows += [row for row in one["rows"] if row not in rows]  # several kinds share a run that reads no feedback
         for row in one["rows"]:
             by_method = settings.setdefault(row["family"], {})
             by_method.setdefault(row["method"], own_settings(one["settings"][row["method"]]))

@@ -7,13 +7,16 @@ import sys
 import dspy
 import pytest
 
-from fst_optimizer.evolve.reflect import ExtractiveReflector
+from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
 from fst_optimizer.lab import plan
 from fst_optimizer.lab.cells import comparison_jobs
 from fst_optimizer.lab.compare import read_run
-from fst_optimizer.lab.dspy_methods import ANCHOR, RunCounter, entry_of, proposer, score_in_feedback
+from fst_optimizer.lab.dspy_methods import ANCHOR, RunCounter, entry_of, gepa, proposer, score_in_feedback
 from fst_optimizer.lab.methods import DSPY_METHODS, parse_methods
 from fst_optimizer.task_run import Sizes
+from fst_optimizer.testing import chat_answer
+from helpers.toy import RULE, TRAIN, Reflection, metric, student_of
 
 pytestmark = pytest.mark.slow  # the letters model really learns
 
@@ -67,8 +70,38 @@ def test_gepas_entries_keep_score_and_words_apart():
     assert (entry["Score"], entry["Metric Feedback"]) == (0.25, "Sort the letters.")
     unparsed = entry_of({"Inputs": {}, "Generated Outputs": "?", "Feedback": "Your output failed to parse."})
     assert (unparsed["Score"], unparsed["Metric Feedback"]) == (0.0, "")
+    assert unparsed["Feedback"] == "Your output failed to parse."
+    scored = entry_of({**given, "Feedback": "[0.250000]\n"})
+    assert scored["Feedback"] == "This response got a score of 0.25."  # as our own reflector's entries say it
     proposed = proposer(ExtractiveReflector())({"first": "Answer."}, {"first": [given, given]}, ["first"])
     assert proposed == {"first": "Answer. Sort the letters."}
+
+
+def entries(score):
+    return {"first": [{"Inputs": {"question": "q"}, "Generated Outputs": {}, "Feedback": f"[{score:.6f}]\nNo."}]}
+
+
+def test_a_reflection_lm_is_asked_where_something_fails_and_no_more_than_the_cap():
+    lm = Reflection()
+    propose = proposer(LMReflector(lm), most=2)
+    right = propose({"first": "Answer."}, entries(1.0), ["first"])
+    assert (right, lm.calls) == ({"first": "Answer."}, 0)
+    first, second, third = (propose({"first": "Answer."}, entries(0.0), ["first"]) for _ in range(3))
+    assert first == {"first": f"Answer. {RULE} (1)"} and second == {"first": f"Answer. {RULE} (2)"}
+    assert (third, lm.calls) == ({"first": "Answer."}, 2)
+
+
+def test_gepa_stops_once_its_reflections_are_used_up(scripted):
+    policy = scripted(lambda prompt, request: chat_answer(middle="wrong", answer="wrong"))
+    values = {"fast.reflection_calls": 3, "fast.minibatch": 2, "rollout.num_threads": 2}
+    config, reflector = FSTConfig().with_values(values), LMReflector(Reflection())
+    program = student_of(policy)
+    counter = RunCounter(type(program))
+    with dspy.context(callbacks=[counter], adapter=dspy.ChatAdapter(use_json_adapter_fallback=False), lm=policy.lm):
+        gepa(metric, 400, config, reflector).compile(program, trainset=TRAIN, valset=TRAIN)
+    assert reflector.calls == 3
+    # The seed on six examples, and for each reflection its parent's minibatch and its child's: nothing gets better.
+    assert counter.count == 6 + 3 * (2 + 2)
 
 
 def test_they_run_on_the_in_process_engine_alone():

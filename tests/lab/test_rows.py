@@ -74,6 +74,17 @@ def test_commands_of_several_tasks_are_one():
     assert gathered([one, one])["command"] == "fst lab compare a b"
 
 
+def test_a_run_that_serves_several_kinds_is_kept_once():
+    def compared(kind):
+        shared = {"family": "letters", "method": "rl", "kind": "told", "commit": None}
+        own = {"family": "letters", "method": "fst", "kind": kind, "commit": None}
+        settings = {"rl": {}, "fst": {}}
+        return {"command": "c", "versions": {}, "model": "m", "settings": settings, "rows": [own, shared]}
+
+    rows = gathered([compared("told"), compared("shown")])["rows"]
+    assert [(row["method"], row["kind"]) for row in rows] == [("fst", "told"), ("rl", "told"), ("fst", "shown")]
+
+
 def test_a_folder_without_rows_is_refused_and_so_are_two_of_one_name(fabricated, tmp_path):
     root, runs = fabricated
     with pytest.raises(UserError, match=r"no JSON file with rows and no compare\.json: make one with fst lab compare"):
