@@ -4,6 +4,7 @@ A rule is a tuple of one or more operation names, applied from left to right: `(
 """
 
 import hashlib
+import random
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import permutations, product
@@ -268,6 +269,12 @@ def sentence(rule: Rule, phrases: tuple[int, ...] | None = None, chain: int = 0)
         return " ".join(f"{text[0].upper()}{text[1:]}." for text in words)
     text = CHAINS[chain].format(*words)
     return text[0].upper() + text[1:]
+
+
+def random_sentence(rng: random.Random) -> str:
+    """What names some rule, withheld or not: of one operation or two, 40% each, or of three."""
+    count = rng.choices((1, 2, 3), (2, 2, 1))[0]
+    return sentence(tuple(rng.sample(list(OPERATIONS), count)))
 
 
 def trained_pairs() -> tuple[Rule, ...]:

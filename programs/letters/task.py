@@ -25,7 +25,18 @@ from fst_optimizer.task_kit import (
     split_kind,
 )
 
-from .rules import ALPHABET, OPERATIONS, READ, WRITTEN, Letters, Rule, apply, lengths_for, sentence, suits
+from .rules import (
+    ALPHABET,
+    OPERATIONS,
+    READ,
+    WRITTEN,
+    Letters,
+    Rule,
+    apply,
+    lengths_for,
+    sentence,
+    suits,
+)
 
 if TYPE_CHECKING:
     from fst_optimizer import FSTConfig
@@ -263,6 +274,13 @@ def config(variant: str | None = None) -> "FSTConfig":
     from fst_optimizer import FSTConfig
 
     return FSTConfig().with_values({"train.lr": 2e-3, "budget.max_cycles": 5})
+
+
+def reflection_lm(variant: str | None = None) -> dspy.LM | None:
+    """Who writes instructions: an LM that draws sentences where the feedback says nothing but the score."""
+    from fst_optimizer.evolve.task_lms import random_sentences
+
+    return random_sentences("letters", random_sentence) if split_kind(variant)[1] == "scored" else None
 
 
 def model() -> str:

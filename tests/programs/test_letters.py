@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -501,3 +501,16 @@ def test_sampled_answers_under_the_seed_instruction_vary(shipped: tuple[Any, Any
     rows = pretrain.run_variant(model, tokenizer, pipeline, [letters] * 16, named=False, temperature=1.0)
     scores, _, _ = pretrain.score_variant(pipeline, rows)
     assert len(set(scores)) > 1
+
+
+def test_random_sentences_are_of_the_grammar_and_may_name_any_rule() -> None:
+    known = {rules.sentence(rule) for size in (1, 2, 3) for rule in permutations(rules.OPERATIONS, size)}
+    rng = random.Random(0)
+    drawn = [rules.random_sentence(rng) for _ in range(2000)]
+    assert known.issuperset(drawn)
+    assert any(rules.sentence(rule) in drawn for rule in rules.WITHHELD)  # scores alone must be able to lead there
+
+
+def test_the_kind_of_feedback_says_who_writes_instructions() -> None:
+    assert task.reflection_lm() is task.reflection_lm("sort-rotate") is task.reflection_lm("pipeline+told") is None
+    assert task.reflection_lm("sort-rotate+scored").model == "hosted_vllm/letters-random-sentences"
