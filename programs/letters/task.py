@@ -34,6 +34,7 @@ from .rules import (
     Rule,
     apply,
     lengths_for,
+    random_sentence,
     sentence,
     suits,
 )
