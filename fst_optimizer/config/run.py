@@ -139,16 +139,6 @@ class TrainConfig(Section, section="train"):
     max_bad_steps: int = Field(default=3, ge=1)
     """Non-finite losses or gradients in a row after which the run stops."""
 
-    @property
-    def scales(self) -> bool:
-        """Whether advantages are divided by their group's standard deviation."""
-        return self.loss != "dr_grpo" if self.scale_advantages is None else self.scale_advantages
-
-    @property
-    def trains_flat(self) -> bool:
-        """Whether groups of equal rewards are trained on, for what does not come from rewards."""
-        return self.kl_coef > 0 or self.entropy_coef > 0
-
 
 class EvalConfig(Section, section="eval"):
     """How (candidate, policy version) pairs are compared on the validation set."""

@@ -18,7 +18,7 @@ from fst_optimizer.dspy_jobs.settings import ReinforceSettings
 from fst_optimizer.dspy_jobs.weights import load, publish_next, tensors_at
 from fst_optimizer.errors import UserError
 from fst_optimizer.policy.lm import policy_to_train
-from fst_optimizer.rollout.credit import advantages
+from fst_optimizer.rollout.credit import advantages, scales, trains_flat
 from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:
@@ -133,11 +133,11 @@ class PolicyReinforceJob(ReinforceJob):  # type: ignore[misc]
         seen: Counter[tuple[tuple[int, ...], str]] = Counter()
         end_id = end_of_turn(self.policy)
         for place, group in enumerate(groups):
-            shares = advantages([one.reward for one in group], train.advantage_eps, scale=train.scales)
+            shares = advantages([one.reward for one in group], train.advantage_eps, scale=scales(train))
             flat = not any(shares)
             self.counts["groups"] += 1
             self.counts["flat_groups"] += flat
-            if flat and not train.trains_flat:
+            if flat and not trains_flat(train):
                 continue
             for index, (one, share) in enumerate(zip(group, shares, strict=True)):
                 prompt_ids = self.policy.encode_chat(one.messages)

@@ -54,6 +54,16 @@ def is_flat(rewards: Sequence[float]) -> bool:
     return not rewards or math.isclose(max(rewards), min(rewards), rel_tol=FLAT_RELATIVE, abs_tol=FLAT_ABSOLUTE)
 
 
+def scales(config: TrainConfig) -> bool:
+    """Whether advantages are divided by their group's standard deviation."""
+    return config.loss != "dr_grpo" if config.scale_advantages is None else config.scale_advantages
+
+
+def trains_flat(config: TrainConfig) -> bool:
+    """Whether flat groups are trained on, for what does not come from rewards."""
+    return config.kl_coef > 0 or config.entropy_coef > 0
+
+
 def advantages(rewards: Sequence[float], eps: float = 1e-4, *, scale: bool = True) -> tuple[float, ...]:
     """Reward minus the group's mean, over its standard deviation plus eps. Length G in, length G out.
 
@@ -100,7 +110,7 @@ def credit(groups: Sequence[Group], config: FSTConfig) -> Credit:
         own = [
             TrainRow(call, shares[call.predictor][place], number + place, group_number, flat=not signal[call.predictor])
             for place, call in calls
-            if call.temperature and (signal[call.predictor] or config.train.trains_flat)
+            if call.temperature and (signal[call.predictor] or trains_flat(config.train))
         ]
         flat += all(row.flat for row in own)
         number += len(members) if own else 0
@@ -118,7 +128,7 @@ def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainC
     """
     names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
     if config.credit == "rollout":
-        whole = dict(enumerate(advantages(rewards, config.advantage_eps, scale=config.scales)))
+        whole = dict(enumerate(advantages(rewards, config.advantage_eps, scale=scales(config))))
         return dict.fromkeys(names, whole)
     found = {}
     for name in names:
@@ -128,6 +138,6 @@ def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainC
             for place, rollout in enumerate(members)
             if any(call.predictor == name for call in rollout.calls)
         }
-        given = advantages(list(earned.values()), config.advantage_eps, scale=config.scales)
+        given = advantages(list(earned.values()), config.advantage_eps, scale=scales(config))
         found[name] = dict(zip(earned, given, strict=True))
     return found

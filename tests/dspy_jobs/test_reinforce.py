@@ -128,6 +128,29 @@ def test_flat_groups_change_nothing(policy, trained):
     assert job.counts == {"matched": 0, "tokenized": 0, "groups": 2, "flat_groups": 2}
 
 
+@pytest.mark.parametrize("values", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}])
+def test_a_penalty_or_a_bonus_acts_on_flat_groups(policy, trained, values):
+    job = policy.lm.reinforce(KWARGS | values)
+    job.step([group([("a", 1.0), ("b", 1.0)])])
+    assert [(row.advantage, row.flat) for row in trained[0]] == [(0.0, True)] * 2
+    assert job.report.updated and job.counts["flat_groups"] == 1
+
+
+def test_dr_grpo_does_not_divide_by_the_groups_spread(policy, trained):
+    job = policy.lm.reinforce(KWARGS | {"loss": "dr_grpo"})
+    job.step([group([("a", 1.0), ("b", 0.5)])])
+    assert [row.advantage for row in trained[0]] == [0.25, -0.25]
+
+
+def test_greedy_completions_are_left_out_and_told_of_once(policy, trained, caplog):
+    job = policy.lm.reinforce(KWARGS)
+    greedy, sampled = ask(policy, temperature=0.0)[0], ask(policy)[0]
+    job.step([group([(greedy, 1.0), (sampled, 0.0)]), group([(sampled, 1.0), (greedy, 0.0)])])
+    assert {row.call.temperature for row in trained[0]} == {1.0}
+    assert (job.greedy, len(trained[0])) in ((1, 3), (2, 2))  # a text that comes again may be matched once only
+    assert sum("temperature 0 are not trained on" in one.getMessage() for one in caplog.records) == 1
+
+
 def test_a_step_raises_the_probability_of_what_was_rewarded_and_publishes_the_next_version(policy, trained):
     job = policy.lm.reinforce(KWARGS)
     texts = ask(policy, 2)
