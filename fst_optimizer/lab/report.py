@@ -22,8 +22,9 @@ NOTE = Path(__file__).with_name("how_to_read.md")
 """The section of the page that explains its numbers."""
 FIGURES = "figures"
 COMPARE = (
-    "fst lab compare TASK:RULE+KIND ... --methods fst,fst+k1,once,sequential,rl,gepa,sft,dspy-together "
-    "--max-rollouts 4000 --out runs/table\nfst lab report runs/table --keep docs/results --out docs/results.md"
+    "fst lab compare TASK:RULE ... --kinds told,shown,scored --seeds each --max-rollouts 4000 --val-size 64 "
+    "--test-size 256 --methods fst,fst+k1,once,sequential,rl,gepa,sft,dspy-together --out runs/table\n"
+    "fst lab report runs/table --keep docs/results --out docs/results.md"
 )
 """What the page names where it has no comparison."""
 

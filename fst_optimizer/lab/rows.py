@@ -88,13 +88,17 @@ def run_row(run: ComparedRun) -> dict[str, Any]:
 
 def start_of(recorded: Mapping[str, Any]) -> str:
     """What all methods of a comparison share at the start, as one short code: the policy's weights and the data."""
-    data = {split: (found or {}).get("sha256") for split, found in recorded["data"].items()}
+    data = {split: found.get("inputs", found["sha256"]) for split, found in recorded["data"].items() if found}
     text = json.dumps([recorded["policy"].get("fingerprint"), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def rounded(value: Any) -> Any:
-    """A number as it is kept; anything else as it is."""
+    """Numbers as they are kept, inside lists and objects too; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {name: rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
     return round(value, DIGITS) if isinstance(value, float) else value
 
 
@@ -122,7 +126,11 @@ def find_kept(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        own = {path.stem: data for path in sorted(folder.glob("*.json")) if has_rows(data := read_json(path))}
+        own = {
+            path.stem: {**data, "rows": rounded(data["rows"])}
+            for path in sorted(folder.glob("*.json"))
+            if has_rows(data := read_json(path))
+        }
         own.pop("compare", None)
         paths = [path for path in (folder / "compare.json", *sorted(folder.glob("*/compare.json"))) if path.exists()]
         if paths:

@@ -43,7 +43,7 @@ SECTIONS = (
         "Test scores of four programs a run: base or trained weights, under the seed instruction or the learned one. "
         "`interaction` is what both bring together beyond the sum of what each brings alone.",
         values=("base", "prompt", "weights", "both", "interaction"),
-        command="fst lab decompose RUN... --out runs/decompose",
+        command="fst lab decompose --runs runs/table --out runs/decompose",
     ),
     Section(
         "drift",
@@ -53,7 +53,7 @@ SECTIONS = (
         by=("family", "role", "kind", "method"),
         values=("score", "kl"),
         along="rollouts",
-        command="fst lab drift RUN... --out runs/drift",
+        command="fst lab drift --runs runs/table --out runs/drift",
     ),
     Section(
         "plasticity",
@@ -62,7 +62,7 @@ SECTIONS = (
         "height of the learning curve.",
         by=("family", "kind", "start"),
         values=("test_score_after", "val_score_after", "area", "kl_to_base"),
-        command="fst lab plasticity TASK --from RUN --out runs/plasticity",
+        command="fst lab plasticity --from RUN ... --to TASK --out runs/plasticity",
     ),
     Section(
         "stream",

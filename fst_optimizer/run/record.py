@@ -56,9 +56,10 @@ GIVEN = "instructions_given"
 MAY_MOVE = (
     *("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype"),
     *("config.run", "config.monitors", "config.fast.on_reflection_failure", "config.rollout.num_threads"),
+    *("data.train.inputs", "data.val.inputs", "data.test.inputs"),
 )
-"""What a resumed run may have otherwise: the model's folder may have moved, engines are interchangeable, and some
-settings do not change what is learned."""
+"""What a resumed run may have otherwise: the model's folder may have moved, engines are interchangeable, some
+settings do not change what is learned, and what examples ask is in the hash of all of their fields."""
 
 
 def describe_run(
@@ -175,10 +176,15 @@ def total_cost_usd(config: FSTConfig, state: State) -> float | None:
 
 
 def digest(items: Sequence[Item]) -> dict[str, Any]:
-    """How many examples, and a hash of all their fields in order."""
+    """How many examples, a hash of all their fields in order, and one of what they ask alone.
+
+    Tasks that differ in feedback have the same `inputs`, though a field may say which of them an example is of.
+    """
+    asked = "".join(fingerprint(item.example) for item in items)
     fields = [sorted(item.example.toDict().items()) for item in items]
-    joined = "".join(fingerprint(item.example) for item in items) + json.dumps(fields, default=repr)
-    return {"examples": len(items), "sha256": hashlib.sha256(joined.encode()).hexdigest()}
+    joined = asked + json.dumps(fields, default=repr)
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in (("sha256", joined), ("inputs", asked))}
+    return {"examples": len(items), **hashes}
 
 
 def run_id(files: RunFiles) -> str | None:

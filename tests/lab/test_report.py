@@ -134,7 +134,7 @@ def test_methods_that_started_elsewhere_are_told_of(written):
 def test_parts_that_were_not_run_are_named_with_their_command(written):
     text = written(drift=kept([]))
     assert text.count("Not run yet") == 10
-    assert "fst lab compare TASK:RULE+KIND" in section(text, "In short")
+    assert "fst lab compare TASK:RULE" in section(text, "In short")
     assert "fst lab drift" in section(text, "Drift")
 
 

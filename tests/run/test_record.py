@@ -6,7 +6,7 @@ import pytest
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.run.record import changes, check_same_run, code_commit, describe_run, result_of
+from fst_optimizer.run.record import changes, check_same_run, code_commit, describe_run, digest, result_of
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.tally import FirstError, Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, items_of
@@ -58,6 +58,17 @@ def test_the_commit_of_a_checkout_is_told_and_whether_its_files_are_others(tmp_p
     assert not code_commit(package).endswith("+")
     (package / "a.py").write_text("b")
     assert code_commit(package).endswith("+")
+
+
+def test_examples_that_ask_the_same_have_the_same_inputs_whatever_else_they_say(describe):
+    kinds = [[dspy.Example(question="q", kind=kind).with_inputs("question")] for kind in ("told", "shown")]
+    one, other = (digest(items_of(examples, "train")) for examples in kinds)
+    assert one["inputs"] == other["inputs"] and one["sha256"] != other["sha256"]
+    # A run of before has no hash of the inputs alone, and goes on.
+    now = describe()
+    before = json.loads(json.dumps(now))
+    del before["data"]["train"]["inputs"], before["data"]["val"]["inputs"]
+    assert changes(before, now) == []
 
 
 def test_another_commit_does_not_keep_a_run_from_being_resumed(describe):
