@@ -351,7 +351,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         state = warned(run, state)  # what the last checkpoint came too early for
         result = record.result_of(given.config, given.task, state, run.metrics.time_s, test_score)
         sums = {path.name: checksum(path) for path in (run.files.program, run.files.config)}
-        result["files"] = {**run.saver.adapter_checksums(version), **sums}
+        result["files"] = {**run.saver.adapter_checksums(version, *state.kept.values()), **sums}
         write_json(run.files.result, result)
         run.saver.finish()
         compiled.detailed_results = compile_result(run.files, result, state, compiled)

@@ -74,6 +74,7 @@ def leaves_evaluation(state: State) -> bool:
 def next_cycle(config: FSTConfig, state: State) -> State:
     """The state before the next cycle, or the run's last one."""
     state = replace(state, cycle=state.cycle + 1, batch=state.batch + config.train.steps_per_cycle, phase=0)
+    state = replace(state, kept=kept_versions(state, config.run.keep_versions))
     budget = config.budget
     if state.ended:
         return state
@@ -86,6 +87,21 @@ def next_cycle(config: FSTConfig, state: State) -> State:
     if not has_fast_round(config, state) and not has_slow_steps(config, state):
         return replace(state, ended="budget", cap="max_rollouts")
     return state
+
+
+def kept_versions(state: State, most: int) -> dict[int, int]:
+    """The ends of cycles whose versions are kept, now that a cycle is done: at most `most`, and the last one.
+
+    They lie 1, 2, 4, ... cycles apart: the distance doubles where there would be more, so that none is missed that was
+    removed before.
+    """
+    if not most:
+        return {}
+    apart = 1
+    while state.cycle // apart > most:
+        apart *= 2
+    ends = {**state.kept, state.cycle: state.policy_version}
+    return {cycle: version for cycle, version in ends.items() if cycle % apart == 0 or cycle == state.cycle}
 
 
 def next_batches(trainset: Sequence[Item], config: FSTConfig, first: int) -> list[tuple[Item, ...]]:

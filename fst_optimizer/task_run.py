@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
-from fst_optimizer.config.policy import ENGINES
+from fst_optimizer.config.policy import ENGINES, LoraConfig
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.evolve.reflection_lm import EXTRACTIVE, POLICY, check_lm, check_lm_name, named_lm, recorded_name
-from fst_optimizer.finished.load import KEY_VARIABLE, load_policy
+from fst_optimizer.finished.load import KEY_VARIABLE, begin_at, load_policy, origin_of, read_finished
 from fst_optimizer.finished.recorded import base_of, check_url, config_of, recorded_policy, recorded_size, settings_kept
 from fst_optimizer.model.load import model_place, path_to_say
 from fst_optimizer.run.record import GIVEN
@@ -75,6 +75,8 @@ class RunRequest:
     """Resume although something is not as it was."""
     instructions: Path | None = None
     """A JSON file of {predictor: text}: what the program starts from. None: those of the run to resume, or its own."""
+    start_from: Path | None = None
+    """A finished run whose weights this one begins with. None: the base's, or as the run to resume began."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     given = given_settings(request)
     path = RunFiles(request.run_dir).config
     if not request.resume or not path.exists():
-        settings = settled(base_config(task.config(), request.auto), *given)
+        settings = with_start(settled(base_config(task.config(), request.auto), *given), request.start_from)
         return RunPlan(task, settings, request.sizes, None, given_instructions(request, task))
     recorded = config_of(path)
     before = settings_kept(read_settings(path), {name for layer in given for name in layer})
@@ -113,11 +115,43 @@ def plan_run(request: RunRequest) -> RunPlan:
                 f"the run to resume was started with {old}, not {new}: leave the {section} settings out, "
                 "or start another run"
             )
+    check_start(recorded["policy"].get("started_from"), request)
     made = recorded_policy(recorded, str(path))
     check_url(made, request.engine, request.url)
     base_of(made, request.model, task.model())
     texts = given_instructions(request, task, recorded)
     return RunPlan(task, settings, request.sizes.over(recorded), recorded, texts)
+
+
+def with_start(settings: Settings, start_from: Path | None) -> Settings:
+    """The settings, with the adapter's shape of the finished run that is begun from.
+
+    Raises:
+        UserError: that is no finished run, or another shape is asked for.
+    """
+    if start_from is None:
+        return settings
+    shape = read_finished(start_from).policy.lora
+    if settings.lora not in (LoraConfig(), shape):
+        raise UserError(
+            f"lora is {settings.lora}, and the run to start from, {str(start_from)!r}, has {shape}: leave the lora "
+            "settings out"
+        )
+    return replace(settings, lora=shape)
+
+
+def check_start(recorded: object, request: RunRequest) -> None:
+    """Raises UserError where the run to resume began with other weights than those that are named, or named none."""
+    if request.start_from is not None and origin_of(read_finished(request.start_from)) != recorded:
+        raise UserError(
+            f"--start-from is {str(request.start_from)!r}, and the run to resume began with other weights: leave it "
+            "out, or give another --run-dir"
+        )
+    if recorded and request.start_from is None and not check_run_dir(request.run_dir, resume=True):
+        raise UserError(
+            f"the run in {str(request.run_dir)!r} ended before its first checkpoint, and began with the weights of "
+            "another run: give that again (--start-from)"
+        )
 
 
 def given_settings(request: RunRequest) -> tuple[Mapping[str, Any], ...]:
@@ -259,14 +293,16 @@ def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = Non
     if engine == "vllm":
         config = settings.vllm.changed(log_file=settings.vllm.log_file or str(request.run_dir / "vllm.log"))
         vllm = {"url": request.url, "api_key": os.environ.get(KEY_VARIABLE), "vllm": config, "on_wait": on_wait}
-    if plan.recorded is not None:
+    if plan.recorded is not None and (request.start_from is None or check_run_dir(request.run_dir, resume=True)):
         files = RunFiles(request.run_dir)
         model = base_of(recorded_policy(plan.recorded, str(files.config)), request.model, plan.task.model())
-        return load_policy(files, plan.recorded, 0, model, engine, **vllm)
+        policy = load_policy(files, plan.recorded, 0, model, engine, **vllm)
+        policy.started_from = plan.recorded["policy"].get("started_from")
+        return policy
     place = request.model or plan.task.model()
     if place is None:
         raise UserError(f"model is None: the task {request.task!r} has no model of its own; give --model")
-    return Policy(
+    policy = Policy(
         place,
         engine=engine,
         lora=settings.lora,
@@ -274,3 +310,10 @@ def make_policy(request: RunRequest, plan: RunPlan, on_wait: OnWait | None = Non
         max_tokens=settings.policy.max_tokens,
         **vllm,
     )
+    if request.start_from is not None:
+        try:
+            begin_at(policy, read_finished(request.start_from))
+        except UserError:
+            policy.close()
+            raise
+    return policy

@@ -150,3 +150,20 @@ def test_the_anchor_is_drawn_from_what_the_cycle_trains_on():
     others = {schedule.draw_anchor(batches, config(), cycle) for cycle in range(8)}
     assert len(others) > 1
     assert len(schedule.draw_anchor(batches, config(**{"fast.anchor_size": 16}), 0)) == 6  # all there are
+
+
+def test_the_ends_of_cycles_that_are_kept_lie_ever_farther_apart():
+    kept, seen = {}, []
+    for cycle in range(1, 9):
+        now = state(cycle=cycle, policy_version=10 * cycle, kept=kept)
+        kept = schedule.kept_versions(now, 3)
+        seen.append(sorted(kept))
+        assert kept == {cycle: 10 * cycle for cycle in kept}
+    assert seen == [[1], [1, 2], [1, 2, 3], [2, 4], [2, 4, 5], [2, 4, 6], [2, 4, 6, 7], [4, 8]]
+    assert schedule.kept_versions(state(cycle=9, kept=kept), 0) == {}
+
+
+def test_the_next_cycle_keeps_what_the_settings_say():
+    done = state(cycle=1, policy_version=6, kept={1: 3})
+    assert schedule.next_cycle(config(**{"run.keep_versions": 2}), done).kept == {1: 3, 2: 6}
+    assert schedule.next_cycle(config(), done).kept == {}

@@ -27,6 +27,7 @@ def compile_command(
     max_cycles: options.MaxCycles = None,
     auto: options.Preset = None,
     config: options.ConfigFile = None,
+    start_from: options.StartFrom = None,
     sets: options.Sets = None,
     resume: options.Resume = False,
     allow_changes: options.AllowChanges = False,
@@ -67,6 +68,7 @@ def compile_command(
         sizes=Sizes(train_size, val_size, test_size),
         resume=resume,
         allow_changes=allow_changes,
+        start_from=start_from,
     )
     with user_errors(f"go on with: fst compile {task} --run-dir {run_dir} --resume"):
         from fst_optimizer.progress.display import shown

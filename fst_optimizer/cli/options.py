@@ -81,6 +81,15 @@ ValSize = Annotated[int | None, typer.Option(min=1, help="Use only this many val
 TestSize = Annotated[int | None, typer.Option(min=1, help="Use only this many test examples.")]
 
 
+StartFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--start-from",
+        metavar="RUN_DIR",
+        help="Begin with the weights of this finished run, of any task on the same base model, with a fresh optimizer "
+        "and the task's own instructions. [default: the base's weights]",
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(

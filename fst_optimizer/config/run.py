@@ -212,6 +212,9 @@ class RunConfig(Section, section="run"):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints that stay on disk, the last included, and up to four more until as many different weights are among
     them; the best pair's adapter always does."""
+    keep_versions: int = Field(default=0, ge=0)
+    """Ends of cycles whose adapters stay on disk besides, for `fst lab drift`: at most so many, evenly spread over the
+    run, and the last one. 0: none."""
     grace_s: float = Field(default=10.0, ge=0)
     """How long rollouts in flight may go on after Ctrl-C or SIGTERM, in seconds. A second Ctrl-C drops them."""
     dry_run: bool = True

@@ -24,7 +24,7 @@ from fst_optimizer.finished.recorded import (
     recorded_task,
     settings_kept,
 )
-from fst_optimizer.store.files import RunFiles, read_json
+from fst_optimizer.store.files import ADAPTER_TENSORS, RunFiles, checksum, read_json
 from fst_optimizer.store.guard import check_links
 from fst_optimizer.tasks import load_task
 from fst_optimizer.text import shown
@@ -168,6 +168,7 @@ def load(
     state = checked_state(saved, program, str(run_dir))
     model = base_of(run.policy, model, own_model)
     policy = load_policy(run.files, run.config, run.version, model, engine, **policy_settings)
+    policy.started_from = origin_of(run)
     own_lms = {name: predictor.lm for name, predictor in program.named_predictors()}
     program.load_state(state)
     for name, predictor in program.named_predictors():
@@ -303,6 +304,31 @@ def load_policy(
         policy.restore(version, load_adapter_tensors(files.adapter(version)))
         policy.move_lm(version)
     return policy
+
+
+def begin_at(policy: Policy, run: FinishedRun) -> None:
+    """Let a new policy begin with the weights of a finished run's best pair, as its version 1; those of the base are 0.
+
+    Raises:
+        UserError: the policy is on another base, or its adapter has another shape.
+    """
+    from fst_optimizer.model.load import check_fingerprint
+    from fst_optimizer.model.lora import load_adapter_tensors
+
+    check_fingerprint(policy.fingerprint, run.policy.to_dict(), policy.source)
+    policy.started_from = origin_of(run)
+    if run.adapter is not None:
+        policy.restore(1, load_adapter_tensors(run.adapter))
+        policy.move_lm(1)
+
+
+def origin_of(run: FinishedRun) -> dict[str, Any] | None:
+    """What a run says of the finished run whose weights it begins with, with their checksum. None: the base's."""
+    if run.adapter is None:
+        return None
+    weights = checksum(run.adapter / ADAPTER_TENSORS)
+    named = {name: run.result[name] for name in ("task", "method", "seed", "policy_version")}
+    return {**named, "run_id": run.config.get("run_id"), "adapter_sha256": weights}
 
 
 def kept_server_settings(files: RunFiles, given: Container[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ more than half of the way to its ceiling was measured. Without a bend no ceiling
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fst_optimizer.lab.curves import Curve
@@ -91,7 +91,7 @@ def with_interval(curve: Curve, seed: int = 0, resamples: int = RESAMPLES) -> di
     }
 
 
-def level_at(found: dict[str, Any], start: float, rollouts: float) -> float:
+def level_at(found: Mapping[str, Any], start: float, rollouts: float) -> float:
     """The fitted score after so many rollouts."""
     gain = (found["A"] - start) / (1 + (found["C_mid"] / rollouts) ** found["B"]) if rollouts else 0.0
     return float(start + gain)

@@ -16,10 +16,12 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.lab.methods import BASELINES, SFT, engine_of, parts_of, plain
 from fst_optimizer.program.texts import seed_texts
-from fst_optimizer.run.record import GIVEN
+from fst_optimizer.run.record import GIVEN, MAY_MOVE
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.task_run import RunPlan, RunRequest, Sizes, plan_run, reflection_lm_of, reflection_name
 
+MAY_DIFFER = tuple(f"{name.removeprefix('config.')}." for name in MAY_MOVE if name.startswith("config."))
+"""Settings that a finished run of a comparison may have otherwise: they do not change what is learned."""
 MANY_CYCLES = 100_000
 """The cap of rollouts ends a comparison's runs, not a number of cycles."""
 
@@ -53,6 +55,8 @@ class Job:
     """`NAME=VALUE` for this run, over the common ones."""
     instructions: Path | None = None
     """A JSON file of what the program starts from. None: its own."""
+    start_from: Path | None = None
+    """A finished run whose weights it begins with. None: the base's."""
 
     @property
     def label(self) -> str:
@@ -81,6 +85,7 @@ class Job:
             sets=(f"budget.max_rollouts={self.common.max_rollouts}", *self.common.sets, *self.sets),
             sizes=self.common.sizes,
             instructions=self.instructions,
+            start_from=self.start_from,
         )
 
     def command(self) -> list[str]:
@@ -95,6 +100,7 @@ class Job:
             ("--reflection-lm", request.reflection_lm),
             ("--instructions", request.instructions),
             ("--config", request.config_file),
+            ("--start-from", request.start_from),
             *((f"--{split}-size", size) for split, size in asdict(request.sizes).items()),
             *(("--set", pair) for pair in request.sets),
         ]
@@ -182,7 +188,7 @@ def _check_same(job: Job, plan: RunPlan, reflection_lm: str | None) -> None:
     other = [
         f"{name} {before.get(name)!r}, not {now.get(name)!r}"
         for name in {**before, **now}
-        if before.get(name) != now.get(name)
+        if before.get(name) != now.get(name) and not f"{name}.".startswith(MAY_DIFFER)
     ]
     if other:
         raise UserError(f"{job.folder} holds another run ({'; '.join(other)}): give another --out")

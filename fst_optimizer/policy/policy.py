@@ -146,6 +146,8 @@ class Policy(PolicyFace):
         )
         self.zero_adapter = adapters.zeroed(self.model)
         """The untrained adapter, which adds nothing to the base."""
+        self.started_from: Mapping[str, Any] | None = None
+        """The finished run whose weights training begins with, in plain words. None: none."""
         self.trust_remote_code = trust_remote_code
         self.quantization = quantization
         self.vllm = vllm
@@ -220,6 +222,7 @@ class Policy(PolicyFace):
         if max_rank is not None and wanted.rank > max_rank:
             raise UserError(f"lora.rank is {wanted.rank}: this policy's vLLM server was started for at most {max_rank}")
         self.lora = wanted
+        self.started_from = None
         self.seed = self.seed if seed is None else seed
         for version in sorted(self._tensors):
             self.engine.retire(version)

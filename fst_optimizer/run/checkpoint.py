@@ -117,7 +117,8 @@ def commit(
     _write_trainer(folder, trainer)
     known = {name: value for name, value in (checksums or {}).items() if name.startswith("policy/")}
     sums = {}
-    for path in (place / name for place in (*map(files.policy, versions), folder) for name in OWN_FILES):
+    kept = sorted({*versions, *state.kept.values()})
+    for path in (place / name for place in (*map(files.policy, kept), folder) for name in OWN_FILES):
         if path.exists():
             relative = path.relative_to(files.root).as_posix()
             sums[relative] = known.get(relative) or checksum(path)
@@ -179,7 +180,8 @@ def last_whole(files: RunFiles, run_id: str | None = None) -> Checkpoint:
         if content is None:
             continue
         found = Checkpoint.from_json(content)
-        damaged = [name for name in found.checksums if not _whole(files, name, found.checksums[name])]
+        needed = _needed(files, found)
+        damaged = [name for name in needed if not _whole(files, name, found.checksums[name])]
         if not damaged:
             if problems:
                 logger.warning("%s; going on from %s", "; ".join(problems), content["checkpoint"])
@@ -198,6 +200,13 @@ def last_whole(files: RunFiles, run_id: str | None = None) -> Checkpoint:
         )
         return found
     raise UserError(f"run_dir {str(files.root)!r} has no checkpoint that is whole: " + "; ".join(problems))
+
+
+def _needed(files: RunFiles, found: Checkpoint) -> list[str]:
+    """The files that a resume needs: not the adapters that are kept for `fst lab drift` alone."""
+    state = found.state
+    spare = {files.policy(v).name for v in set(state.kept.values()) - {state.policy_version, state.best.policy_version}}
+    return [name for name in found.checksums if Path(name).parent.name not in spare]
 
 
 def _read(path: Path, run_id: str | None, problems: list[str]) -> dict[str, Any] | None:

@@ -54,7 +54,8 @@ GIVEN = "instructions_given"
 """In `program` of a `config.json`: true where the run's instructions are not the task's own."""
 
 MAY_MOVE = (
-    *("policy.model", "policy.engine", "policy.start_version", "policy.url", "policy.vllm", "policy.dtype"),
+    *("policy.model", "policy.engine", "policy.start_version", "policy.started_from", "policy.url", "policy.vllm"),
+    "policy.dtype",
     *("config.run", "config.monitors", "config.fast.on_reflection_failure", "config.rollout.num_threads"),
     *("data.train.inputs", "data.val.inputs", "data.test.inputs"),
 )
@@ -90,6 +91,7 @@ def describe_run(
             "max_tokens": policy.max_tokens,
             "chat_template_args": policy.chat_template_args,
             "start_version": start_version,
+            "started_from": policy.started_from,
         },
         "data": {
             "train": digest(trainset),
@@ -97,7 +99,7 @@ def describe_run(
             "test": None if testset is None else digest(testset),
         },
         "teachers": [{"texts": dict(one.candidate.texts), "version": one.version} for one in teachers],
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "commit": code_commit(),
     }
 
@@ -201,20 +203,39 @@ def check_files(files: RunFiles, result: Mapping[str, Any]) -> None:
     """
     if "files" not in result:
         return
-    recorded = result["files"] if isinstance(result["files"], Mapping) else {}
     version = result.get("policy_version")
-    adapter = [files.adapter(version) / name for name in (ADAPTER_CONFIG, ADAPTER_TENSORS)] if version else []
-    config = [files.config] if files.config.name in recorded else []  # not in every version
-    for path in (files.program, *config, *adapter):
-        if not path.is_file() or recorded.get(path.relative_to(files.root).as_posix()) != checksum(path):
+    config = [files.config] if files.config.name in _checksums(result) else []  # not in every version
+    _check_files(files, result, [files.program, *config])
+    check_version(files, result, version)
+
+
+def check_version(files: RunFiles, result: Mapping[str, Any], version: Any) -> None:
+    """That the adapter of a version is the one that a finished run left. Version 0 has none.
+
+    Raises:
+        UserError: names the file that is another, or missing.
+    """
+    if version and "files" in result:
+        folder = files.adapter(version)
+        _check_files(files, result, [folder / ADAPTER_CONFIG, folder / ADAPTER_TENSORS])
+
+
+def _checksums(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    return result["files"] if isinstance(result["files"], Mapping) else {}
+
+
+def _check_files(files: RunFiles, result: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    for path in paths:
+        if not path.is_file() or _checksums(result).get(path.relative_to(files.root).as_posix()) != checksum(path):
             raise UserError(
                 f"{path} is damaged, changed or missing (its checksum is not the one in result.json): bring it back "
                 'from a copy; what you changed on purpose is loaded once "files" is taken out of result.json'
             )
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide a run."""
+    found = {"python": platform.python_version()}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
             found[name] = version(name)

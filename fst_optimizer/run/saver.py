@@ -85,10 +85,10 @@ class Saver:
         self.meter.resume(found.state, elapsed_s)
         return found.state
 
-    def adapter_checksums(self, version: int) -> dict[str, str]:
-        """Of the files of a version that the last checkpoint names, as they were when they were written."""
-        folder = self.files.policy(version).relative_to(self.files.root).as_posix()
-        return {name: value for name, value in self._checksums.items() if name.startswith(f"{folder}/")}
+    def adapter_checksums(self, *versions: int) -> dict[str, str]:
+        """Of the files of versions that the last checkpoint names, as they were when they were written."""
+        folders = {self.files.policy(version).name for version in versions}
+        return {name: value for name, value in self._checksums.items() if name.split("/")[-2] in folders}
 
     def close(self) -> None:
         """Make the journal safe on disk; nothing more is added to it."""

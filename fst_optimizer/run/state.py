@@ -93,6 +93,8 @@ class State(Stored):
     """What the monitors have seen."""
     warnings: tuple[str, ...] = ()
     """What was warned of besides the monitors' alarms, each once."""
+    kept: Mapping[int, int] = field(default_factory=dict)
+    """Cycles done -> the policy version that is kept from there, though no resume needs it: `run.keep_versions`."""
     alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 

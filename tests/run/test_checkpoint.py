@@ -289,3 +289,32 @@ def test_what_lies_in_the_folders_and_is_not_the_runs_stays(files, policy):
     assert [path.name for path in (files.root / "journal").iterdir()] == ["notes.txt"]
     assert all((files.root / folder / "notes.txt").exists() for folder in ("checkpoint", "policy", "journal"))
     assert not list((files.root / "policy").glob(".policy-*"))
+
+
+def kept_at(policy, files, number, kept, sums=None):
+    """A checkpoint with a version of its own, and these kept."""
+    move_adapter(policy, seed=number)
+    policy.publish()
+    state = replace(at(number, best=number, cycle=number), kept=kept)
+    return commit(files, state, number, policy, None, elapsed_s=0, metrics_size=0, keep=1, checksums=sums).checksums
+
+
+def test_versions_that_are_kept_stay_on_disk_until_they_are_not(files, policy):
+    sums = kept_at(policy, files, 1, {1: 1})
+    for number in (2, 3, 4, 5, 6):
+        sums = kept_at(policy, files, number, {1: 1}, sums)
+    folders = sorted(path.name for path in files.policy(0).parent.iterdir())
+    assert folders == ["policy-000001", "policy-000006"]
+    assert State.from_json(read_json(files.state)["state"]).kept == {1: 1}
+    assert "policy/policy-000001/adapter_model.safetensors" in sums
+    kept_at(policy, files, 7, {}, sums)
+    assert [path.name for path in files.policy(0).parent.iterdir()] == ["policy-000007"]
+
+
+def test_a_damaged_adapter_that_no_resume_needs_costs_nothing(files, policy, caplog):
+    sums = kept_at(policy, files, 1, {1: 1})
+    kept_at(policy, files, 2, {1: 1}, sums)
+    flip(files.policy(1) / ADAPTER_TENSORS)
+    assert last_whole(files).number == 2 and not caplog.text
+    restore(files, policy, None)
+    assert policy.version == 2

@@ -1,0 +1,150 @@
+"""Pictures of the experiments, each made of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fst_optimizer.lab.ceiling import level_at
+from fst_optimizer.lab.curves import score_band
+from fst_optimizer.lab.decompose import CELLS
+from fst_optimizer.lab.drift import OTHER, OWN, PROBE, along
+from fst_optimizer.lab.figures import LEGEND, color_of
+from fst_optimizer.lab.plasticity import BASE, curves_by_start
+from fst_optimizer.stats import mean
+from fst_optimizer.text import plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, Any]]
+CELL_NAMES = {"base": "base", "prompt": "prompt only", "weights": "weights only", "both": "both"}
+CELL_COLORS = {"base": "#b0b7bd", "prompt": "#2e8b57", "weights": "#2c6fbb", "both": "#c0392b"}
+MOST_COLUMNS = 3
+
+
+def decompose_figure(rows: Rows) -> Figure:
+    """A panel a rule: four bars a method, means over its runs, and a dot a run."""
+    figure, panels = _panels(_distinct(rows, "rule"))
+    for axes, (_, own) in zip(panels, _by(rows, "rule"), strict=True):
+        methods = _distinct(own, "method")
+        for place, cell in enumerate(CELLS):
+            scores = [[row[cell] for row in own if row["method"] == method] for method in methods]
+            at = [number + (place - 1.5) * 0.2 for number in range(len(methods))]
+            axes.bar(at, [mean(some) for some in scores], 0.18, color=CELL_COLORS[cell], label=CELL_NAMES[cell])
+            dots = [(x, score) for x, some in zip(at, scores, strict=True) for score in some]
+            axes.scatter(*zip(*dots, strict=True), color="black", s=8, zorder=3)
+        axes.set_xticks(range(len(methods)), [plain(method) for method in methods], parse_math=False)
+        axes.set(ylim=(0, 1), ylabel="test score (greedy)", axisbelow=True)
+    _legend(panels[0], "weights and instructions; one dot a run")
+    return figure
+
+
+def drift_figure(rows: Rows) -> Figure:
+    """Score and KL along the runs: on the runs' own prompts above, on probes and on other tasks below."""
+    roles = {OWN: "on its own prompts", PROBE: "on probes, rightly instructed", OTHER: "on other tasks"}
+    shown = [role for role in roles if any(row["role"] == role for row in rows)]
+    figure, panels = _panels([f"{what} {roles[role]}" for role in shown for what in ("score", "KL to base")], columns=2)
+    for role, pair in zip(shown, zip(panels[::2], panels[1::2], strict=True), strict=True):
+        methods = _distinct(rows, "method")
+        for run, some in along(rows, role).items():
+            for axes, name in zip(pair, ("score", "kl"), strict=True):
+                axes.plot(
+                    [one["rollouts"] for one in some],
+                    [one[name] for one in some],
+                    color=color_of(run[1], methods.index(run[1])),
+                    label=run[1],
+                    marker=".",
+                    linewidth=0.9,
+                    alpha=0.8,
+                )
+        pair[0].set(ylim=(0, 1.03), ylabel="score (greedy)")
+        pair[1].set(ylabel="nats a token")
+    for axes in panels[-2:]:
+        axes.set_xlabel("training rollouts (fast + slow)")
+    _legend(panels[0], "one line a run, one point an end of a cycle")
+    return figure
+
+
+def plasticity_figure(rows: Rows) -> Figure:
+    """A panel: the learning curves on the second task, by the weights that they begin with."""
+    figure, (axes,) = _panels([f"{rows[0]['method']} on {rows[0]['task']}, by the weights it begins with"])
+    for place, (start, curves) in enumerate(curves_by_start(rows).items()):
+        color = "black" if start == BASE else color_of(start, place)
+        places, lows, means, highs = zip(*score_band(curves), strict=True)
+        axes.plot(places, means, color=color, marker=".", label=f"from {start}, {len(curves)} run(s)")
+        axes.fill_between(places, lows, highs, color=color, alpha=0.15, linewidth=0)
+    axes.set(ylim=(0, 1), xlabel="training rollouts on this task", ylabel="validation score (greedy)")
+    _legend(axes, "lines: mean over runs; bands: lowest to highest")
+    return figure
+
+
+def ceiling_figure(rows: Rows) -> Figure:
+    """A panel a rule: evaluations as dots, and where a ceiling is told, the fit and the ceiling's interval."""
+    figure, panels = _panels(_distinct(rows, "rule"))
+    for axes, (_, own) in zip(panels, _by(rows, "rule"), strict=True):
+        methods = _distinct(own, "method")
+        for number, row in enumerate(own):
+            color = color_of(row["method"], methods.index(row["method"]))
+            spent, scores, _ = zip(*row["curve"], strict=True)
+            axes.scatter(spent, scores, s=9, color=color, alpha=0.7, label=row["method"])
+            if row["A"] is None:
+                continue
+            grid = [spent[-1] * step / 200 for step in range(201)]
+            axes.plot(grid, [level_at(row, scores[0], at) for at in grid], color=color, linewidth=1)
+            bar = [[row["A"] - row["low"]], [row["high"] - row["A"]]]
+            right = spent[-1] * (1.02 + 0.02 * number)
+            axes.errorbar([right], [row["A"]], yerr=[[max(0.0, end[0])] for end in bar], color=color, capsize=2)
+        axes.set(ylim=(0, 1.03), xlabel="training rollouts", ylabel="validation score (greedy)")
+    _legend(panels[0], "dots: evaluations; lines: fits; bars: ceilings, 95%")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write it; without the version stamp the same numbers give the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path
+
+
+FIGURES: dict[str, Callable[[Rows], Figure]] = {
+    "decompose": decompose_figure,
+    "drift": drift_figure,
+    "plasticity": plasticity_figure,
+    "ceiling": ceiling_figure,
+}
+
+
+def _distinct(rows: Rows, name: str) -> list[str]:
+    return list(dict.fromkeys(str(row[name]) for row in rows))
+
+
+def _by(rows: Rows, name: str) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    return [(value, [row for row in rows if str(row[name]) == value]) for value in _distinct(rows, name)]
+
+
+def _panels(titles: Sequence[str], columns: int = MOST_COLUMNS) -> tuple[Figure, list[Any]]:
+    # Figures of their own, without pyplot: nothing global, no display.
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(titles))
+    lines = -(-len(titles) // columns)
+    width = 7 if columns == 1 else 4.6 * columns
+    figure = Figure(figsize=(width, (4.4 if columns == 1 else 3.4) * lines), layout="constrained")
+    every = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in every[len(titles) :]:
+        axes.remove()
+    panels = every[: len(titles)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(plain(title), parse_math=False, fontsize="medium")  # a name with dollars is no formula
+        axes.grid(alpha=0.25)
+    return figure, panels
+
+
+def _legend(axes: Any, title: str) -> None:
+    """One entry a name, however many runs have it."""
+    named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    legend = axes.legend(named.values(), map(plain, named), **LEGEND, title=title, fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
