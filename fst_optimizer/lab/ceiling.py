@@ -23,6 +23,8 @@ FEWEST_POINTS = 5
 RESAMPLES = 400
 BEND_P = 0.05
 """The F test's level."""
+NEARLY = 0.97
+"""A fit whose ceiling is a score of 1 tells none unless it came so near."""
 EXACT = 1e-9
 """A mean square of residuals that is nothing but rounding."""
 
@@ -56,6 +58,9 @@ def fitted(curve: Curve) -> dict[str, float] | str:
     top, log_mid, slope = found
     if slope > 0.99 * SLOPES[1]:
         return JUMP
+    reached = _levels_off(cost.max(), *found)
+    if top > NEARLY * (1 - start.score) and reached < NEARLY * top:
+        return NO_BEND  # the highest score that there is, and not seen
     if slope < 1.01 * SLOPES[0] or np.exp(log_mid) > cost.max() or not _bends(cost, gain, found):
         return NO_BEND
     return {"A": float(start.score + top), "C_mid": float(np.exp(log_mid)), "B": float(slope)}

@@ -61,7 +61,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list
     found = []
     for row in rows:
         best = max(point[1] for point in row["curve"])
-        told = [row["why"], "", "", ""]
+        told = [row["why"].partition(":")[0], "", "", ""]
         if row["A"] is not None:
             told = [
                 f"{row['A']:.3f}",

@@ -44,6 +44,7 @@ def test_the_ceiling_of_an_exact_curve_is_found():
         ([Point(c, 0.1 + 0.0009 * c, 0) for c in range(0, 1000, 100)], module.NO_BEND),  # a straight line
         (rising(range(100, 1100, 100)), module.NO_BEND),
         (rising(range(100, 1100, 100), noise=0.02), module.NO_BEND),
+        (levelling(range(50, 650, 50), top=0.8), module.NO_BEND),  # its ceiling would be 1, and 0.92 was measured
         (levelling((20, 30, 40, 60, 80)), module.NO_BEND),  # less than half of the way was measured
         ([Point(0, 0.2, 0), *(Point(c, 0.2 if c < 250 else 0.6, 0) for c in range(100, 600, 100))], module.JUMP),
     ],
@@ -64,7 +65,7 @@ def test_the_interval_of_an_exact_curve_is_a_point_and_noise_widens_it():
 
 
 def test_the_interval_is_the_same_each_time_and_ends_at_1():
-    curve = levelling(range(50, 650, 50), noise=0.05, top=0.75)
+    curve = levelling(range(50, 1250, 50), noise=0.03, top=0.75)
     found = with_interval(curve, resamples=60)
     assert found == with_interval(curve, resamples=60)
     assert found["high"] <= 1.0
