@@ -105,7 +105,7 @@ def plasticity_jobs(
             folder / f"{METHOD}+from-{start.name}-seed{seed}",
             common,
             same if start.run is None else (),
-            start.folder,
+            start_from=start.folder,
         )
         for seed in seeds
         for start in starts
