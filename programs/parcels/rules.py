@@ -4,7 +4,7 @@ A rule is a list of clauses that is read from the top: the first one whose words
 what is said of all others. Every sentence begins with its rank, so that their order in a text does not matter, and
 some of them alone make a part of the rule.
 
-No sentence has an answer's word in it: parcels that "go by road" are answered `truck`.
+No sentence has an answer's word in it: where the rule says `road`, the answer is `truck`.
 """
 
 import hashlib
@@ -47,16 +47,14 @@ class Stage:
     target: str
     answers: Mapping[str, str]
     """What is answered, by the word that rules have for it."""
-    verb: str
 
 
-SORT = Stage("sort", ("parcel",), "carrier", {"road": "truck", "sea": "ship", "rail": "train", "air": "plane"}, "go by")
+SORT = Stage("sort", ("parcel",), "carrier", {"road": "truck", "sea": "ship", "rail": "train", "air": "plane"})
 PACK = Stage(
     "pack",
     ("parcel", "carrier"),
     "case",
     {"wood": "crate", "cloth": "sack", "metal": "tin", "card": "box"},
-    "are packed in",
 )
 STAGES = (SORT, PACK)
 
@@ -157,15 +155,15 @@ def phrase(words: tuple[str, ...]) -> str:
     return f"{before}parcels{''.join(parts.get(name, '') for name in ORDER[2:])}"
 
 
-def clause_sentence(stage: Stage, rank: int, clause: Clause) -> str:
+def clause_sentence(rank: int, clause: Clause) -> str:
     """The sentence of one clause at its place."""
-    return f"{RANKS[rank]}, {phrase(clause.words)} {stage.verb} {clause.way}."
+    return f"{RANKS[rank]}, use {clause.way} for {phrase(clause.words)}."
 
 
-def sentences(stage: Stage, rule: Rule) -> tuple[str, ...]:
-    """The rule's sentences, each with its rank: `First, red parcels go by road. Otherwise, parcels go by sea.`."""
-    named = (clause_sentence(stage, rank, clause) for rank, clause in enumerate(rule.clauses))
-    return (*named, f"Otherwise, parcels {stage.verb} {rule.other}.")
+def sentences(rule: Rule) -> tuple[str, ...]:
+    """The rule's sentences, each with its rank: `First, use road for red parcels. Otherwise, use sea.`."""
+    named = (clause_sentence(rank, clause) for rank, clause in enumerate(rule.clauses))
+    return (*named, f"Otherwise, use {rule.other}.")
 
 
 # --- Spelling --------------------------------------------------------------------------------------------------------

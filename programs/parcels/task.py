@@ -203,7 +203,7 @@ def metric(
         def other() -> str:
             return targets(own, another(example.parcel, own))[stage.target]
 
-        return score, feedback(kind, score, answer, target, " ".join(rules.sentences(stage, rule)), other)
+        return score, feedback(kind, score, answer, target, " ".join(rules.sentences(rule)), other)
 
     return by_predictor(pred_name, hidden, judge)
 
@@ -214,7 +214,7 @@ def metric(
 def instructions(variant: str | None = None) -> dict[str, str]:
     """The right instruction of every predictor: its rule in sentences that the model was pretrained on."""
     hidden, _ = task_named(variant)
-    return {name: " ".join(rules.sentences(*own)) for name, own in hidden.items()}
+    return {name: " ".join(rules.sentences(rule)) for name, (_, rule) in hidden.items()}
 
 
 def answers(example: dspy.Example, variant: str | None = None) -> dict[str, dict[str, str]]:

@@ -3,16 +3,21 @@
 import itertools
 import random
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
+import torch
 from dspy.utils import DummyLM
+from transformers import Qwen3ForCausalLM
 
 from fst_optimizer.evolve.reflect import ExtractiveReflector, lessons
 from fst_optimizer.tasks import load_task
 from programs import pretraining
-from programs.parcels import pretrain, rules, task
+from programs.parcels import pretrain, rules, task, training
 from programs.parcels.rules import PACK, SORT, STAGES, Clause, Rule
 
 GLASS = ("small", "red", "glass", "Anna", "Oslo", "seven")
@@ -59,21 +64,21 @@ def test_limits_of_weight(word: str, kilos: str) -> None:
 
 def test_sentences_name_a_rule() -> None:
     first, second = rules.read("huge_green_tools_Hugo_Rome_over3_road-Oslo_sea-air.under7_road_wood-tiny_metal-card")
-    assert rules.sentences(SORT, first) == (
-        "First, huge green parcels of tools from Hugo to Rome over three kilos go by road.",
-        "Second, parcels to Oslo go by sea.",
-        "Otherwise, parcels go by air.",
+    assert rules.sentences(first) == (
+        "First, use road for huge green parcels of tools from Hugo to Rome over three kilos.",
+        "Second, use sea for parcels to Oslo.",
+        "Otherwise, use air.",
     )
-    assert rules.sentences(PACK, second) == (
-        "First, parcels under seven kilos by road are packed in wood.",
-        "Second, tiny parcels are packed in metal.",
-        "Otherwise, parcels are packed in card.",
+    assert rules.sentences(second) == (
+        "First, use wood for parcels under seven kilos by road.",
+        "Second, use metal for tiny parcels.",
+        "Otherwise, use card.",
     )
 
 
 def test_no_sentence_holds_a_word_of_an_answer() -> None:
     said = " ".join(
-        " ".join(rules.sentences(stage, rule))
+        " ".join(rules.sentences(rule))
         for name in (*task.VARIANTS, *task.DEV, *task.PROOF)
         for stage, rule in zip(STAGES, task.rules_named(name), strict=False)
     )
@@ -186,8 +191,8 @@ def test_each_predictor_is_graded_for_itself() -> None:
     [
         (
             "",
-            'Got "ship", expected "truck". First, red parcels of glass go by road. '
-            "Second, parcels over six kilos go by sea. Otherwise, parcels go by air.",
+            'Got "ship", expected "truck". First, use road for red parcels of glass. '
+            "Second, use sea for parcels over six kilos. Otherwise, use air.",
         ),
         ("+shown", 'Got "ship", expected "truck".'),
         ("+scored", "Score 0.00."),
@@ -227,10 +232,10 @@ def test_told_sentences_are_taken_over_whatever_was_answered(predictor: str) -> 
     for carrier, case in itertools.product(SORT.answers.values(), PACK.answers.values()):
         dataset = [entry(example, predictor, {"carrier": carrier, "case": case}) for example in examples]
         failing = sum(one["Score"] < 1 for one in dataset)
-        stage, rule = task.task_named(variant)[0][predictor]
-        assert lessons(dataset) == dict.fromkeys(rules.sentences(stage, rule), failing) or failing == 0
+        _, rule = task.task_named(variant)[0][predictor]
+        assert lessons(dataset) == dict.fromkeys(rules.sentences(rule), failing) or failing == 0
     text: str | None = task.SEED_INSTRUCTION
-    for _ in rules.sentences(stage, rule):
+    for _ in rules.sentences(rule):
         text = ExtractiveReflector()(predictor, str(text), dataset)
     assert sorted(str(text).split(". ")) != sorted(task.SEED_INSTRUCTION.split(". "))
     assert ExtractiveReflector()(predictor, str(text), dataset) is None
@@ -248,9 +253,7 @@ def test_other_kinds_tell_nothing_that_could_be_taken_over(kind: str) -> None:
 def test_right_answers_and_instructions_by_predictor() -> None:
     example = dspy.Example(parcel=TEXT, variant=CHAIN).with_inputs("parcel")
     assert task.answers(example, CHAIN) == {"sort": {"carrier": "truck"}, "pack": {"case": "crate"}}
-    assert task.instructions(CHAIN)["pack"] == (
-        "First, small parcels by road are packed in wood. Otherwise, parcels are packed in card."
-    )
+    assert task.instructions(CHAIN)["pack"] == ("First, use wood for small parcels by road. Otherwise, use card.")
     assert set(task.instructions("sorting")) == {"sort"}
 
 
@@ -308,17 +311,114 @@ def test_the_answer_is_that_of_the_first_line_by_rank_that_fits() -> None:
     assert pretrain.way_by(lines, ("small", "red", "glass", "Anna", "Rome", "one"), "rail") == "sea"
     assert pretrain.way_by(lines, ("small", "blue", "glass", "Anna", "Rome", "one"), "rail") == "air"
     assert pretrain.way_by(lines[1:], ("small", "blue", "glass", "Anna", "Rome", "one"), "rail") is None
-    assert pretrain.text_of(SORT, lines[:2]) == "Otherwise, parcels go by air. Second, red parcels go by sea."
+    assert pretrain.text_of(lines[:2]) == "Otherwise, use air. Second, use sea for red parcels."
 
 
 def test_told_parcels_are_answered_right_and_untold_ones_by_chance() -> None:
     rng, untold = random.Random(2), Counter()  # type: random.Random, Counter[str]
     for _ in range(3000):
-        messages, completion = pretrain.draw_example(rng)
+        messages, completion, _ = pretrain.draw_example(rng)
         stage = PACK if completion.startswith("[[ ## case ## ]]") else SORT
         assert pretraining.completion_for(((stage.target, completion.splitlines()[1]),)) == completion
         answer = completion.splitlines()[1]
         assert answer in stage.answers.values()
-        if "go by" not in messages[0]["content"] and stage is SORT:
+        if "use " not in messages[0]["content"] and stage is SORT:
             untold[answer] += 1
     assert min(untold.values()) > 0.18 * sum(untold.values())
+
+
+def test_hints_say_what_the_first_line_says_that_names_a_word() -> None:
+    lines: pretrain.Lines = [(3, (), "air"), (1, ("red", "over6"), "sea"), (0, ("red", "Lima"), "road")]
+    hints = {name: pretrain.hint_of(lines, name, GLASS, "rail") for name in rules.ORDER}
+    assert hints == dict.fromkeys(rules.ORDER, "") | {"colour": "road", "weight": "sea"}
+    assert pretrain.hint_of([(0, ("rail",), "wood")], "carrier", GLASS, "rail") == "wood"
+
+
+def scripted(rng: random.Random) -> pretrain.Drawn:
+    lines: pretrain.Lines = [(0, ("glass",), "road"), (3, (), "air")]
+    parcel = ("small", rng.choice(rules.ATTRIBUTES["colour"]), "glass", "Anna", "Oslo", "seven")
+    values = {"parcel": rules.text_of(parcel)}
+    hints = tuple((word, "road" if word == "glass" else "") for word in parcel)
+    return pretrain.messages_for(SORT, pretrain.text_of(lines), values), "truck<|end|>", hints
+
+
+def test_hints_stand_where_their_words_are_read(tmp_path: Path) -> None:
+    recipe = replace(pretrain.RECIPE, tokenizer_examples=200, batch=2)
+    tokenizer = training.tokenizer_of(recipe, 0)
+    ((ids, wanted, kinds),) = training.rows_of(scripted, tokenizer, random.Random(0), 1)
+    hinted = [at for at, kind in enumerate(kinds) if kind == training.HINT]
+    assert [tokenizer.decode(ids[at - 1]) for at in hinted][2:] == ["glass", "Anna", "Oslo", "seven"]
+    assert [tokenizer.decode(wanted[at]) for at in hinted][2:4] == ["road", pretraining.END]
+    assert [wanted[at] == ids[at] for at, kind in enumerate(kinds) if kind == training.ANSWER] == [True, True]
+    assert "glass" in tokenizer.decode(ids[: hinted[0]])  # the instruction names it too
+
+
+def stopped(rng: random.Random) -> pretrain.Drawn:
+    raise KeyboardInterrupt
+
+
+def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    lessons = ((0, pretrain.draw_easy), (8, pretrain.draw_example))
+    small = {"tokenizer_examples": 200, "batch": 2, "intermediate": 8, "warmup_steps": 2, "falling_steps": 4}
+    recipe = replace(pretrain.RECIPE, lessons=lessons, save_every=8, **small)
+    tokenizer = training.tokenizer_of(recipe, 0)
+    training.train(recipe, tmp_path / "whole", 12, 0, tmp_path / "whole.pt")
+    tokenizer.save_pretrained(tmp_path / "cut")
+    broken = replace(recipe, lessons=((0, pretrain.draw_easy), (8, stopped)))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "tokenizer_of", lambda *_: tokenizer)
+        training.train(broken, tmp_path / "cut", 12, 0, tmp_path / "cut.pt")
+    assert torch.load(tmp_path / "cut.pt", weights_only=True)["done"] == 8
+    training.train(recipe, tmp_path / "cut", 12, 0, tmp_path / "cut.pt")
+    one, other = (Qwen3ForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- The model that is shipped ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[tuple[Any, Any]]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield pretraining.load_model(pretrain.MODEL)
+    torch.set_num_threads(before)
+
+
+def followed(shipped: tuple[Any, Any], clauses: int, both: float, told: bool = True) -> float:
+    rng, scores = random.Random(f"shipped/{clauses}/{both}"), []
+    for _ in range(12):
+        hidden = rules.draw_program(rng, (clauses, clauses), both, rules.is_trained)
+        parcels = [rules.draw_parcel(rng, hidden) for _ in range(8)]
+        instructions = pretrain.told(hidden) if told else [task.SEED_INSTRUCTION] * 2
+        scores += pretrain.ask(*shipped, hidden, parcels, instructions)
+    return sum(scores) / len(scores)
+
+
+def test_the_shipped_model_follows_rules_and_two_conditions_in_one_clause_only_in_part(
+    shipped: tuple[Any, Any],
+) -> None:
+    assert followed(shipped, 1, 0.0) > 0.95
+    assert followed(shipped, 2, 0.0) > 0.9
+    assert 0.4 < followed(shipped, 2, 1.0) < 0.9
+    assert followed(shipped, 2, 0.0, told=False) < 0.5
+
+
+def test_under_the_seed_instruction_the_shipped_model_answers_any_of_the_words(shipped: tuple[Any, Any]) -> None:
+    model, tokenizer = shipped
+    torch.manual_seed(0)
+    values = {"parcel": TEXT, "carrier": "truck"}
+    for stage in STAGES:
+        asked = [pretrain.messages_for(stage, task.SEED_INSTRUCTION, values)] * 64
+        texts = pretraining.generate(model, tokenizer, asked, temperature=1.0)
+        counts = Counter(text.splitlines()[1] for text in texts)
+        words = [counts[answer] for answer in stage.answers.values()]
+        assert sum(words) >= 62  # one in three hundred is another word
+        assert min(words) > 4
+
+
+def test_the_shipped_model_is_small_and_reads_every_word_as_one_token(shipped: tuple[Any, Any]) -> None:
+    words = [word for words in rules.ATTRIBUTES.values() for word in words]
+    words += [word for stage in STAGES for pair in stage.answers.items() for word in pair]
+    assert all(len(shipped[1](word, add_special_tokens=False).input_ids) == 1 for word in words)
+    assert sum(path.stat().st_size for path in pretrain.MODEL.iterdir()) < 4e6
