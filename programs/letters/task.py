@@ -5,9 +5,11 @@ A variant says which rule each predictor hides and how long its lists are, by a 
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,25 +197,43 @@ def targets(task: Variant, letters: str) -> dict[str, str]:
     return right
 
 
-def grade(answer: object, target: str) -> float:
-    """Half for the share of positions right, over the longer of the two lists, and half for the whole list right.
+def neighbours(letters: Letters) -> Counter[tuple[str, str]]:
+    """The letters that stand side by side, and those at the ends with the end: `b a` has ` b`, `b a` and `a `."""
+    return Counter(pairwise(["", *letters, ""]))
 
-    `b c a` against `b a c d` has one position right of four: 0.125. Anything but text is 0. The first half gives
-    training something to climb, the second keeps nearly right from looking like right.
+
+def grade(answer: object, target: str) -> float:
+    """Half for the share of neighbours right, and half for the whole list right.
+
+    The share is twice the neighbours that answer and target have in common, over those of both: `b c a` against
+    `b a c d` has one of 4 and 5, so 2/9 and a grade of 1/9. Anything but text is 0. The first half gives training
+    something to climb: of two wrong answers the one with fewer steps left earns more, as sorted letters do where they
+    should be sorted and rotated. The second half keeps nearly right from looking like right.
     """
-    got, expected = answer.split() if isinstance(answer, str) else [], target.split()
+    if not isinstance(answer, str):
+        return 0.0
+    got, expected = answer.split(), target.split()
     if got == expected:
         return 1.0
-    right = sum(one == other for one, other in zip(got, expected, strict=False))
-    return right / max(len(got), len(expected)) / 2
+    one, other = neighbours(got), neighbours(expected)
+    return (one & other).total() / (one.total() + other.total())
 
 
-def another(task: Variant, letters: str) -> dict[str, str]:
-    """What is right for another list, and wrong for this one at every stage. The same for the same list."""
-    right, rng = targets(task, letters), random.Random(f"another/{letters}")
+def own_target(task: Variant, place: int, prediction: dspy.Prediction, right: dict[str, str]) -> str:
+    """What a stage should make of what it was given; where that is no list to work on, what the chain should make."""
+    stage = task.stages[place]
+    given = getattr(prediction, stage.source, None) if place else None
+    letters = given.split() if isinstance(given, str) else []
+    made = apply(stage.rule, letters) if len(letters) >= READ[0] else []
+    return " ".join(made) or right[stage.target]
+
+
+def another(task: Variant, letters: str, field: str, never: set[str]) -> str:
+    """What is right for another list in this field, always the same for this one, and none of `never`."""
+    rng = random.Random(f"another/{letters}")
     while True:
-        found = targets(task, " ".join(draw_letters(rng, task)))
-        if all(found[field] != text for field, text in right.items()):
+        found = targets(task, " ".join(draw_letters(rng, task)))[field]
+        if found not in never:
             return found
 
 
@@ -224,33 +244,35 @@ def metric(
     pred_name: str | None = None,
     pred_trace: Any = None,
 ) -> dspy.Prediction:
-    """Grades every predictor against its own target, computed from the program's input.
+    """Grades a program by what its chain should have made, and a predictor by what it made of what it was given.
 
-    A later predictor is so graded on what the whole chain should have made, and an early mistake costs twice. The
-    kind of feedback changes the texts and no score.
+    The program's score is the mean over its stages, each against its target computed from the program's input: an early
+    mistake costs twice. A predictor's own score and feedback are against what it should have made of its own input, so
+    that an early mistake does not hide a right second step. The kind of feedback changes the texts and no score.
 
     Args:
         example: One from `load`.
         prediction: The program's prediction; missing fields count as wrong.
         trace: Not used.
-        pred_name: A predictor's name: its own score and feedback. None: the mean of the scores and all feedback.
+        pred_name: A predictor's name: its own score and feedback. None: the program's score and all feedback.
         pred_trace: Not used.
     """
     task, kind = variant_named(example.variant), split_kind(example.variant)[1]
-    stages = {stage.name: stage for stage in task.stages}
+    places = {stage.name: place for place, stage in enumerate(task.stages)}
     right = targets(task, example.letters)
 
     def judge(name: str) -> tuple[float, str]:
-        stage = stages[name]
-        answer, target = getattr(prediction, stage.target, None), right[stage.target]
+        stage = task.stages[places[name]]
+        answer, target = getattr(prediction, stage.target, None), own_target(task, places[name], prediction, right)
         score = grade(answer, target)
 
         def other() -> str:
-            return another(task, example.letters)[stage.target]
+            return another(task, example.letters, stage.target, {target, right[stage.target]})
 
         return score, feedback(kind, score, answer, target, sentence(stage.rule), other)
 
-    return by_predictor(pred_name, stages, judge)
+    grades = [grade(getattr(prediction, field, None), text) for field, text in right.items()]
+    return by_predictor(pred_name, places, judge, sum(grades) / len(grades))
 
 
 def instructions(variant: str | None = None) -> dict[str, str]:

@@ -99,18 +99,61 @@ def test_rules_that_act_alike_are_found() -> None:
     ("answer", "target", "score"),
     [
         ("b a c d", "b a c d", 1.0),
-        ("b c a", "b a c d", 1 / 8),
-        ("b a", "b a c d", 2 / 8),
-        ("b a c d e f g h", "b a c d", 4 / 16),
+        ("b c a", "b a c d", 1 / 9),  # in common: b first; of 4 and 5
+        ("b a", "b a c d", 2 / 8),  # b first, b a; of 3 and 5
+        ("b a c d e f g h", "b a c d", 4 / 14),  # b first, b a, a c, c d; of 9 and 5
+        ("a a a", "a a", 3 / 7),  # a first, a last, a a once; of 4 and 3
+        ("c d b a", "b a c d", 2 / 10),  # c d, b a
         ("['b', 'a', 'c', 'd']", "b a c d", 0.0),
         ("", "b a", 0.0),
         (None, "b a", 0.0),
+        (None, "", 0.0),
         (["b", "a"], "b a", 0.0),
         ("", "", 1.0),
     ],
 )
-def test_grade_is_half_positions_and_half_the_whole_list(answer: object, target: str, score: float) -> None:
-    assert task.grade(answer, target) == score
+def test_grade_is_half_neighbours_and_half_the_whole_list(answer: object, target: str, score: float) -> None:
+    assert task.grade(answer, target) == pytest.approx(score)
+
+
+LISTS = st.lists(st.sampled_from(rules.ALPHABET), min_size=1, max_size=9).map(" ".join)
+
+
+@given(LISTS, LISTS)
+def test_only_the_right_list_earns_more_than_half(answer: str, target: str) -> None:
+    assert (task.grade(answer, target) == 1.0) == (answer == target)
+    assert answer == target or 0 <= task.grade(answer, target) <= 0.5
+
+
+def mean_grade(rule: rules.Rule, answer: Any) -> float:
+    """Of what `answer` makes of 200 lists of 5 to 8 letters, where the rule is right."""
+    rng = random.Random(0)
+    drawn = [rng.choices(rules.ALPHABET, k=rng.randint(5, 8)) for _ in range(200)]
+    return sum(task.grade(answer(letters), " ".join(rules.apply(rule, letters))) for letters in drawn) / len(drawn)
+
+
+HIDDEN = sorted({stage.rule for name in rules.DEV for stage in task.variant_named(name).stages if len(stage.rule) > 1})
+
+
+@pytest.mark.parametrize("rule", HIDDEN)
+def test_answers_that_follow_no_rule_earn_little(rule: rules.Rule) -> None:
+    rng = random.Random(1)
+    assert mean_grade(rule, lambda letters: "") == 0
+    assert mean_grade(rule, lambda letters: "a") < 0.1
+    assert mean_grade(rule, lambda letters: " ".join(rules.ALPHABET)) < 0.15
+    assert mean_grade(rule, lambda letters: " ".join(rng.sample(letters, len(letters)))) < 0.2
+    assert mean_grade(rule, lambda letters: " ".join(letters * 3)) < 0.25
+    assert mean_grade(rule, lambda letters: " ".join(sorted(letters))) < 0.5
+    assert mean_grade(rule, " ".join) < 0.4
+
+
+def test_a_step_of_the_rule_earns_more_than_none_and_fewer_than_all() -> None:
+    # By positions alone, sorted letters earned less than a copy where they should be sorted and rotated.
+    rule = ("sort", "rotate")
+    copied, sorted_, right = (
+        mean_grade(rule, lambda x, r=r: " ".join(rules.apply(r, x))) for r in ((), rule[:1], rule)
+    )
+    assert copied + 0.1 < sorted_ < 0.5 < right == 1.0
 
 
 def example(letters: str = "c a b d", variant: str = "pipeline") -> dspy.Example:
@@ -120,18 +163,33 @@ def example(letters: str = "c a b d", variant: str = "pipeline") -> dspy.Example
 
 def test_a_pipeline_scores_the_mean_of_its_predictors() -> None:
     result = task.metric(example(), dspy.Prediction(middle="a b d", answer="b a d"))
-    assert result.score == (1 + 1 / 6) / 2
+    assert result.score == (1 + 1 / 8) / 2  # in common: b first; of 4 and 4
     assert result.feedback == (
         'first: Right.\nsecond: Got "b a d", expected "b d a". Sort the letters, then move the first letter to the end.'
     )
 
 
 def test_a_named_predictor_gets_its_own_score_and_feedback() -> None:
-    prediction = dspy.Prediction(middle="a b", answer="b d a")
-    first = task.metric(example(), prediction, None, "first", None)
-    assert first.score == 2 / 6
+    first = task.metric(example(), dspy.Prediction(middle="a b", answer="b a"), None, "first", None)
+    assert first.score == 2 / 7  # a first, a b; of 3 and 4
     assert first.feedback == 'Got "a b", expected "a b d". Drop the first letter.'
-    assert task.metric(example(), prediction, None, "second", None).feedback == "Right."
+
+
+def test_a_predictor_is_judged_by_what_it_was_given_and_the_program_by_what_it_should_have_made() -> None:
+    early = dspy.Prediction(middle="a b", answer="b a")
+    second = task.metric(example(), early, None, "second")
+    assert (second.score, second.feedback) == (1.0, "Right.")
+    assert task.metric(example(), early).score == pytest.approx(2 / 7)  # both: `b a` for `b d a` has b first, a last
+    right_by_chance = dspy.Prediction(middle="a b", answer="b d a")
+    assert task.metric(example(), right_by_chance, None, "second").score == pytest.approx(2 / 7)
+    assert 'expected "b a"' in task.metric(example(), right_by_chance, None, "second").feedback
+
+
+@pytest.mark.parametrize("middle", [None, "", "a", 7])
+def test_a_predictor_that_was_given_no_list_is_judged_by_the_chain(middle: object) -> None:
+    judged = task.metric(example(), dspy.Prediction(middle=middle, answer="b d a"), None, "second")
+    assert judged.score == 1.0
+    assert task.metric(example(), dspy.Prediction(middle=middle, answer=middle), None, "second").score < 0.2
 
 
 def test_missing_fields_and_predictions_score_zero() -> None:
