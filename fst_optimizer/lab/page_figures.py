@@ -27,7 +27,10 @@ STYLES = ("-", "--", ":", "-.")
 Look = tuple[str, Any]
 """Colour and line style."""
 Panels = dict[str, Any]
-"""A figure's data: `{title, xlabel, ylabel, panels: {title: {label: {"line" or "dots": [[x, y], ...]}}}}`."""
+"""A figure's data: `{title, xlabel, ylabel, panels: {title: {label: [{"line" or "dots": [[x, y], ...]}]}}}`.
+
+`scores_above`: a panel has the axis of scores where its highest value is above this.
+"""
 
 
 def file_name(*names: str) -> str:
@@ -47,7 +50,7 @@ def rule_data(cells: Sequence[Cell], rule: str) -> Panels:
                 panel.setdefault(method, []).append(one)
     title = f"{cells[0].family}: {rule}"
     labels = {"xlabel": "training rollouts (fast + slow)", "ylabel": "validation score (greedy)"}
-    return {"title": title, **labels, "panels": panels}
+    return {"title": title, **labels, "scores_above": 0.0, "panels": panels}
 
 
 def experiment_data(rows: Sequence[Mapping[str, Any]], section: sections.Section) -> Panels:
@@ -90,7 +93,7 @@ def draw(data: Panels) -> Figure:
                 _draw_one(axes, one, looks[label], None if along else place)
         if not along:
             axes.set_xticks([])
-        _limit(axes, panel, 0.2 if along else 0.05)
+        _limit(axes, panel, data.get("scores_above", 0.2 if along else 0.05))
     every_axes[0].set_ylabel(data["ylabel"])
     handles = [_handle(looks[label], label) for label in labels]
     for text in figure.legend(handles=handles, loc="outside right upper", fontsize="small", **LEGEND).get_texts():

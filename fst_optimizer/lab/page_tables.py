@@ -69,7 +69,8 @@ def scores_by_kind(cells: Sequence[Cell]) -> HeadAndRows:
 
 def _spread(cell: Cell, method: str) -> str:
     found = list(scores(cell, method).values()) if method in cell.runs else []
-    return f"{mean(found):.3f} ({min(found):.2f} to {max(found):.2f})" if found else "-"
+    spread = f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else ""
+    return f"{mean(found):.3f}{spread}" if found else "-"
 
 
 def means_table(cell: Cell) -> HeadAndRows:

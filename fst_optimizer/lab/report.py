@@ -104,6 +104,8 @@ def _in_short(content: Content) -> Iterator[str]:
 
 def verdict_text(one: Verdict) -> str:
     """A verdict in a few words; how many rules it is of only where some are missing."""
+    if one.share and one.found is None:
+        return "RL never left its start, so there is no best of its to reach"
     if one.share:
         return f"share of RL's rollouts {page_tables.share_text(one.found)}{_missing(one)}"
     return f"{code_span(one.against)} {page_tables.signed(one.found)}{_missing(one)}"
@@ -136,14 +138,16 @@ def _setup(cells: Sequence[Cell]) -> str:
     rows = [row for cell in cells for method in cell.runs for row in cell.rows(method)]
     rules, seeds = {row["rule"] for row in rows}, {row["seed"] for row in rows}
     per_rule = Counter((row["rule"], row["method"], row["kind"]) for row in cells[0].rows(next(iter(cells[0].runs))))
-    starts = len({(row["rule"], row["start"], row["val_score_before"]) for row in rows})
+    # Runs that were given other instructions start from another score.
+    own = [row for row in rows if not row["given_instructions"]]
+    starts = len({(row["rule"], row["start"], row["val_score_before"]) for row in own})
     text = (
         f"{len(rules)} rule{'s' * (len(rules) != 1)}, {max(per_rule.values())} seed"
         f"{'s' * (max(per_rule.values()) != 1)} each ({', '.join(map(str, sorted(seeds)))}), at most "
         f"{cells[0].cap} training rollouts a run, {_range(rows, 'val_examples')} validation and "
         f"{_range(rows, 'test_examples')} test examples."
     )
-    if starts == len(rules):
+    if starts == len({row["rule"] for row in own}):
         return f"{text} On each rule all methods start from the same weights and data."
     return f"{text} **Not all methods of a rule started from the same weights and data.**"
 

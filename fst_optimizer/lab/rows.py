@@ -17,6 +17,7 @@ from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.lab.methods import reads_feedback
+from fst_optimizer.run.record import GIVEN
 from fst_optimizer.store.files import read_json, writing
 from fst_optimizer.task_kit import split_kind
 
@@ -61,6 +62,7 @@ def run_row(run: ComparedRun) -> dict[str, Any]:
         "cap": recorded["config"]["budget"]["max_rollouts"],
         "start": start_of(recorded),
         "seed_instructions": program.get("instructions"),
+        "given_instructions": bool(program.get(GIVEN)),
         "reads_feedback": reads_feedback(run.method, recorded["config"]),
         "reflector": recorded_name(recorded),
         "commit": recorded.get("commit"),

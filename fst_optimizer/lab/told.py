@@ -35,7 +35,7 @@ def reflector_of(rows: Sequence[Any]) -> str:
 
 
 def told_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """One row a method: what it learns, what it reads under each kind and who writes its prompts; right answers."""
+    """One row a method: what it learns, what it reads under each kind and who writes its prompts, what else it got."""
     kinds = sorted({cell.kind for cell in cells}, key=kind_order)
     methods = list(dict.fromkeys(method for cell in cells for method in cell.runs))
     table = []
@@ -46,18 +46,21 @@ def told_table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
             reads = [row for row in rows if row["reads_feedback"]]
             blind = "right answers" if plain(method) == SFT else "the score alone"
             by_kind.append(f"feedback; {reflector_of(reads)}" if reads else blind if rows else "-")
-        answers = "yes" if plain(method) == SFT else "no"
-        table.append([method, LEARNS.get(plain(method), "-"), *by_kind, answers])
-    return ["method", "learns", *(f"under {kind}" for kind in kinds), "given right answers"], table
+        rows = [row for cell in cells if method in cell.runs for row in cell.rows(method)]
+        given = ["right answers"] * (plain(method) == SFT)
+        given += ["other instructions to start from"] * any(row["given_instructions"] for row in rows)
+        table.append([method, LEARNS.get(plain(method), "-"), *by_kind, ", ".join(given) or "nothing else"])
+    return ["method", "learns", *(f"under {kind}" for kind in kinds), "given besides"], table
 
 
 def seed_instructions(cells: Sequence[Cell]) -> list[str]:
-    """The texts that programs start from, each once."""
+    """The tasks' own texts, from which programs start, each once."""
     found: dict[str, None] = {}
     for cell in cells:
         for method in cell.runs:
             for row in cell.rows(method):
-                found |= dict.fromkeys((row["seed_instructions"] or {}).values())
+                own = None if row["given_instructions"] else row["seed_instructions"]
+                found |= dict.fromkeys((own or {}).values())
     return list(found)
 
 

@@ -27,6 +27,7 @@ def row(method="fst", test=0.8, *, rule="a", kind="told", family="letters", seed
         "cap": cap,
         "start": f"start of {rule}",
         "seed_instructions": {"first": "Answer the question."},
+        "given_instructions": False,
         "reads_feedback": reads_feedback(method, {"fast": {}}),
         "reflector": "a/reflector" if kind == "shown" and searches else None,
         "commit": "0123456789",

@@ -89,12 +89,26 @@ def test_the_page_says_what_each_method_was_told(written):
     for line in (
         "- `told`: feedback says the rule, as a sentence.",
         "- `shown`: feedback says what was got and what was right.",
-        "| fst | prompts and weights, in turns | feedback; extractive | feedback; a/reflector | no |",
-        "| rl | weights | the score alone | the score alone | no |",
-        "| sft | weights, from right answers | right answers | right answers | yes |",
+        "| fst | prompts and weights, in turns | feedback; extractive | feedback; a/reflector | nothing else |",
+        "| rl | weights | the score alone | the score alone | nothing else |",
+        "| sft | weights, from right answers | right answers | right answers | right answers |",
         "Programs start from: `Answer the question.`.",
     ):
         assert line in told
+
+
+def test_a_method_that_was_given_other_instructions_is_told_of(written):
+    wrong = [
+        one
+        | {"method": "fst+wrong", "given_instructions": True, "seed_instructions": {"first": "Wrong."}}
+        | {"val_score_before": 0.1}
+        for one in COMPARED
+        if one["method"] == "fst"
+    ]
+    text = written(table=kept([*COMPARED, *wrong]))
+    assert "| feedback; extractive | feedback; a/reflector | other instructions to start from |" in text
+    assert "Programs start from: `Answer the question.`." in text
+    assert "On each rule all methods start from the same weights and data." in text
 
 
 def test_settings_of_a_methods_own_are_told(written):
