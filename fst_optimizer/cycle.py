@@ -30,7 +30,7 @@ from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
 from fst_optimizer.rollout.groups import fast_requests, group_requests, grouped
 from fst_optimizer.run.evaluate import evaluate_pair
-from fst_optimizer.run.monitors import after_eval, after_step
+from fst_optimizer.run.monitors import after_eval, after_loss, after_step
 from fst_optimizer.run.run import Run
 from fst_optimizer.run.samples import keep_rollouts
 from fst_optimizer.run.state import Best, State
@@ -78,7 +78,8 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
 
     def score(candidate: Candidate, items: Sequence[Item], **how: Any) -> list[Rollout]:
         nonlocal tally
-        how |= {"version": version, "temperature": temperature, "on_rollout": count}
+        # A whole batch that is lost means that the engine is down only where nothing was answered before.
+        how |= {"version": version, "temperature": temperature, "on_rollout": count, "all_may_be_lost": tally.total > 0}
         rollouts = run.collector.run(fast_requests(candidate, items, temperature, state.cycle, asked), **how)
         tally = tally.plus(tally_of(rollouts))
         return rollouts
@@ -95,13 +96,17 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         components=run.components,
         rollouts_left=left,
         reflections_left=schedule.reflections_left(config, state),
+        tried=frozenset(state.tried),
         halted=lambda: bool(run.meter.reached()),
         on_accepted=lambda accepted: run.metrics.tell("accepted", cycle=state.cycle, **accepted_fields(accepted)),
     )
     run.meter.add_reused(found.reused)
     write_json(run.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
-    run.log("fast", state, tally, **fast_fields(found))
-    return replace(state, population=found.population)
+    state = schedule.after_fast_round(config, state, found)
+    run.log("fast", state, tally, **fast_fields(found), search_over=state.search_over or None)
+    lost = ("the fast round", found.lost, len(anchor), str(tally.first_error))
+    watch, alarms = after_loss(config.monitors, state.watch, *lost)
+    return replace(state, population=found.population, watch=watch, alarms=alarms)
 
 
 def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
@@ -112,10 +117,10 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     config = run.config
     population = schedule.trained_population(config, state)
     requests = group_requests(population, batch, config, run.teachers, step=state.step)
-    if cap := schedule.cap_before_step(config, state, len(requests)):
-        return replace(state, ended="budget", cap=cap)
     if run.trainer is None or not schedule.has_slow_steps(config, state):
         return state
+    if cap := schedule.cap_before_step(config, state, len(requests)):
+        return replace(state, ended="budget", cap=cap)
     rollouts = run.collector.run(
         requests,
         version=state.policy_version,
@@ -161,8 +166,11 @@ def validate(run: Run, state: State, again: bool = False) -> State:
         elif not again:
             continue
         run.log("eval", state, known.tally, **eval_fields(candidate, known))
-        if known.score > state.best.score:
-            state = replace(state, best=Best(candidate, version, known.score, known.kl_to_base))
+        if state.best.beaten_by(known):
+            state = replace(state, best=Best(candidate, version, known.score, known.kl_to_base, known.scores))
+        examples, first = known.lost + len(known.scores), str(known.tally.first_error)
+        watch, alarms = after_loss(run.config.monitors, state.watch, "the validation", known.lost, examples, first)
+        state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
     return state
 
 
@@ -180,7 +188,7 @@ def end_of_cycle(run: Run, state: State) -> State:
     if found := state.validation(leader):  # otherwise a cap stopped the validation
         best, before = state.best.score, state.val_score_before
         watch, alarms = after_eval(run.config.monitors, state.watch, found, best=best, best_before=before)
-        state = replace(state, watch=watch, alarms=alarms)
+        state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
     return schedule.next_cycle(run.config, state)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.engines.recorder import RecordingEngine
 from fst_optimizer.errors import EngineError, FSTError, ProgramError, UserError
 from fst_optimizer.evolve.reflect import LMReflector, Reflector, will_pass
+from fst_optimizer.evolve.reflection_lm import is_policy
 from fst_optimizer.finding import Finding
 from fst_optimizer.keys import without_secrets
 from fst_optimizer.parts import sizes_of
@@ -309,7 +309,7 @@ def check_reflection(config: FSTConfig, sizes: RunSizes, reflector: Reflector) -
     if not isinstance(reflector, LMReflector):
         return Finding("ok", "reflection", "the extractive reflector, which calls no LM")
     model = reflector.model
-    if isinstance(getattr(reflector.lm, "engine", None), RecordingEngine):
+    if is_policy(reflector.lm):
         return Finding("ok", "reflection", f"{model}, a policy of this process, was not asked")
     try:
         reflector.try_out()
@@ -335,7 +335,7 @@ def described(plan: Planned, config: FSTConfig, usage: Mapping[str, Usage], trie
     if usage:
         cost = planned_cost_usd(plan, usage, tried, config.budget.prices)
         dollars.append("other LMs in rollouts " + ("at an unknown price" if cost is None else f"about ${cost:.2f}"))
-    if isinstance(reflector, LMReflector) and plan.reflection_calls:
+    if isinstance(reflector, LMReflector) and plan.reflection_calls and not is_policy(reflector.lm):
         each = model_cost_usd(reflector.model, REFLECTION, config.budget.prices)
         told = "at an unknown price" if each is None else f"about ${each * plan.reflection_calls:.2f}"
         dollars.append(f"reflection {told}")

@@ -41,7 +41,7 @@ def sizes_of(given: Given, test: int) -> RunSizes:
 
 def reflector_of(lm: dspy.LM | None, config: FSTConfig) -> Reflector:
     """Writes new instructions: the reflection LM, or without one what recurs in the feedback."""
-    return LMReflector(lm, config.budget.prices) if lm else ExtractiveReflector(config.seed)
+    return LMReflector(lm, config.budget.prices, config.seed) if lm else ExtractiveReflector(config.seed)
 
 
 def collector_of(program: dspy.Module, given: Given, metric: Metric, meter: Meter) -> Collector:

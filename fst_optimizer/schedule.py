@@ -11,19 +11,28 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import batch_at
 from fst_optimizer.run.state import State
 from fst_optimizer.types import Item, Population
 
+if TYPE_CHECKING:
+    from fst_optimizer.evolve.round import FastRound
+
 NO_CAP = 1 << 62
 """Rollouts left where the run has no cap on them."""
+BARREN_ROUNDS = 2
+MOST_TRIED = 5000
+"""Candidates that a search remembers as tried."""
 
 
 def has_fast_round(config: FSTConfig, state: State) -> bool:
-    """Whether this cycle evolves prompts: the method does, and one candidate on the anchor can be paid for."""
-    return config.method != "rl" and fast_rollouts_left(config, state) >= config.fast.anchor_size
+    """Whether this cycle evolves prompts: the search is not over, and one candidate on the anchor can be paid for."""
+    if config.method == "rl" or state.search_over:
+        return False
+    return fast_rollouts_left(config, state) >= config.fast.anchor_size
 
 
 def has_slow_steps(config: FSTConfig, state: State) -> bool:
@@ -85,7 +94,7 @@ def next_cycle(config: FSTConfig, state: State) -> State:
     if budget.max_steps is not None and state.step >= budget.max_steps:
         return replace(state, ended="budget", cap="max_steps")  # no fast round for steps that will not be taken
     if not has_fast_round(config, state) and not has_slow_steps(config, state):
-        return replace(state, ended="budget", cap="max_rollouts")
+        return replace(state, ended="done") if state.search_over else replace(state, ended="budget", cap="max_rollouts")
     return state
 
 
@@ -102,6 +111,26 @@ def kept_versions(state: State, most: int) -> dict[int, int]:
         apart *= 2
     ends = {**state.kept, state.cycle: state.policy_version}
     return {cycle: version for cycle, version in ends.items() if cycle % apart == 0 or cycle == state.cycle}
+
+
+def after_fast_round(config: FSTConfig, state: State, found: FastRound) -> State:
+    """The state with what a fast round says of the next ones: whether the search for prompts is over.
+
+    Only where they would run under the same weights; `fst` goes on in every cycle. One barren round proves little: its
+    anchor may have been easy, a reflector that samples may have repeated itself. After `BARREN_ROUNDS` of them in a
+    row, each on examples of its own, another one costs more than it finds. A round that tried new texts and rejected
+    them all was unlucky, and counts for going on.
+    """
+    if config.method == "fst":
+        return state
+    barren = state.barren + 1 if found.outlook == "barren" else 0
+    why = found.notes[-1].removeprefix("ended: ")
+    over = f"nothing can be proposed any more ({why})" if found.outlook == "closed" else ""
+    if barren >= BARREN_ROUNDS:
+        over = f"nothing new to try in {barren} fast rounds in a row (the last ended: {why})"
+    ids = (one.id for one in (*state.population.candidates, *found.population.candidates))
+    tried = tuple(dict.fromkeys((*state.tried, *ids, *found.tried)))[-MOST_TRIED:]
+    return replace(state, barren=barren, tried=() if over else tried, search_over=over)
 
 
 def next_batches(trainset: Sequence[Item], config: FSTConfig, first: int) -> list[tuple[Item, ...]]:

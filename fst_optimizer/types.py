@@ -248,6 +248,11 @@ class Rollout:
     """With `program_error`: what the program raised."""
 
     @property
+    def lost(self) -> bool:
+        """Whether the engine, or another LM, failed it: then it says nothing about the candidate or the policy."""
+        return self.outcome is Outcome.ENGINE_ERROR
+
+    @property
     def tokens(self) -> int:
         """Sampled tokens over all calls."""
         return sum(len(call.completion_ids) for call in self.calls)

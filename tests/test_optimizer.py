@@ -6,6 +6,7 @@ from itertools import pairwise
 import dspy
 import pytest
 import torch
+from dspy.lm15 import RateLimitError
 from dspy.utils.dummies import DummyLM
 
 from fst_optimizer import FST, Policy, UserError, load
@@ -17,10 +18,13 @@ from helpers.toy import (
     VAL,
     Program,
     answer,
+    assert_same_run,
     examples,
+    frozen,
     metric,
     optimizer,
     run_toy,
+    said,
     student_of,
     undated_result,
     untimed_metrics,
@@ -227,6 +231,72 @@ def test_once_without_a_search_trains_under_the_programs_own_instructions_as_rl_
         assert result["rollouts"]["fast"] == result["reflection_calls"] == 0
         assert set(result["candidate"].values()) == {"Answer."}
     assert untimed_metrics(tmp_path / "once") == untimed_metrics(tmp_path / "rl")
+
+
+def test_gepa_is_done_when_the_reflector_has_nothing_new_and_shows_what_it_leaves(scripted, tmp_path, lines, capsys):
+    values = {"method": "gepa", "budget.max_rollouts": 500, "budget.max_cycles": 40}
+    result = run_toy(tmp_path / "run", scripted(answer), values=values)
+    why = "nothing new to try in 2 fast rounds in a row"
+    assert (result["ended"], result["cap"]) == ("done", None) and result["search_over"].startswith(why)
+    spent = result["rollouts"]["fast"]
+    assert spent < 250 and result["unused_rollouts"] == 500 - spent
+    told = [line["search_over"] for line in lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "fast"]
+    assert told[-1] == result["search_over"] and not any(told[:-1])
+    shown = capsys.readouterr().err
+    assert f"no more fast rounds: {why}" in shown
+    assert f"; {500 - spent} rollouts of the cap not used" in shown
+
+
+def test_sequential_trains_on_what_its_search_leaves(scripted, tmp_path, lines):
+    values = {"method": "sequential", "budget.max_rollouts": 100, "budget.max_cycles": 40}
+    result = run_toy(tmp_path / "run", scripted(answer), values=values)
+    assert result["search_over"] and result["rollouts"]["fast"] < 50
+    assert result["unused_rollouts"] < 8 <= result["rollouts"]["slow"]  # less than a step
+    kinds = [line["kind"] for line in lines(tmp_path / "run" / "metrics.jsonl")]
+    assert "fast" not in kinds[kinds.index("step") :]
+
+
+def test_a_search_that_is_resumed_is_over_when_the_whole_one_is(scripted, tmp_path):
+    values = {"method": "gepa", "budget.max_rollouts": 120, "budget.max_cycles": 40}
+    run_toy(tmp_path / "whole", scripted(answer), values=values)
+    cycle = 1 + sum(line["kind"] == "fast" for line in untimed_metrics(tmp_path / "whole")) - 2
+    with pytest.raises(KeyboardInterrupt):
+        run_toy(
+            tmp_path / "run", scripted(answer), values=values, callbacks=[interrupt_at("phase", cycle=cycle, number=2)]
+        )
+    run_toy(tmp_path / "run", scripted(answer), values=values, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_what_a_judge_in_the_program_loses_is_asked_again_and_else_left_out_and_told(scripted, tmp_path, lines, times):
+    """An LM in the program fails on one of four validation examples, once or always."""
+    failed = []
+
+    def judge(request):
+        if "q101" in request.messages[-1].text and len(failed) < times:
+            failed.append(1)
+            raise RateLimitError("slow down")
+        return said(True)
+
+    lm, _ = frozen("hosted_vllm/judge", answer=judge)
+    values = {"method": "gepa", "budget.max_cycles": 1, "fast.max_proposals": 0}
+    compiled = optimizer(tmp_path / "run", values=values).compile(
+        student_of(scripted(answer), first=lm), trainset=TRAIN, valset=VAL
+    )
+    result = compiled.detailed_results.result
+    first = next(line for line in lines(tmp_path / "run" / "metrics.jsonl") if line["kind"] == "eval")
+    scores = compiled.detailed_results.best.scores
+    assert first["score"] == sum(scores.values()) / len(scores) >= 0.5  # the judged half is always right
+    assert result["rollouts"]["eval"] == 5
+    if times == 1:
+        assert (len(scores), first["lost"], result["alarms"]) == (4, 0, [])
+    else:
+        assert (sorted(scores), first["lost"]) == (["val-0", "val-2", "val-3"], 1)
+        (alarm,) = result["alarms"]
+        assert alarm.startswith(
+            "lost: the validation left out 1 of 4 examples, on which the engine or another LM failed"
+        )
 
 
 @pytest.mark.parametrize("method", ["rl", "gepa", "sequential"])

@@ -1,6 +1,7 @@
 """What a method's cycle has, and what the budget leaves for it, worked by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,6 +139,43 @@ def test_whether_another_cycle_follows(values, fields, ended, cap):
     after = schedule.next_cycle(config(**values), state(batch=9, phase=6, **fields))
     assert (after.ended, after.cap) == (ended, cap)
     assert (after.cycle, after.batch, after.phase) == (fields.get("cycle", 0) + 1, 12, 0)
+
+
+def found(outlook, why="patience", tried=()):
+    return SimpleNamespace(
+        outlook=outlook, notes=("x", f"ended: {why}"), tried=tried, population=Population((BETTER,), 3)
+    )
+
+
+@pytest.mark.parametrize("method", ["gepa", "sequential", "once"])
+def test_a_search_is_over_after_two_rounds_in_a_row_with_nothing_new(method):
+    after = schedule.after_fast_round(config(method), state(), found("barren"))
+    assert (after.barren, after.search_over) == (1, "") and schedule.has_fast_round(config(method), after)
+    unlucky = schedule.after_fast_round(config(method), after, found("open", tried=("x",)))
+    assert (unlucky.barren, unlucky.search_over) == (0, "")
+    assert set(unlucky.tried) == {SEED.id, BETTER.id, "x"}
+    over = schedule.after_fast_round(config(method), after, found("barren", "nothing fails on the anchor"))
+    why = "nothing new to try in 2 fast rounds in a row (the last ended: nothing fails on the anchor)"
+    assert (over.search_over, over.tried) == (why, ())
+    assert not schedule.has_fast_round(config(method), over)
+    assert schedule.has_slow_steps(config(method), over) == (method != "gepa")
+
+
+def test_a_search_in_which_nothing_can_be_proposed_any_more_is_over_at_once():
+    after = schedule.after_fast_round(config("gepa"), state(), found("closed", "no reflections left"))
+    assert after.search_over == "nothing can be proposed any more (no reflections left)"
+
+
+@pytest.mark.parametrize("outlook", ["barren", "closed", "open"])
+def test_fst_goes_on_with_its_rounds(outlook):
+    assert schedule.after_fast_round(config("fst"), state(barren=7), found(outlook)) == state(barren=7)
+
+
+def test_gepa_whose_search_is_over_is_done_and_sequential_goes_on():
+    over = state(fast=10, search_over="nothing new")
+    after = schedule.next_cycle(config("gepa", **{"budget.max_rollouts": 1000}), over)
+    assert (after.ended, after.cap) == ("done", "")
+    assert schedule.next_cycle(config("sequential"), over).ended == ""
 
 
 def test_the_anchor_is_drawn_from_what_the_cycle_trains_on():

@@ -200,6 +200,10 @@ class MonitorsConfig(Section, section="monitors"):
     """Every group has one reward only, so that nothing is learned."""
     flat_batches: int = Field(default=5, ge=1)
     """Batches in a row that `flat` must see it."""
+    lost: MonitorAction = "warn"
+    """A fast round or a validation leaves many examples out, as the engine or another LM failed on them, and again."""
+    lost_max: float = Field(default=0.1, ge=0)
+    """Share of its examples beyond which they are many."""
     falling: MonitorAction = "warn"
     """The validation score falls while the training reward rises."""
     falling_evals: int = Field(default=3, ge=1)

@@ -6,8 +6,9 @@ DSPy's own GEPA adapter runs programs itself; this one leaves that to the collec
 from __future__ import annotations
 
 import logging
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from gepa.core.state import GEPAState, ValsetEvaluation
 from gepa.logging.experiment_tracker import ExperimentTracker
 from gepa.proposer.base import CandidateProposal
 from gepa.proposer.reflective_mutation.reflective_mutation import ReflectiveMutationProposer
-from gepa.strategies.acceptance import StrictImprovementAcceptance
 from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
 from gepa.strategies.candidate_selector import ParetoCandidateSelector
 from gepa.strategies.component_selector import AllReflectionComponentSelector, RoundRobinReflectionComponentSelector
@@ -59,11 +59,11 @@ class GepaAdapter:
     def evaluate(
         self, batch: list[Item], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch[Trajectory, Rollout]:
-        """Scores and trajectories of one candidate on some items."""
+        """Scores and trajectories of one candidate on some items; NaN is the score of a rollout that was lost."""
         rollouts = list(self._run(candidate, batch))
         return EvaluationBatch(
             outputs=rollouts,
-            scores=[rollout.score for rollout in rollouts],
+            scores=[math.nan if rollout.lost else rollout.score for rollout in rollouts],
             trajectories=[Trajectory(item, rollout) for item, rollout in zip(batch, rollouts, strict=True)],
         )
 
@@ -140,13 +140,32 @@ class GepaSearch:
             raise FSTError("building the examples to reflect on failed") from self._adapter.failure
         return proposals
 
+    def conclusive(self, proposal: CandidateProposal[Any]) -> bool:
+        """Whether at least half of the minibatch was answered both under the parent and under the proposal."""
+        return 2 * len(_answered(proposal)) >= len(proposal.subsample_scores_before or ())
+
     def improves(self, proposal: CandidateProposal[Any]) -> bool:
-        """GEPA's rule: the minibatch's sum of scores went up."""
-        return StrictImprovementAcceptance().should_accept(proposal, self._state)
+        """GEPA's rule: the minibatch's sum of scores went up; over what was answered under both."""
+        return sum(after for _, after in _answered(proposal)) > sum(before for before, _ in _answered(proposal))
 
     def add(self, candidate: Candidate, parents: list[int], scores: Mapping[str, float]) -> None:
         """Take in an accepted proposal, scored on the whole anchor."""
         self._state.update_state_with_new_program(parents, dict(candidate.texts), _evaluation(scores), None, 0)
+
+    def leave_out(self, examples: Collection[str]) -> None:
+        """Forget all scores on these examples of the anchor."""
+        state = self._state
+        for scores in (*state.prog_candidate_val_subscores, state.pareto_front_valset):
+            for example in examples:
+                scores.pop(example, None)
+        for example in examples:
+            state.program_at_pareto_front_valset.pop(example, None)
+
+
+def _answered(proposal: CandidateProposal[Any]) -> list[tuple[float, float]]:
+    """The parent's and the proposal's score on each example of the minibatch that neither lost."""
+    pairs = zip(proposal.subsample_scores_before or (), proposal.subsample_scores_after or (), strict=True)
+    return [pair for pair in pairs if not any(map(math.isnan, pair))]
 
 
 def _evaluation(scores: Mapping[str, float]) -> ValsetEvaluation[Any, Any]:
@@ -167,8 +186,10 @@ def reflective_entries(component: str, trajectories: Sequence[Trajectory]) -> li
 
 
 def _entry(component: str, trajectory: Trajectory) -> Entry | None:
-    """None when the rollout never reached the component."""
+    """None when the rollout never reached the component, or was lost."""
     rollout = trajectory.rollout
+    if rollout.lost:
+        return None
     steps = [step for step in rollout.trace if step.predictor == component]
     if not steps:
         return None

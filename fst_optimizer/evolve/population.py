@@ -36,6 +36,12 @@ def frontier(scores: Scores) -> tuple[str, ...]:
     return tuple(ids[index] for index in sorted(kept, key=worth.__getitem__, reverse=True))
 
 
+def common_examples(scores: Scores) -> frozenset[str]:
+    """The examples that every candidate has a score on."""
+    rows = [frozenset(row) for row in scores.values()]
+    return frozenset.intersection(*rows) if rows else frozenset()
+
+
 def select(population: Population, k: int) -> Population:
     """The top `k` of the population's frontier, highest mean first, with their scores; fewer when it is smaller.
 

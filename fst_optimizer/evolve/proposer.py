@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ class Proposer:
     """Reflections that the run may still make. None: no cap."""
     notes: list[str]
     """Gets a line for every reflection that came to nothing."""
+    tried: Collection[str] = ()
+    """Ids of the candidates that earlier rounds of the same search have tried."""
     asked: bool = False
     """Whether the reflector was asked. The round resets it: an attempt that did not get there is no proposal."""
     failure: StorageError | None = None
@@ -40,6 +42,10 @@ class Proposer:
     def __post_init__(self, candidates: Iterable[Candidate]) -> None:
         self._known = {candidate.id: candidate for candidate in candidates}
         self._calls_before = self.reflector.calls
+        self.new: list[str] = []
+        """Ids of the proposals of this round whose texts no round has tried before."""
+        self.failed = 0
+        """Reflections that came to nothing because the reflector failed, for a reason that may pass."""
         self._warned = False
 
     @property
@@ -80,6 +86,8 @@ class Proposer:
             self.notes.append(f"candidate {child.id} was proposed again and not run")
             return {}
         self._known[child.id] = child
+        if child.id not in self.tried:
+            self.new.append(child.id)
         return written
 
     def _reflect(self, name: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
@@ -93,9 +101,11 @@ class Proposer:
             level = logging.DEBUG if self._warned else logging.WARNING  # a dead reflector fails at every proposal
             logger.log(level, "the reflector failed on %s, the proposal is lost: %s", name, why)
             self._warned = True
+            self.failed += 1
         else:
             if isinstance(text, str) and text.strip():
                 return text.strip()
             why = getattr(self.reflector, "note", "") or "the reflector proposed nothing"
+            self.failed += getattr(self.reflector, "lost", False) and not self.reflector.failure
         self.notes.append(f"no new text for {name}: {why}")
         return None

@@ -16,6 +16,7 @@ import dspy
 from dspy.utils.usage_tracker import UsageTracker
 
 from fst_optimizer.errors import StorageError
+from fst_optimizer.evolve.reflection_lm import is_policy, sampling_options
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.keys import without_secrets
 from fst_optimizer.rollout.usage import usage_of
@@ -37,14 +38,18 @@ _SHOWN = ("Inputs", "Generated Outputs", "Feedback")
 class Reflector(Protocol):
     """Proposes a new text for one component from examples of what it did."""
 
+    before: int = 0
+    """Reflections of the run in earlier processes."""
     calls: int = 0
-    """How often it has reflected. With a reflection LM each is one LM call."""
+    """How often it has reflected in this one. With a reflection LM each is one LM call."""
     cost_usd: float | None = 0.0
     """Dollars spent so far. None: some price is unknown."""
     model: str = ""
     """The reflection LM's, as prices have it."""
     note: str = ""
     """Why the last reflection proposed nothing; empty when it did propose."""
+    lost: bool = False
+    """Whether the last reflection proposed nothing because the LM failed."""
     failure: str = ""
     """Why every reflection so far failed, where the reason will not pass by itself; empty once one was answered."""
 
@@ -80,9 +85,10 @@ class LMReflector(Reflector):
     as a program's call. A call that raises, or answers nothing new, gives None and a note.
     """
 
-    def __init__(self, lm: dspy.LM, prices: Prices | None = None) -> None:
-        """Uses the LM's own temperature and token limit. `prices` go over litellm's."""
+    def __init__(self, lm: dspy.LM, prices: Prices | None = None, seed: int = 0) -> None:
+        """Uses the LM's own temperature and token limit. `prices` go over litellm's; `seed` is the run's."""
         self.lm = lm
+        self.seed = seed
         self.model = str(getattr(lm, "model", ""))
         self.prices = prices or {}
         self.journal = Journal()
@@ -99,11 +105,11 @@ class LMReflector(Reflector):
         except Exception as error:
             self.note = without_secrets(f"the reflection LM failed: {type(error).__name__}: {error}")
             logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
-            self._warned = True
+            self._warned = self.lost = True
             if not self._answered and not will_pass(error):
                 self.failure = self.note
             return None
-        self._answered, self.failure = True, ""
+        self._answered, self.lost, self.failure = True, False, ""
         text = written_instruction(answer)
         self.note = "" if text else "the reflection LM answered nothing"
         if text and text == current.strip():
@@ -117,7 +123,8 @@ class LMReflector(Reflector):
         if found is not None:
             self._add_cost(found["cost_usd"])
             return str(found["text"])
-        text, cost = self._answer(self.lm, prompt)
+        options = sampling_options(self.lm, self.seed, self.before + self.calls)
+        text, cost = self._answer(self.lm, prompt, **options)
         self._add_cost(cost)
         # A reasoning model without a reasoning parser thinks aloud, sometimes in backticks.
         text = str(failpoint("reflection.answer", text.rpartition("</think>")[2].strip()))
@@ -125,9 +132,7 @@ class LMReflector(Reflector):
         return text
 
     def try_out(self) -> None:
-        """Ask the LM for one word. Its dollars are counted; it is no reflection.
-
-        A copy is asked, without cache, and once.
+        """Ask a copy of the LM for one word, once and without cache. Its dollars are counted; it is no reflection.
 
         Raises:
             Exception: whatever the LM raises.
@@ -141,11 +146,11 @@ class LMReflector(Reflector):
             if not _ABOUT_LENGTH.search(str(error)):  # a model that thinks first may find 16 tokens too few
                 raise
 
-    def _answer(self, lm: dspy.LM, prompt: Any) -> tuple[str, float | None]:
+    def _answer(self, lm: dspy.LM, prompt: Any, **options: Any) -> tuple[str, float | None]:
         """What the LM, or a copy of it, answers, and what that cost."""
         last, asked = next(reversed(lm.history), None), _Asked(dspy.settings.usage_tracker)
         with dspy.context(usage_tracker=asked):
-            outputs = lm(prompt)
+            outputs = lm(prompt, **options)
         entry = next(reversed(lm.history), None)
         cost = self._cost_usd(asked.entries, None if entry is last else entry)
         first = outputs[0] if outputs else ""
@@ -154,6 +159,8 @@ class LMReflector(Reflector):
 
     def _cost_usd(self, asked: Sequence[Mapping[str, Any]], entry: Mapping[str, Any] | None) -> float | None:
         """What a call cost: by its tokens as for LMs in rollouts, else as dspy's history has it; None if unknown."""
+        if is_policy(self.lm):
+            return 0.0
         found = entry or {}
         # dspy tells of every call but those that its cache answers, and these have no usage in its history.
         if getattr(found.get("response"), "cache_hit", False) or (not asked and found.get("usage") == {}):

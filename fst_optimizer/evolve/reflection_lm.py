@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.engines.recorder import RecordingEngine
 from fst_optimizer.errors import UserError
 from fst_optimizer.keys import without_address_secrets, without_secrets
 from fst_optimizer.store.meter import OWN_SERVERS
@@ -62,6 +64,24 @@ def check_lm(lm: object) -> None:
         raise UserError(f"reflection_lm is {lm!r}: give an LM, reflection_lm=dspy.LM({lm!r})")
     if lm is not None and not isinstance(lm, dspy.BaseLM):
         raise UserError(f"reflection_lm is {lm!r}: give a dspy.LM, or None for the extractive reflector")
+
+
+def is_policy(lm: object) -> bool:
+    """Whether an LM is a policy of this process: it samples by a seed, and costs no dollars."""
+    return isinstance(getattr(lm, "engine", None), RecordingEngine)
+
+
+def sampling_options(lm: dspy.LM, seed: int, number: int) -> dict[str, Any]:
+    """What reflection `number` of a run with this seed asks a policy for besides its prompt; nothing of other LMs.
+
+    What a policy samples then follows from the run alone: not from how often the process has asked it before, so that
+    a resumed run gets the same proposals, and not from the prompt, which may come twice and is to be answered anew.
+    """
+    if not is_policy(lm) or lm.kwargs.get("seed") is not None:
+        return {}
+    digest = hashlib.blake2b(repr(("reflection", seed, number)).encode(), digest_size=8).digest()
+    # A policy refuses a seed for several completions at once, and one is read.
+    return {"seed": int.from_bytes(digest, "big"), **({"n": 1} if lm.kwargs.get("n") else {})}
 
 
 def named_lm(name: str) -> dspy.LM:

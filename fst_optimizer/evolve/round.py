@@ -7,16 +7,16 @@ acceptance. Ours are the start from a whole population, the budget, and who runs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from gepa.proposer.base import CandidateProposal
 
 from fst_optimizer.config.run import FastConfig
 from fst_optimizer.evolve.budget import RolloutBudget, Score
 from fst_optimizer.evolve.gepa_adapter import GepaAdapter, GepaSearch
-from fst_optimizer.evolve.population import frontier, select
+from fst_optimizer.evolve.population import common_examples, frontier, select
 from fst_optimizer.evolve.proposer import Proposer
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
 from fst_optimizer.types import Candidate, Item, Population
@@ -34,6 +34,12 @@ class Accepted:
 
 OnAccepted = Callable[[Accepted], None]
 
+Outlook = Literal["open", "barren", "closed"]
+"""What a round says of later ones under the same weights. `closed`: nothing can be proposed any more. `barren`: there
+was nothing to try, as a candidate is right on the whole anchor or the reflector had no text that is new. `open`: all
+else, also where every new text was rejected, or the reflection LM failed in passing."""
+TOO_FEW = "the engine failed on more than half"
+
 
 @dataclass(frozen=True)
 class FastRound:
@@ -45,6 +51,11 @@ class FastRound:
     """Ids of the whole frontier, before the cut to K."""
     notes: tuple[str, ...]
     """What went wrong on the way, and last why the round ended."""
+    lost: int = 0
+    """Examples of the anchor that were left out for every candidate: the engine failed on them, and failed again."""
+    outlook: Outlook = "open"
+    tried: tuple[str, ...] = ()
+    """Ids of the proposals whose texts were new to the search, accepted or not."""
     proposals: int = 0
     """Reflective mutations tried, those that came to nothing included."""
     accepted: int = 0
@@ -74,6 +85,7 @@ def evolve(
     components: Sequence[str],
     rollouts_left: int | None = None,
     reflections_left: int | None = None,
+    tried: Collection[str] = (),
     halted: Callable[[], bool] = lambda: False,
     on_accepted: OnAccepted = lambda accepted: None,
 ) -> FastRound:
@@ -90,6 +102,10 @@ def evolve(
     Neither `config.max_rollouts` nor `rollouts_left` is ever passed: no proposal starts unless enough is left to accept
     it. When they are too small to rescore everybody, only the formerly best candidates are scored and kept, and when
     too small for one candidate on the anchor, the anchor is cut. With nothing left, the population stays as it is.
+
+    A rollout that the engine failed is run again once. If it is lost again, its example is left out for all candidates,
+    so that means are over the same examples; with less than half of the anchor left, the round ends. `tried` has the
+    ids of candidates that earlier rounds have tried: their texts are not new.
     """
     limit = config.max_rollouts if rollouts_left is None else min(config.max_rollouts, rollouts_left)
     items = tuple({item.id: item for item in anchor}.values())
@@ -103,14 +119,26 @@ def evolve(
         items = items[:limit]
     budget = RolloutBudget(score, limit, reuse=config.temperature == 0)
     candidates = _affordable(population, limit // len(items), notes)
-    scores = {candidate.id: budget.scores(candidate, items) for candidate in candidates}
-    proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes)
+    scores = _rescored(candidates, items, budget)
+    proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes, tried)
     search = Search(candidates, scores, budget, items, proposer, config, halted, on_accepted)
-    notes.append(f"ended: {search.run(turn=cycle, seed=f'{seed}/{cycle}')}")
+    common = common_examples(scores)
+    if 2 * len(common) < len(items):
+        notes.append(f"ended: {TOO_FEW} of the {len(items)} anchor examples; the population was not rescored")
+        ids = tuple(candidate.id for candidate in population.candidates)
+        return FastRound(population, ids, tuple(notes), len(items) - len(common), rollouts=budget.spent)
+    search.leave_out({item.id for item in items} - common)
+    why = search.run(turn=cycle, seed=f"{seed}/{cycle}")
+    if search.lost:
+        notes.append(f"{search.lost} of {len(items)} anchor examples were left out: the engine failed on them")
+    notes.append(f"ended: {why}")
     return FastRound(
         population=select(Population(tuple(candidates), policy_version, scores), config.population),
         frontier=frontier(scores),
         notes=tuple(notes),
+        lost=search.lost,
+        outlook=search.outlook,
+        tried=tuple(proposer.new),
         proposals=search.proposals,
         accepted=search.accepted,
         rollouts=budget.spent,
@@ -127,6 +155,18 @@ def _affordable(population: Population, most: int, notes: list[str]) -> list[Can
     return sorted(distinct, key=population.mean_score, reverse=True)[:most]
 
 
+def _rescored(
+    candidates: Sequence[Candidate], items: Sequence[Item], budget: RolloutBudget
+) -> dict[str, dict[str, float]]:
+    """Candidate id -> its scores; what is run again leaves enough for the candidates that follow."""
+    waiting = len(candidates)
+    scores = {}
+    for candidate in candidates:
+        waiting -= 1
+        scores[candidate.id] = budget.scores(candidate, items, reserve=waiting * len(items))
+    return scores
+
+
 @dataclass
 class Search:
     """GEPA's loop from a scored population: choose a parent, reflect, try on a minibatch, score what improved."""
@@ -135,7 +175,7 @@ class Search:
     """This and `scores` grow by every accepted proposal."""
     scores: dict[str, dict[str, float]]
     budget: RolloutBudget
-    items: Sequence[Item]
+    anchor: Sequence[Item]
     proposer: Proposer
     config: FastConfig
     halted: Callable[[], bool]
@@ -146,14 +186,27 @@ class Search:
     """Proposals since the last one that was accepted."""
     skipped: int = 0
     """Attempts since the last one that showed the reflector a failure."""
+    lost: int = 0
+    """Examples of the anchor that are left out."""
+    broken: bool = False
+    """Whether the engine failed on too much for the search to go on."""
+
+    def __post_init__(self) -> None:
+        self.items = tuple(self.anchor)
+        self._gepa: GepaSearch | None = None
 
     def run(self, *, turn: int, seed: str) -> str:
         """Propose until a limit is met; says which. `turn` is the component that round robin starts with."""
         proposer = self.proposer
         if not proposer.components:
             return "no component may change"
-        adapter = GepaAdapter(lambda texts, batch: self.budget.run(proposer.candidate(texts), batch, capture=True))
-        gepa = GepaSearch(
+        minibatch = min(self.config.minibatch, len(self.items))
+        # What must be left when a proposal's minibatch was run, to accept it: what is lost is not run again from that.
+        reserve = len(self.anchor) + (-minibatch if self.budget.reuse else minibatch)
+        adapter = GepaAdapter(
+            lambda texts, batch: self.budget.run(proposer.candidate(texts), batch, capture=True, reserve=reserve)
+        )
+        self._gepa = gepa = GepaSearch(
             self.candidates, self.scores, adapter, proposer, self.items, self.config, turn=turn, seed=seed
         )
         while (why := self._why_ended()) is None:
@@ -164,9 +217,36 @@ class Search:
             self._take_in(proposals, gepa)
         return why
 
+    @property
+    def solved(self) -> bool:
+        """Whether a candidate is right on the whole anchor."""
+        return any(sum(scores.values()) / len(scores) >= PERFECT for scores in self.scores.values())
+
+    @property
+    def outlook(self) -> Outlook:
+        """What this says of later rounds."""
+        proposer = self.proposer
+        if not proposer.components or not self.config.max_proposals or proposer.exhausted:
+            return "closed"
+        if self.broken or self.halted():
+            return "open"
+        return "barren" if self.solved or not (self.accepted or proposer.new or proposer.failed) else "open"
+
+    def leave_out(self, examples: Collection[str]) -> None:
+        """Compare without these examples from now on."""
+        self.lost += len(examples)
+        self.items = tuple(item for item in self.items if item.id not in examples)
+        for row in self.scores.values():
+            for example in examples:
+                row.pop(example, None)
+        if self._gepa:
+            self._gepa.leave_out(examples)
+
     def _why_ended(self) -> str | None:
         config = self.config
-        if any(sum(scores.values()) / len(scores) >= PERFECT for scores in self.scores.values()):
+        if self.broken:
+            return f"{TOO_FEW} of what was asked"
+        if self.solved:
             return "nothing fails on the anchor"
         if self.proposals >= config.max_proposals:
             return "max_proposals"
@@ -178,7 +258,7 @@ class Search:
             return "a cap of the run is reached"
         minibatch = min(config.minibatch, len(self.items))
         # What a proposal costs that is accepted. Greedy rollouts of parent and minibatch are there already.
-        if self.budget.left < len(self.items) + (0 if self.budget.reuse else 2 * minibatch):
+        if self.budget.left < len(self.anchor) + (0 if self.budget.reuse else 2 * minibatch):
             return "the rollout budget"
         epoch = math.ceil(len(self.items) / minibatch)
         if self.skipped >= 4 * epoch * len(self.proposer.components):
@@ -192,11 +272,17 @@ class Search:
             return
         self.skipped = 0
         self.proposals += 1
-        improved = [proposal for proposal in proposals if gepa.improves(proposal)]
+        self.broken = not all(map(gepa.conclusive, proposals))
+        improved = [proposal for proposal in proposals if gepa.conclusive(proposal) and gepa.improves(proposal)]
         self.fruitless = 0 if improved else self.fruitless + 1
         for proposal in improved:
             candidate = self.proposer.candidate(proposal.candidate)
-            self.scores[candidate.id] = self.budget.scores(candidate, self.items)
+            row = self.budget.scores(candidate, self.items)
+            if 2 * len(row) < len(self.anchor):
+                self.broken = True  # its means would be over too few examples to compare any candidate on
+                return
+            self.leave_out({item.id for item in self.items} - row.keys())
+            self.scores[candidate.id] = row
             self.candidates.append(candidate)
             self.accepted += 1
             gepa.add(candidate, proposal.parent_program_ids, self.scores[candidate.id])

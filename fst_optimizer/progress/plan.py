@@ -37,7 +37,7 @@ class Plan:
     max_steps: int | None = None
     max_time_s: float | None = None
     may_end_early: bool = False
-    """Whether patience, tokens or dollars may end the run before all of this is done."""
+    """Whether patience, tokens, dollars or the end of the search may end the run before all of this is done."""
 
     @classmethod
     def of(cls, config: FSTConfig, *, val: int, test: int, teachers: int = 0) -> Plan:
@@ -58,7 +58,8 @@ class Plan:
             max_rollouts=budget.max_rollouts,
             max_steps=budget.max_steps,
             max_time_s=budget.max_time_s,
-            may_end_early=any(cap is not None for cap in (budget.patience, budget.max_tokens, budget.max_cost_usd)),
+            may_end_early=config.method == "gepa"
+            or any(cap is not None for cap in (budget.patience, budget.max_tokens, budget.max_cost_usd)),
         )
 
     @property
@@ -95,6 +96,8 @@ class Position:
     """Fast and slow rollouts spent before this phase."""
     over: bool = False
     """Whether no cycle follows, whatever the settings say."""
+    search_over: bool = False
+    """Whether no fast round follows."""
 
 
 def stages_left(plan: Plan, at: Position, fast_rollouts: float | None = None) -> Iterator[str]:
@@ -117,7 +120,7 @@ def stages_left(plan: Plan, at: Position, fast_rollouts: float | None = None) ->
         capped = False
         for number in range(first, plan.steps_per_cycle + 4):
             stage = plan.stage(number)
-            pays_fast = plan.method != "rl" and training + plan.anchor <= fast_cap
+            pays_fast = plan.method != "rl" and not at.search_over and training + plan.anchor <= fast_cap
             if stage == "fast":
                 if not pays_fast and plan.method == "gepa":
                     capped = True
@@ -126,8 +129,10 @@ def stages_left(plan: Plan, at: Position, fast_rollouts: float | None = None) ->
                     continue
                 training += min(fast_size, fast_cap - training)
             elif stage == "slow":
+                if plan.method == "gepa" or (plan.searches_first and pays_fast):
+                    continue
                 capped = capped or training + plan.step_rollouts > cap or step >= (plan.max_steps or NO_CAP)
-                if capped or plan.method == "gepa" or (plan.searches_first and pays_fast):
+                if capped:
                     continue
                 training, step = training + plan.step_rollouts, step + 1
             yield stage

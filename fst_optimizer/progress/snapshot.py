@@ -75,7 +75,12 @@ def _started(before: Snapshot, event: Event) -> Snapshot:
         before,
         run_dir=event["run_dir"],
         plan=Plan(**event["plan"]),
-        at=Position(cycle=event["cycle"], step=event["step"], training=counts.training),
+        at=Position(
+            cycle=event["cycle"],
+            step=event["step"],
+            training=counts.training,
+            search_over=event.get("search_over", False),
+        ),
         pace=Pace(began_s=event["time_s"], partial=event["resumed"]),
         step=event["step"],
         reward=event["reward_mean"],
@@ -92,7 +97,8 @@ def _started(before: Snapshot, event: Event) -> Snapshot:
 def _phase(before: Snapshot, event: Event) -> Snapshot:
     name, number = event["phase"], event["number"]
     stage = "test" if name == "test" else before.plan.stage(number) if before.plan else name
-    at = Position(event["cycle"], number, stage, event["step"], before.rollouts.training, event.get("over", False))
+    flags = (event.get("over", False), event.get("search_over", False))
+    at = Position(event["cycle"], number, stage, event["step"], before.rollouts.training, *flags)
     pace = before.pace
     if pace.partial and not before.phase:  # a resumed run comes to the phase that was under way
         pace = replace(pace, began_s=event["time_s"])

@@ -88,11 +88,20 @@ def _costs(result: Mapping[str, Any]) -> str:
     cost = result["cost_usd"]
     money = "unknown price" if cost is None else f"${cost:.4f}"
     return (
-        f"rollouts  {rollouts}\n{_failures(result)}"
+        f"rollouts  {rollouts}\n{_search(result)}{_failures(result)}"
         f"cycles {result['cycles']}  steps {result['steps']}  reflection calls {result['reflection_calls']} ({money})  "
         f"time {clock(result['wall_s'])}  ended: {result['ended']}\n"
         f"best pair at policy version {result['policy_version']}, KL to base {result['kl_to_base']:.4f} nats a token"
     )
+
+
+def _search(result: Mapping[str, Any]) -> str:
+    """A line on a search for prompts that ended before its rollouts did, and what that left; "" where none did."""
+    why, unused = result.get("search_over"), result.get("unused_rollouts")
+    if not why:
+        return ""
+    left = f"; {unused} rollouts of the cap not used" if unused else ""
+    return f"prompts   {why}{left}\n"
 
 
 def _failures(result: Mapping[str, Any]) -> str:

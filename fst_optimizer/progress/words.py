@@ -134,10 +134,11 @@ def _accepted(event: Event, now: Snapshot) -> Iterator[str]:
 
 def _fast(event: Event, now: Snapshot) -> str:
     spent = RolloutCounts(**event["rollouts"]).training
+    over = f"; no more fast rounds: {plain(event['search_over'])}" if event.get("search_over") else ""
     return (
         f"{_stamp(event)} {_cycle(now, event['cycle'])}: prompts evolved, {event['proposals']} proposed, "
         f"{event['accepted']} accepted, population {event['population']}, best {event['best_score']:.3f} on the "
-        f"anchor, {spent} rollouts so far{_left(now)}"
+        f"anchor, {spent} rollouts so far{over}{_left(now)}"
     )
 
 

@@ -26,7 +26,7 @@ from fst_optimizer.rollout.threads import stray_calls, watched
 from fst_optimizer.rollout.usage import counting_strays
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import BudgetSpent, Meter
-from fst_optimizer.types import Candidate, Item, Outcome, Rollout, Usage
+from fst_optimizer.types import Candidate, Item, Rollout, Usage
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Collector:
         temperature: float,
         capture: bool = False,
         on_rollout: OnRollout | None = None,
+        all_may_be_lost: bool = False,
     ) -> list[Rollout]:
         """Run all requests concurrently; the results are in the order of the requests.
 
@@ -85,6 +86,7 @@ class Collector:
             temperature: For calls whose program does not ask for its own.
             capture: Also ask the metric for every predictor's score and feedback.
             on_rollout: Called in this thread as each one ends.
+            all_may_be_lost: No error where the engine fails every one of them: others were answered before.
 
         Raises:
             MetricError: The metric raised; the example is named.
@@ -126,7 +128,7 @@ class Collector:
         self._check_program([jobs[index] for index in missing], [rollouts[index] for index in missing], len(jobs))
         if len(ended) < len(jobs):
             raise BudgetSpent(self.meter.reached())
-        if jobs and all(rollout.outcome is Outcome.ENGINE_ERROR for rollout in ended):
+        if jobs and not all_may_be_lost and all(rollout.lost for rollout in ended):
             failed = jobs[missing[-1]].error
             raise EngineError(without_secrets(f"the engine failed all {len(jobs)} rollouts: {failed}")) from failed
         return ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fst_optimizer.config.run import EvalConfig
 from fst_optimizer.errors import TrainingError
@@ -19,14 +19,16 @@ class Evaluation:
     """Scores on a split."""
 
     score: float
-    """Mean over the examples; failed rollouts count 0."""
+    """Mean over the examples that were answered; failed rollouts count 0."""
     scores: dict[str, float]
-    """Example id -> score."""
+    """Example id -> score, without the examples that were lost."""
     rollouts: int
     failed: int
-    """Rollouts whose outcome was not `ok`."""
+    """Rollouts whose outcome was not `ok`, of the last on each example."""
     tally: Tally
-    """How they ended."""
+    """How those ended."""
+    lost: int
+    """Examples on which the engine failed, and failed again: they say nothing about the pair."""
 
 
 def evaluate(
@@ -38,13 +40,27 @@ def evaluate(
     temperature: float = 0.0,
     on_rollout: OnRollout | None = None,
 ) -> Evaluation:
-    """Run the candidate once on every item."""
-    rollouts = collector.run_candidate(
-        candidate, items, version=version, temperature=temperature, on_rollout=on_rollout
+    """Run the candidate once on every item; once more where the engine failed it.
+
+    Raises:
+        EngineError: it failed on every item.
+    """
+    how = {"version": version, "temperature": temperature}
+    rollouts = collector.run_candidate(candidate, items, on_rollout=on_rollout, **how)
+    places = [place for place, rollout in enumerate(rollouts) if rollout.lost]
+    if places:
+        again = collector.run_candidate(candidate, [items[place] for place in places], all_may_be_lost=True, **how)
+        for place, rollout in zip(places, again, strict=True):
+            rollouts[place] = rollout
+    scores = {rollout.example_id: rollout.score for rollout in rollouts if not rollout.lost}
+    return Evaluation(
+        score=sum(scores.values()) / len(scores),
+        scores=scores,
+        rollouts=len(rollouts) + len(places),
+        failed=sum(rollout.outcome != "ok" for rollout in rollouts),
+        tally=tally_of(rollouts),
+        lost=len(rollouts) - len(scores),
     )
-    scores = {rollout.example_id: rollout.score for rollout in rollouts}
-    failed = sum(rollout.outcome != "ok" for rollout in rollouts)
-    return Evaluation(sum(scores.values()) / len(scores), scores, len(rollouts), failed, tally_of(rollouts))
 
 
 def evaluate_pair(
@@ -71,8 +87,11 @@ def evaluate_pair(
         temperature=config.temperature,
         on_rollout=on_rollout,
     )
+    measured = ValidationScore(
+        version, found.score, 0.0, found.failed, found.rollouts, found.tally, found.scores, found.lost
+    )
     if not version:
-        return ValidationScore(version, found.score, 0.0, found.failed, found.rollouts, found.tally)
+        return measured
     sampled = collector.run_candidate(
         candidate, valset[: config.kl_examples], version=version, temperature=1.0, on_rollout=on_sampled
     )
@@ -81,4 +100,4 @@ def evaluate_pair(
         raise TrainingError(
             f"policy version {version} has a KL of {kl} to its base: its weights are broken; lower train.lr"
         )
-    return ValidationScore(version, found.score, kl, found.failed, found.rollouts + len(sampled), found.tally)
+    return replace(measured, kl_to_base=kl, rollouts=found.rollouts + len(sampled))

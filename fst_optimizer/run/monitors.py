@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fst_optimizer.train.trainer import StepReport
 
 
+MOST_CHARACTERS = 200
+"""Of an error, in an alarm."""
+
+
 @dataclass(frozen=True)
 class Watch(Stored):
     """What the monitors have seen."""
@@ -97,6 +101,19 @@ def _mostly_failed(rollouts: Sequence[Rollout]) -> str:
     outcome, count = found
     first = tally.first_error
     return f"{count} of the last {tally.total} rollouts ended in {outcome} (the first: {first}): {REMEDIES[outcome]}"
+
+
+def after_loss(
+    config: MonitorsConfig, watch: Watch, what: str, lost: int, examples: int, first: str
+) -> tuple[Watch, tuple[Alarm, ...]]:
+    """What the monitors make of examples that a fast round or a validation left out; `first`: what was raised."""
+    if not examples or lost / examples <= config.lost_max:
+        return watch, ()  # said once a run: a phase that loses nothing does not take it back
+    text = (
+        f"{what} left out {lost} of {examples} examples, on which the engine or another LM failed twice (the first: "
+        f"{first[:MOST_CHARACTERS]}): {REMEDIES[Outcome.ENGINE_ERROR]}"
+    )
+    return _told(config, watch, {"lost": text})
 
 
 def after_eval(

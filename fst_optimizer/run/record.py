@@ -145,6 +145,7 @@ def result_of(
     config: FSTConfig, task: str, state: State, wall_s: float, test_score_after: float | None = None
 ) -> dict[str, Any]:
     """The content of `result.json`; the test scores are None without a test set."""
+    cap = config.budget.max_rollouts
     return {
         "task": task,
         "method": config.method,
@@ -165,6 +166,8 @@ def result_of(
         "candidate": dict(state.best.candidate.texts),
         "ended": state.ended,
         "cap": state.cap or None,
+        "search_over": state.search_over or None,
+        "unused_rollouts": None if cap is None else cap - state.rollouts.training,
         "tokens": state.tokens,
         **state.tally.to_json(),
         "alarms": [*state.watch.alarms, *state.warnings],

@@ -80,7 +80,8 @@ class Run:
     def enter(self, phase: str, state: State) -> None:
         """Tell the callbacks that a phase begins."""
         number = state.phase if state.started and phase != "test" else 0
-        self.metrics.tell("phase", phase=phase, cycle=state.cycle, number=number, step=state.step, over=state.over)
+        at = {"cycle": state.cycle, "number": number, "step": state.step}
+        self.metrics.tell("phase", phase=phase, **at, over=state.over, search_over=bool(state.search_over))
 
     def _told(self, state: State, text: str) -> bool:
         return any(text in one for one in (*state.warnings, *self.warnings.texts))

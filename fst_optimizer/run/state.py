@@ -33,6 +33,21 @@ class Best(Stored):
     score: Score = -math.inf
     """Before anything is validated, any score is better."""
     kl_to_base: float = 0.0
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Example id -> score, of the examples that were answered. Empty in what an earlier version wrote."""
+
+    def beaten_by(self, found: ValidationScore) -> bool:
+        """Whether another pair did better on the examples that both answered.
+
+        Where the engine failed on some, means over different examples say little. With less than half of this pair's
+        examples in common, nothing is said.
+        """
+        if not self.scores or self.scores.keys() == found.scores.keys():
+            return found.score > self.score
+        common = self.scores.keys() & found.scores.keys()
+        if 2 * len(common) < len(self.scores):
+            return False
+        return math.fsum(found.scores[name] for name in common) > math.fsum(self.scores[name] for name in common)
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,11 @@ class ValidationScore:
     rollouts: int
     """Rollouts that it took."""
     tally: Tally = field(default_factory=Tally)
-    """How those ended that were scored."""
+    """How they ended on each example."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Example id -> score, of those that were answered: what `score` is the mean of."""
+    lost: int = 0
+    """Examples that were not answered: the engine failed on them twice."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,12 @@ class State(Stored):
     """How all rollouts ended."""
     crashes: tuple[str, ...] = ()
     """What the program has raised in some of them, and where."""
+    barren: int = 0
+    """Fast rounds in a row in which there was nothing new to try, where the method searches under the same weights."""
+    tried: tuple[str, ...] = ()
+    """Ids of the candidates that such a search has tried so far."""
+    search_over: str = ""
+    """Why no more fast rounds follow, though rollouts for them are left. Empty while they do."""
     validated: Mapping[str, ValidationScore] = field(default_factory=dict)
     """Candidate id -> its last score on the validation set."""
     tokens: int = 0

@@ -141,6 +141,8 @@ class Meter:
         self.outcomes, self.first_error = Counter(state.tally.outcomes), state.tally.first_error
         self.crashes = set(state.crashes)
         self._reflections_before, self._reflected_before_usd = state.reflection_calls, state.reflection_cost_usd
+        if self.reflector:
+            self.reflector.before = state.reflection_calls
         self._started = time.monotonic() - elapsed_s
 
     @contextmanager

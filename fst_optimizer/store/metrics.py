@@ -173,6 +173,7 @@ def start_fields(run_dir: Path, state: State, plan: Plan, *, resumed: bool) -> d
         "step": state.step,
         "policy_version": state.policy_version,
         "rollouts": state.rollouts.to_json(),
+        "search_over": bool(state.search_over),
         "tokens": state.tokens,
         "outcomes": dict(state.tally.outcomes),
         "reward_mean": state.watch.rewards[-1] if state.watch.rewards else None,
@@ -193,6 +194,8 @@ def fast_fields(found: FastRound) -> dict[str, Any]:
         "best_score": found.best_score,
         "frontier": len(found.frontier),
         "reused": found.reused,
+        "lost": found.lost,
+        "note": found.notes[-1],
     }
 
 
@@ -218,6 +221,7 @@ def eval_fields(candidate: Candidate, found: ValidationScore) -> dict[str, Any]:
         "kl_to_base": found.kl_to_base,
         "candidate": candidate.id,
         "failed": found.failed,
+        "lost": found.lost,
     }
 
 

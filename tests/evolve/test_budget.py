@@ -11,12 +11,20 @@ ITEMS = tuple(Item(f"train-{index}", None) for index in range(4))
 
 
 class Score:
-    def __init__(self):
+    def __init__(self, **lost):
+        """`train_1=2`: the engine fails that example two times."""
         self.asked = []
+        self.lost = {name.replace("_", "-"): times for name, times in lost.items()}
 
     def __call__(self, candidate, items, *, capture):
         self.asked.append(([item.id for item in items], capture))
-        return [Rollout(candidate.id, item.id, 0, 0, Outcome.OK, float(item.id[-1])) for item in items]
+        return [self.rollout(candidate, item.id) for item in items]
+
+    def rollout(self, candidate, name):
+        self.lost[name] = self.lost.get(name, 0) - 1
+        if self.lost[name] >= 0:
+            return Rollout(candidate.id, name, 0, 0, Outcome.ENGINE_ERROR, 0.0)
+        return Rollout(candidate.id, name, 0, 0, Outcome.OK, float(name[-1]))
 
 
 def test_greedy_rollouts_are_run_once_captured_at_once_and_counted_as_reused_once():
@@ -44,6 +52,29 @@ def test_sampled_rollouts_are_run_every_time_and_captured_only_when_asked():
         budget.run(A, ITEMS[:2], capture=capture)
     assert score.asked == [(["train-0", "train-1"], False), (["train-0", "train-1"], True)]
     assert (budget.spent, budget.reused) == (4, 0)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_what_the_engine_failed_is_run_once_more_and_counted(reuse):
+    score = Score(train_1=1, train_2=2)
+    budget = RolloutBudget(score, 10, reuse=reuse)
+    assert budget.scores(A, ITEMS) == {"train-0": 0.0, "train-1": 1.0, "train-3": 3.0}
+    assert score.asked[1:] == [(["train-1", "train-2"], reuse)]
+    assert budget.spent == 6
+
+
+def test_what_is_lost_for_good_is_not_asked_for_again_by_a_greedy_round():
+    budget = RolloutBudget(Score(train_1=2), 10, reuse=True)
+    budget.scores(A, ITEMS)
+    assert [rollout.lost for rollout in budget.run(A, ITEMS, capture=True)] == [False, True, False, False]
+    assert budget.spent == 5
+
+
+@pytest.mark.parametrize(("limit", "reserve", "again"), [(4, 0, 0), (5, 0, 1), (9, 3, 2), (6, 1, 1), (5, 1, 0)])
+def test_what_is_reserved_is_not_spent_on_lost_rollouts(limit, reserve, again):
+    budget = RolloutBudget(Score(train_1=1, train_2=1), limit, reuse=True)
+    budget.scores(A, ITEMS, reserve=reserve)
+    assert budget.spent == 4 + again
 
 
 def test_what_is_not_left_is_not_spent():

@@ -61,6 +61,22 @@ class World:
         )
 
 
+class Lossy(World):
+    """The engine fails the rollouts of some candidates on some examples, so many times each."""
+
+    def __init__(self, lost, times=9, **more):
+        super().__init__(**more)
+        self.left = {(candidate.id, f"train-{number}"): times for candidate, numbers in lost for number in numbers}
+
+    def rollout(self, candidate, item, capture):
+        found = super().rollout(candidate, item, capture)
+        key = candidate.id, item.id
+        self.left[key] = self.left.get(key, 0) - 1
+        if self.left[key] < 0:
+            return found
+        return Rollout(candidate.id, item.id, 0, self.version, Outcome.ENGINE_ERROR, 0.0, error="away")
+
+
 class Scripted:
     """A reflector that says what it is told, round and round."""
 
@@ -208,6 +224,141 @@ def test_the_budget_is_never_passed(limit, left, size, minibatch, temperature, o
         rows = found.population.scores.values()
         assert len({frozenset(row) for row in rows}) == 1
         assert set(found.frontier) >= set(frontier(found.population.scores))
+
+
+HALF = Candidate({**SEED.texts, "second": GOOD.texts["second"]})
+"""Right in its second part: .5 everywhere."""
+
+
+def test_what_the_engine_failed_once_is_run_again_and_changes_nothing_else():
+    clean = fast(population=Population((HALF, GOOD)))
+    found = fast(Lossy([(GOOD, range(5))], times=1), Population((HALF, GOOD)))
+    assert (found.population, found.lost) == (clean.population, 0)
+    assert found.rollouts == clean.rollouts + 5
+
+
+def test_a_lost_rollout_is_no_score_of_0_and_does_not_throw_out_the_best_prompt():
+    """GOOD is right wherever it was answered: eight lost examples as zeros would make it .5, as good as HALF."""
+    found = fast(Lossy([(GOOD, range(8))]), Population((HALF, GOOD)))
+    assert found.population.best == GOOD and found.best_score == 1.0
+    answered = {f"train-{number}" for number in range(8, 16)}
+    assert {frozenset(row) for row in found.population.scores.values()} == {frozenset(answered)}
+    assert (found.lost, found.rollouts) == (8, 32 + 8)
+    assert found.notes[-2:] == (
+        "8 of 16 anchor examples were left out: the engine failed on them",
+        "ended: nothing fails on the anchor",
+    )
+
+
+def test_examples_that_different_candidates_lost_are_left_out_for_all():
+    found = fast(Lossy([(GOOD, (1, 2)), (HALF, (2, 3, 4))]), Population((HALF, GOOD)), config=FastConfig(population=2))
+    (row,) = {frozenset(row) for row in found.population.scores.values()}
+    assert row == {f"train-{number}" for number in range(16) if number not in (1, 2, 3, 4)}
+
+
+def test_with_less_than_half_of_the_anchor_the_round_ends_and_says_so():
+    old = Population((HALF, GOOD), 1, {HALF.id: {"train-0": 0.5}, GOOD.id: {"train-0": 1.0}})
+    found = fast(Lossy([(GOOD, range(9))]), old)
+    assert found.population is old and found.lost == 9
+    why = "ended: the engine failed on more than half of the 16 anchor examples; the population was not rescored"
+    assert found.notes[-1] == why
+    assert found.rollouts == 32 + 9 and found.proposals == 0
+
+
+def good_next():
+    return Scripted(lambda component, current: GOOD.texts[component])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_proposal_is_compared_on_what_was_answered_of_its_minibatch(temperature):
+    """The parent has .5 on each of four, the proposal 1 on two and lost the rest: as zeros they would even it out."""
+    settings = FastConfig(minibatch=4, anchor_size=4, temperature=temperature)
+    found = fast(Lossy([(GOOD, (0, 1))]), Population((HALF,)), good_next(), items(4), config=settings)
+    assert found.accepted == 1 and found.population.best.id == GOOD.id
+    assert (found.lost, found.best_score) == (2, 1.0)
+    assert {frozenset(row) for row in found.population.scores.values()} == {frozenset({"train-2", "train-3"})}
+
+
+def test_a_proposal_with_too_few_answers_ends_the_round_and_is_not_taken():
+    settings = FastConfig(minibatch=4, anchor_size=4)
+    found = fast(Lossy([(GOOD, (0, 1, 2))]), Population((HALF,)), good_next(), items(4), config=settings)
+    assert (found.proposals, found.accepted, found.population.candidates) == (1, 0, (HALF,))
+    assert found.notes[-1] == "ended: the engine failed on more than half of what was asked"
+    assert found.outlook == "open"
+
+
+def test_a_proposal_that_is_lost_on_most_of_the_anchor_is_not_taken():
+    settings = FastConfig(minibatch=2, anchor_size=16, max_proposals=1)
+    world = World()
+    fast(world, Population((HALF,)), good_next(), config=settings)
+    minibatch = [name for candidate, name in world.runs if candidate == GOOD.id][:2]
+    others = [number for number in range(16) if f"train-{number}" not in minibatch]
+    found = fast(Lossy([(GOOD, others[:9])]), Population((HALF,)), good_next(), config=settings)
+    assert (found.accepted, found.population.candidates, found.lost) == (0, (HALF,), 0)
+    assert len(found.population.scores[HALF.id]) == 16
+
+
+@pytest.mark.parametrize(
+    ("more", "outlook"),
+    [
+        ({"components": ()}, "closed"),
+        ({"config": FastConfig(max_proposals=0)}, "closed"),
+        ({"reflector": numbered, "reflections_left": 2}, "closed"),
+        ({}, "barren"),  # both rules are found, nothing is left to fail
+        ({"population": Population((GOOD,))}, "barren"),
+        ({"reflector": lambda: Scripted(None)}, "barren"),
+        ({"reflector": lambda: Scripted(lambda component, current: current)}, "barren"),
+        ({"reflector": numbered}, "open"),  # unlucky: every text was new, and rejected
+        ({"reflector": lambda: Scripted("Always the same.")}, "open"),
+        ({"reflector": lambda: Scripted(RuntimeError("busy"))}, "open"),
+        ({"reflector": numbered, "halted": lambda: True}, "open"),
+        # One part is found in all the proposals there are.
+        ({"config": FastConfig(max_proposals=1)}, "open"),
+    ],
+)
+def test_what_a_round_says_of_later_ones(more, outlook):
+    if make := more.get("reflector"):
+        more = {**more, "reflector": make()}
+    assert fast(**more).outlook == outlook
+
+
+def test_texts_that_earlier_rounds_have_tried_are_nothing_new():
+    first = fast(reflector=Scripted("One.", "Two."))
+    assert len(first.tried) == 2 and first.outlook == "open"
+    again = fast(reflector=Scripted("One.", "Two."), tried=first.tried)
+    assert (again.outlook, again.tried) == ("barren", ()) and again.proposals == first.proposals
+    assert fast(reflector=Scripted("One.", "Three."), tried=first.tried).outlook == "open"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    limit=st.integers(1, 120),
+    minibatch=st.integers(1, 6),
+    temperature=st.sampled_from((0.0, 1.0)),
+    olds=st.integers(1, 4),
+    share=st.sampled_from((0.05, 0.3, 0.7)),
+    seed=st.integers(0, 30),
+)
+def test_the_budget_is_never_passed_and_means_are_over_the_same_examples_whatever_is_lost(
+    limit, minibatch, temperature, olds, share, seed
+):
+    rng = random.Random(seed)
+
+    class Flaky(World):
+        def rollout(self, candidate, item, capture):
+            found = super().rollout(candidate, item, capture)
+            if rng.random() < share:
+                return Rollout(candidate.id, item.id, 0, 0, Outcome.ENGINE_ERROR, 0.0)
+            return found
+
+    world = Flaky(hard=["train-1"])
+    config = FastConfig(max_rollouts=limit, minibatch=minibatch, temperature=temperature)
+    olds = Population(tuple(Candidate({**SEED.texts, "first": f"Old {i}."}) for i in range(olds)))
+    found = fast(world, olds, config=config, seed=seed)
+    assert len(world.runs) == found.rollouts <= limit
+    assert len({frozenset(row) for row in found.population.scores.values()}) <= 1
+    if found.population is not olds:
+        assert all(len(row) >= min(limit, 16) / 2 for row in found.population.scores.values())
 
 
 def test_a_budget_for_some_of_the_old_candidates_rescores_the_formerly_best():

@@ -4,7 +4,7 @@ import pytest
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.progress.plan import Plan, Position, stages_left, steps_planned
-from helpers.toy import SETTINGS, TRAIN, VAL, answer, optimizer, student_of
+from helpers.toy import SETTINGS, TRAIN, VAL, Reflection, answer, optimizer, student_of
 
 PLAN = Plan(
     "fst",
@@ -47,6 +47,13 @@ def test_methods_leave_their_parts_out():
     assert left(method="rl", cycles=1) == ["first eval", "eval of prompts", "slow", "slow", "eval of weights"]
 
 
+def test_no_fast_round_is_left_when_the_search_is_over():
+    over = Position(cycle=1, number=1, stage="fast", search_over=True)
+    ends = ["eval of prompts", "slow", "slow", "eval of weights"]
+    assert left(over, method="sequential", search_rollouts=50, searches_first=True, max_rollouts=100) == ends
+    assert left(over, method="gepa") == []
+
+
 def test_steps_end_at_their_cap_and_no_cycle_follows():
     assert left(max_steps=1) == ["first eval", "fast", "eval of prompts", "slow", "eval of weights"]
     assert left(max_steps=2) == ["first eval", *CYCLE]
@@ -81,7 +88,9 @@ def test_a_plan_without_an_end_is_not_counted_out():
 )
 def test_a_plan_foresees_the_rounds_and_steps_of_a_run(scripted, tmp_path, method, values):
     heard = []
-    fst = optimizer(tmp_path / "run", values={"method": method, **values}, callbacks=[heard.append], progress=False)
+    # A reflector that always has a new text: what ends a search before its rollouts do cannot be foreseen.
+    options = {"reflection_lm": Reflection(), "callbacks": [heard.append], "progress": False}
+    fst = optimizer(tmp_path / "run", values={"method": method, **values}, **options)
     fst.compile(student_of(scripted(answer)), trainset=TRAIN, valset=VAL)
     fast = [event["rollouts"]["fast"] for event in heard if event["kind"] == "fast"]
     plan = next(Plan(**event["plan"]) for event in heard if event["kind"] == "start")

@@ -1,5 +1,6 @@
 import json
 import subprocess
+from dataclasses import replace
 
 import dspy
 import pytest
@@ -159,9 +160,14 @@ def test_the_result_tells_the_best_pair():
         "candidate": {"answer": "Say it."},
         "ended": "done",
         "cap": None,
+        "search_over": None,
+        "unused_rollouts": None,
         "outcomes": {"ok": 59, "timeout": 1},
         "first_error": {"outcome": "timeout", "text": "late", "example": "val-1"},
         "tokens": 0,
         "alarms": [],
     }
     assert found["rollouts"] == {"fast": 10, "slow": 20, "eval": 30, "reused": 4}
+    capped = FSTConfig().with_values({"method": "gepa", "budget.max_rollouts": 100})
+    over = result_of(capped, "Program", replace(state, search_over="nothing new"), 60.5)
+    assert (over["search_over"], over["unused_rollouts"]) == ("nothing new", 70)

@@ -2,8 +2,10 @@ import json
 import math
 from dataclasses import replace
 
+import pytest
+
 from fst_optimizer.run.monitors import Alarm, Watch
-from fst_optimizer.run.state import Best, State
+from fst_optimizer.run.state import Best, State, ValidationScore
 from fst_optimizer.store.tally import FirstError, Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, Usage
 
@@ -42,8 +44,11 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
     new = {"outcomes": {}, "first_error": None}
     usage = {"openai/judge": written["usage"]["openai/judge"] | {"untold": 0}}
     validated = {SEED.id: written["validated"][SEED.id] | {"tally": new}}
+    validated[SEED.id] |= {"scores": {}, "lost": 0}
     # What it did not have: nothing is known of it.
     assert state.to_json() == written | {
+        "best": written["best"] | {"scores": {}},
+        **{"barren": 0, "tried": [], "search_over": ""},
         "warnings": [],
         "tally": new,
         "crashes": [],
@@ -52,6 +57,36 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
         "kept": {},
     }
     assert (state.watch.evals, state.validated[SEED.id].failed, state.best.score) == (((0.6, 0.7),), 1, -math.inf)
+
+
+def measured(scores):
+    return ValidationScore(0, sum(scores.values()) / len(scores), 0.0, 0, len(scores), scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("before", "found", "beaten"),
+    [
+        ({"a": 0.5, "b": 0.5}, {"a": 1.0, "b": 0.25}, True),
+        ({"a": 0.5, "b": 0.5}, {"a": 1.0, "b": 0.0}, False),
+        # On the examples that both answered: .25 each against 1 and 0, though the mean of all four is .5.
+        ({"a": 0.25, "b": 0.25, "c": 1.0, "d": 0.5}, {"a": 1.0, "b": 0.0}, True),
+        # An easy half alone makes nothing better.
+        ({"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.0}, {"a": 1.0, "b": 1.0}, False),
+        # Too few in common say nothing.
+        ({"a": 0.0, "b": 0.0, "c": 0.0, "d": 0.0}, {"a": 1.0}, False),
+        # What was lost before is no drawback for what comes after it.
+        ({"a": 1.0}, {"a": 1.0, "b": 0.0, "c": 0.0}, False),
+        ({"a": 0.5}, {"a": 1.0, "b": 0.0, "c": 0.0}, True),
+    ],
+)
+def test_pairs_are_compared_on_the_examples_that_both_answered(before, found, beaten):
+    held = measured(before)
+    assert Best(SEED, 0, held.score, scores=before).beaten_by(measured(found)) == beaten
+
+
+def test_a_best_pair_whose_examples_are_not_known_is_compared_by_its_mean():
+    assert Best(SEED, 0, 0.5).beaten_by(measured({"a": 0.75}))
+    assert not Best(SEED, 0, 0.5).beaten_by(measured({"a": 0.5}))
 
 
 def test_alarms_of_the_last_phase_are_not_written():
