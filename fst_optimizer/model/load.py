@@ -13,7 +13,7 @@ from typing import Any
 from fst_optimizer.errors import UserError, did_you_mean
 
 QUANTIZATIONS = ("nf4",)
-BUILT_IN = {"letters": "programs/letters/model"}
+BUILT_IN = {"letters": "programs/letters/model", "parcels": "programs/parcels/model"}
 """Name -> folder of the models that come with the package."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
@@ -54,7 +54,7 @@ def model_place(model: str | Path) -> str:
     if isinstance(model, Path) or path.is_absolute() or str(model).startswith(".") or len(path.parts) != 2:
         raise UserError(
             f"model is {str(model)!r}: no such folder; give a model's folder, a hub name like owner/name, or "
-            f"{' or '.join(map(repr, BUILT_IN))}, which is built in"
+            f"{' or '.join(map(repr, BUILT_IN))}, which are built in"
         )
     return str(model)
 

@@ -241,6 +241,26 @@ def probes(variant: str | None = None) -> list[str]:
     return found
 
 
+def random_instruction(rng: random.Random) -> str:
+    """A rule in sentences, drawn from all that there are, for one predictor or the other: it knows not which."""
+    stage = rng.choice(STAGES)
+    return " ".join(rules.sentences(rules.draw_rule(rng, stage, rng.choice((1, 2, 3)), rules.BOTH)))
+
+
+def reflection_lm(variant: str | None = None) -> dspy.LM | None:
+    """Who writes instructions: no LM where the feedback names the rule, else a small one.
+
+    Where the feedback shows what was right, it is the reflector that `reflect.py` made; where it tells nothing but the
+    score, one that writes sentences at random.
+    """
+    from fst_optimizer.evolve.task_lms import random_sentences, trained_reflector
+
+    kind = task_named(variant)[1]
+    if kind == "scored":
+        return random_sentences("parcels", random_instruction)
+    return None if kind == "told" else trained_reflector(Path(__file__).parent / "reflector")
+
+
 def model() -> str:
     """The folder of the small model that `pretrain.py` made for these tasks."""
     return str(Path(__file__).parent / "model")

@@ -17,7 +17,7 @@ from transformers import Qwen3ForCausalLM
 from fst_optimizer.evolve.reflect import ExtractiveReflector, lessons
 from fst_optimizer.tasks import load_task
 from programs import pretraining
-from programs.parcels import pretrain, rules, task, training
+from programs.parcels import pretrain, reflect, rules, task, training
 from programs.parcels.rules import PACK, SORT, STAGES, Clause, Rule
 
 GLASS = ("small", "red", "glass", "Anna", "Oslo", "seven")
@@ -270,6 +270,16 @@ def test_probes_are_other_rules_of_one_clause_for_the_same_program(variant: str 
             assert own.isdisjoint(rule.words)
 
 
+def test_who_writes_instructions_follows_from_the_kind_of_feedback() -> None:
+    assert task.reflection_lm("depot") is None
+    assert task.reflection_lm("depot+shown").model == task.reflection_lm("depot+shuffled").model  # type: ignore[union-attr]
+    (written,) = task.reflection_lm("depot+scored")("Write an instruction.")  # type: ignore[misc]
+    text = written if isinstance(written, str) else written["text"]
+    lines = reflect.lines_in(text)
+    assert lines[-1][0] == len(rules.RANKS)
+    assert reflect.lines_in(text.replace("use", "take")) == []
+
+
 def test_the_program_runs_and_carries_both_answers() -> None:
     lm = DummyLM([{"carrier": "truck"}, {"case": "crate"}])
     program = task.build_program("depot")
@@ -372,6 +382,41 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     training.train(recipe, tmp_path / "cut", 12, 0, tmp_path / "cut.pt")
     one, other = (Qwen3ForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- Lessons for the reflector ---------------------------------------------------------------------------------------
+
+
+def test_lines_are_read_out_of_a_text() -> None:
+    text = (
+        "Answer the question. Second, use sea for large red parcels of glass to Oslo over six kilos by road. Do well. "
+        "Otherwise, use air. Fourth, use air for red parcels. First, use road."
+    )
+    assert reflect.lines_in(text) == [
+        (1, ("large", "red", "glass", "Oslo", "over6", "road"), "sea"),
+        (3, (), "air"),
+    ]
+    rng = random.Random(0)
+    for stage in STAGES:
+        rule = rules.draw_rule(rng, stage, 3, 0.5)
+        assert reflect.lines_in(" ".join(rules.sentences(rule))) == pretrain.lines_of(rule)
+
+
+def test_lessons_show_a_failure_and_hold_nothing_withheld() -> None:
+    rng = random.Random(3)
+    for size in (2, 4, 4, 6) * 8:
+        lesson = reflect.draw_lesson(rng, size)
+        assert len(lesson.entries) == len(lesson.answers) == size
+        assert any(lesson.answers)
+        for entry, answer in zip(lesson.entries, lesson.answers, strict=True):
+            assert entry["Feedback"] == "Right." if not answer else f'expected "{answer}".' in entry["Feedback"]
+        words = [words for _, words, _ in reflect.lines_in(lesson.instruction)]
+        pairs = itertools.combinations(itertools.chain.from_iterable(words), 2)
+        assert all(rules.part_of(*pair) == "trained" for pair in pairs)
+        assert reflect.is_right(f"Answer the question. {lesson.instruction}", lesson)
+        assert reflect.obeyed(lesson.instruction, lesson) == 1.0
+        assert reflect.obeyed(task.SEED_INSTRUCTION, lesson) == 0.25
+    assert not reflect.is_right(lesson.instruction.replace("Otherwise", "Else"), lesson)
 
 
 # --- The model that is shipped ---------------------------------------------------------------------------------------
