@@ -39,7 +39,7 @@ MEASURED = "measured"
 DEFAULT = "fst,rl,sequential"
 MaybeTasks = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[TASK]...", help="Tasks whose runs are used, and made where they lack."),
+    typer.Argument(metavar="TASK", help="Tasks whose runs are used, and made where they lack."),
 ]
 Runs = Annotated[
     list[Path] | None,

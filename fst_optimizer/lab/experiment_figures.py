@@ -25,9 +25,9 @@ MOST_COLUMNS = 3
 
 
 def decompose_figure(rows: Rows) -> Figure:
-    """A panel a rule: four bars a method, means over its runs, and a dot a run."""
-    figure, panels = _panels(_distinct(rows, "rule"))
-    for axes, (_, own) in zip(panels, _by(rows, "rule"), strict=True):
+    """A panel a rule and kind: four bars a method, means over its runs, and a dot a run."""
+    figure, panels = _panels(list(_units(rows)))
+    for axes, own in zip(panels, _units(rows).values(), strict=True):
         methods = _distinct(own, "method")
         for place, cell in enumerate(CELLS):
             scores = [[row[cell] for row in own if row["method"] == method] for method in methods]
@@ -81,9 +81,9 @@ def plasticity_figure(rows: Rows) -> Figure:
 
 
 def ceiling_figure(rows: Rows) -> Figure:
-    """A panel a rule: evaluations as dots, and where a ceiling is told, the fit and the ceiling's interval."""
-    figure, panels = _panels(_distinct(rows, "rule"))
-    for axes, (_, own) in zip(panels, _by(rows, "rule"), strict=True):
+    """A panel a rule and kind: evaluations as dots, and where a ceiling is told, the fit and the ceiling's interval."""
+    figure, panels = _panels(list(_units(rows)))
+    for axes, own in zip(panels, _units(rows).values(), strict=True):
         methods = _distinct(own, "method")
         for number, row in enumerate(own):
             color = color_of(row["method"], methods.index(row["method"]))
@@ -120,8 +120,12 @@ def _distinct(rows: Rows, name: str) -> list[str]:
     return list(dict.fromkeys(str(row[name]) for row in rows))
 
 
-def _by(rows: Rows, name: str) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    return [(value, [row for row in rows if str(row[name]) == value]) for value in _distinct(rows, name)]
+def _units(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows by their rule, and by their kind of feedback where there are several."""
+    kinds, found = len(_distinct(rows, "kind")) > 1, dict[str, list[Mapping[str, Any]]]()
+    for row in rows:
+        found.setdefault(f"{row['rule']}+{row['kind']}" if kinds else str(row["rule"]), []).append(row)
+    return found
 
 
 def _panels(titles: Sequence[str], columns: int = MOST_COLUMNS) -> tuple[Figure, list[Any]]:
