@@ -1,8 +1,6 @@
 """The paper's experiments from end to end, on letters runs that take seconds."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -10,6 +8,7 @@ from fst_optimizer import task_run
 from fst_optimizer.lab import measuring
 from fst_optimizer.lab.cells import comparison_jobs
 from fst_optimizer.lab.plan import Common
+from fst_optimizer.lab.plasticity import plasticity_jobs, starts_of
 from fst_optimizer.store.files import RunFiles, read_json
 from fst_optimizer.store.metrics import read_metrics
 from fst_optimizer.task_run import Sizes
@@ -247,29 +246,26 @@ def test_another_shape_than_the_start_has_is_refused(made, tmp_path, no_model):
 
 
 @pytest.mark.slow
-def test_plasticity_makes_its_runs_and_goes_on_where_it_was_stopped(made, tmp_path):
+def test_plasticity_goes_on_where_it_was_stopped_and_makes_what_lacks(made, tmp_path):
+    sources = [made / "sort-rotate" / f"{method}-seed0" for method in ("fst", "rl")]
+    common = Common(16, SETS, sizes=Sizes(*SIZES))
+    for job in plasticity_jobs(SECOND, tmp_path / "out" / "reverse-drop", starts_of(sources), (5,), common)[:2]:
+        said = fst(*job.command()[1:])
+        assert said.exit_code == 0, said.output
     words = ["lab", "plasticity", "--to", SECOND, "--seeds", 5, "--out", tmp_path / "out", *COMMON]
-    words += [word for method in ("fst", "rl") for word in ("--from", made / "sort-rotate" / f"{method}-seed0")]
-    command = [sys.executable, "-m", "fst_optimizer.cli.main", *map(str, words)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    rows = outcome(tmp_path / "out", "plasticity")
-    assert [(row["start"], row["seed"], row["method"]) for row in rows] == [
-        ("fst", 5, "rl"),
-        ("rl", 5, "rl"),
-        ("base", 5, "rl"),
-    ]
-    assert [row["start_rule"] for row in rows[:2]] == ["sort-rotate"] * 2
-    assert all(row["rollouts"] == CAP and row["rule"] == "reverse-drop" for row in rows)
-    # Its KL to the base is not 0 at first, where the weights that it begins with are not the base's.
-    assert [row["curve"][0][2] > 0 for row in rows] == [row.get("start_version", 0) > 0 for row in rows]
-    assert rows[1]["start_version"] > 0
-    kept = tmp_path / "out" / "reverse-drop" / "rl+from-base-seed5" / "result.json"
-    kept.unlink()
+    words[words.index("--max-rollouts") + 1] = 16
+    words += [word for source in sources for word in ("--from", source)]
     said = fst(*words)
     assert said.exit_code == 0, said.output
     assert "2 of 3 runs were finished before" in said.stderr
-    assert outcome(tmp_path / "out", "plasticity")[:2] == rows[:2]
+    rows = outcome(tmp_path / "out", "plasticity")
+    told = [(row["start"], row["seed"], row["method"]) for row in rows]
+    assert told == [("fst", 5, "rl"), ("rl", 5, "rl"), ("base", 5, "rl")]
+    assert [row["start_rule"] for row in rows[:2]] == ["sort-rotate"] * 2
+    assert all(row["rollouts"] == 16 and row["rule"] == "reverse-drop" for row in rows)
+    # Its KL to the base is not 0 at first, where the weights that it begins with are not the base's.
+    assert [row["curve"][0][2] > 0 for row in rows] == [row.get("start_version", 0) > 0 for row in rows]
+    assert rows[1]["start_version"] > 0
     shutil.copytree(made / "sort-rotate" / "rl-seed0", tmp_path / "other" / "fst-seed0")
     said = fst(*(tmp_path / "other" / "fst-seed0" if str(word).endswith("fst-seed0") else word for word in words))
     assert said.exit_code == 2 and "holds a run that began with other weights: give another --out" in said.stderr
