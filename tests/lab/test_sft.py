@@ -99,12 +99,19 @@ def test_a_judge_in_the_program_is_asked_and_not_answered_for(scripted):
 
 def test_it_sees_as_many_examples_as_the_others_make_rollouts():
     config = FSTConfig().with_values(
-        {"budget.max_rollouts": 4000, "rollout.batch_size": 8, "train.kl_coef": 0.1, "train.lr": 2e-3, "seed": 3}
+        {
+            "budget.max_rollouts": 4000,
+            "rollout.batch_size": 8,
+            "train.kl_coef": 0.1,
+            "train.entropy_coef": 0.1,
+            "seed": 3,
+        }
     )
     settings = settings_for(config, examples=512, rows=1024)
     # 4000 / 512 = 7.8: seven whole epochs. Two rows an example, eight examples an update.
     assert (settings.epochs, settings.batch_size, settings.seed) == (7, 16, 3)
-    assert (settings.train.lr, settings.train.kl_coef, settings.train.loss) == (2e-3, 0.0, "cispo")
+    assert (settings.train.kl_coef, settings.train.entropy_coef, settings.train.loss) == (0.0, 0.0, "cispo")
+    assert settings.train.lr == config.train.lr
     assert settings_for(config.with_values({"budget.max_rollouts": 64}), 512, 512).epochs == 1
 
 
