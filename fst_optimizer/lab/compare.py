@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fst_optimizer.config.formats import read_config
+from fst_optimizer.config.run import METHODS
 from fst_optimizer.lab.ceiling import ceiling
 from fst_optimizer.lab.cells import Entry
 from fst_optimizer.lab.curves import (
@@ -57,8 +58,8 @@ class ComparedRun:
     """See `signal_left`."""
     search: Mapping[str, Any]
     """See `search_of`."""
-    seconds: Mapping[str, float]
-    """See `seconds_by_phase`."""
+    seconds: Mapping[str, float] | None
+    """See `seconds_by_phase`. None for a baseline, which writes no lines of its phases."""
     sweep: tuple[tuple[Job, ComparedRun | None], ...] = ()
     """Of a sweep: all of its runs, None for one without a result. This is the best of them."""
 
@@ -94,7 +95,7 @@ def read_run(folder: Path) -> ComparedRun:
         end_curve=tuple(curve_of(at_cycle_ends(lines))),
         signal=signal_left(lines),
         search=search_of(lines),
-        seconds=seconds_by_phase(lines, result["wall_s"]),
+        seconds=seconds_by_phase(lines, result["wall_s"]) if result["method"] in METHODS else None,
     )
 
 

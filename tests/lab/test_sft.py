@@ -140,4 +140,4 @@ def test_a_run_learns_keeps_the_best_epoch_and_leaves_what_a_comparison_reads(tm
     data = save_comparison([found, read_run(tmp_path / "rl-seed3")], tmp_path, extra=EXTRA)
     assert data["against_rl"] == {}  # without rollouts it reaches nothing sooner or later
     assert data["runs"][0]["told"] == {"feedback": False, "reflector": None, "answers": True, "instructions": False}
-    assert data["runs"][0]["supervised"] == seen
+    assert data["runs"][0]["supervised"] == seen and data["runs"][0]["seconds"] is None
