@@ -4,7 +4,6 @@
 """
 
 import random
-from collections.abc import Sequence
 from functools import cache
 from itertools import permutations, product
 
@@ -13,8 +12,6 @@ from .rules import ALPHABET, LENGTHS, OPERATIONS, PUBLISHED, WITHHELD, Rule, act
 SEED = 14
 LISTS, NEAR = 24, 3
 """On how many lists rules are compared; those that agree on more than one in `NEAR` are near to each other."""
-LEAST = 4
-"""Fewest letters that the second predictor works on, where the first got 5."""
 
 
 @cache
@@ -30,55 +27,41 @@ def near(one: Rule, other: Rule) -> bool:
     return NEAR * sum(map(str.__eq__, answered(one), answered(other))) > LISTS
 
 
-def needed(first: str, second: Rule) -> bool:
-    """Whether nothing simpler comes near to what a program of these two stages does.
-
-    No rule with fewer operations than both have together does, and after the first stage no rule with fewer operations
-    than the second has: the one neither undoes the other nor makes it trivial.
-    """
-    whole = (first, *second)
-    fewer = [rule for count in range(1, len(whole)) for rule in product(OPERATIONS, repeat=count)]
-    after = [(first, *rule) for rule in fewer if len(rule) < len(second)]
-    left = len(apply((first,), list(ALPHABET[: LENGTHS[0][0]])))
-    suiting = lengths_for([(first,), second]) == LENGTHS[0] and left >= LEAST
-    return suiting and not any(near(rule, whole) for rule in (*fewer, *after))
+def needed(rule: Rule) -> bool:
+    """Whether no rule with fewer operations comes near to it, and its lists have the usual lengths."""
+    fewer = [one for count in range(1, len(rule)) for one in product(OPERATIONS, repeat=count)]
+    return lengths_for([rule]) == LENGTHS[0] and not any(near(one, rule) for one in fewer)
 
 
 def triples(use: str) -> list[Rule]:
     """The rules of three operations that are for `dev` or `proof`, in order, one for each action.
 
-    Their operations differ, no two in a row are a pair that is withheld for itself, no shorter rule acts like them, and
-    none that leaves out an operation comes near.
+    Their operations differ, no two in a row are a pair that is withheld for itself, and no shorter rule acts like them.
     """
     found: dict[tuple[str, ...], Rule] = {}
     for rule in permutations(OPERATIONS, 3):
-        parts = (rule[:i] + rule[i + 1 :] for i in range(3))
-        apart = rule[:2] not in WITHHELD and rule[1:] not in WITHHELD and not any(near(part, rule) for part in parts)
+        apart = rule[:2] not in WITHHELD and rule[1:] not in WITHHELD
         if apart and action(rule) not in shortest(2) and share(rule) == use:
             found.setdefault(action(rule), rule)
     return list(found.values())
 
 
 def draw(use: str, seed: int = SEED) -> tuple[str, ...]:
-    """Five programs of two predictors for `dev` or `proof`: a single operation, then a rule that is withheld.
+    """Five rules for `dev` or `proof`, each of a program with one predictor: three withheld pairs, then two triples.
 
-    Three have a withheld pair, for `dev` one that was published and for `proof` one that was not, and two a rule of
-    three operations. No first operation and no second rule is there twice, and every program is `needed`.
+    The pairs for `dev` were published, those for `proof` were not. Every rule is `needed`.
+
+    One predictor, since on a chain under one seed instruction RL does with every predictor what it finds first, and
+    stays there: a lead over it would be the trap's, not the method's.
     """
     rng = random.Random(f"letters/{use}/{seed}")
-    tasks: dict[str, str] = {}
-
-    def add(seconds: Sequence[Rule], count: int) -> None:
-        for second in rng.sample(seconds, len(seconds)):
-            firsts = [name for name in OPERATIONS if name not in tasks and needed(name, second)]
-            if firsts and count:
-                first = rng.choice(firsts)
-                tasks[first] = f"{first}.{'-'.join(second)}"
-                count -= 1
-
-    add([pair for pair in WITHHELD if (pair in PUBLISHED) == (use == "dev")], 3)
-    add(rng.sample(triples(use), 12), 2)
-    return tuple(tasks.values())
+    pairs = [pair for pair in WITHHELD if (pair in PUBLISHED) == (use == "dev") and needed(pair)]
+    threes = triples(use)
+    chosen = rng.sample(pairs, 3)
+    while len(chosen) < 5:
+        if needed(rule := rng.choice(threes)) and rule not in chosen:
+            chosen.append(rule)
+    return tuple("-".join(rule) for rule in chosen)
 
 
 if __name__ == "__main__":

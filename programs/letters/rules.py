@@ -185,23 +185,25 @@ PUBLISHED: tuple[Rule, ...] = (
 """The withheld pairs that comparisons were published on before `PROOF` was drawn: they are for development."""
 
 DEV: tuple[str, ...] = (
-    "rotate.drop_first-sort",
-    "dedupe.swap_ends-drop_last",
-    "double_last.swap_ends-rotate",
-    "swap_ends.double-swap_ends-swap_start",
-    "swap_start.keep_even-reverse-double_first",
+    "drop_first-sort",
+    "swap_ends-drop_last",
+    "swap_ends-rotate",
+    "sort_down-double_first-rotate_right",
+    "double-sort_down-drop_last",
     "sort-rotate",
     "drop_first-rotate_right-double_last",
     "rotate_right-keep_odd-sort",
+    "rotate.drop_first-sort",
+    "dedupe.swap_ends-drop_last",
 )
-"""Tasks to build, sweep and tune on: `drawing.draw("dev")`, then a pair and two triples of one predictor."""
+"""Tasks to build, sweep and tune on: `drawing.draw("dev")`, then others, chains last."""
 
 PROOF: tuple[str, ...] = (
-    "rotate_right.dedupe-reverse",
-    "swap_ends.keep_odd-double",
-    "drop_last.reverse-rotate",
-    "drop_first.double_last-sort_down-swap_ends",
-    "dedupe.sort-double-double_last",
+    "dedupe-sort",
+    "dedupe-reverse",
+    "keep_odd-double",
+    "sort-keep_odd-rotate_right",
+    "rotate_right-swap_ends-double_last",
 )
 """Tasks for the final table and for nothing else: `drawing.draw("proof")`. Nothing is tuned on them."""
 
