@@ -13,6 +13,7 @@ DOCS_READY := $(VENV)/.docs-ready
 VLLM_READY := $(VENV)/.vllm-ready
 
 # What `make demo` runs: the settings are the task's own (`config` in programs/letters/task.py) and these.
+DEMO_TASK := programs/letters:demo+shown
 DEMO_DIR := runs/demo
 DEMO_ARGS := --seed 0
 
@@ -71,7 +72,7 @@ $(DOCS_READY): $(READY)
 
 demo: $(READY)
 	rm -rf $(DEMO_DIR)
-	$(BIN)/fst compile programs/letters --run-dir $(DEMO_DIR) $(DEMO_ARGS)
+	$(BIN)/fst compile $(DEMO_TASK) --run-dir $(DEMO_DIR) $(DEMO_ARGS)
 
 # All but what `test-next` adds.
 test: $(READY)

@@ -220,7 +220,11 @@ def train(recipe: Recipe, out: Path, steps: int, seed: int, device: str = "cpu")
 
 @torch.inference_mode()
 def generate(
-    model: Model, tokenizer: PreTrainedTokenizerFast, prompts: list[Messages], temperature: float = 0.0
+    model: Model,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[Messages],
+    temperature: float = 0.0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
     """One completion a prompt, in static batches; temperature 0 is greedy."""
     texts: list[str] = []
@@ -230,6 +234,6 @@ def generate(
     for start in range(0, len(prompts), 256):
         rows = {"input_ids": encode(tokenizer, prompts[start : start + 256])}
         batch = tokenizer.pad(rows, return_tensors="pt").to(model.device)
-        made = model.generate(**batch, max_new_tokens=MAX_NEW_TOKENS, **sampling)
+        made = model.generate(**batch, max_new_tokens=max_new_tokens, **sampling)
         texts += tokenizer.batch_decode(made[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts

@@ -57,6 +57,8 @@ class Lesson:
         return f"```\n{self.instruction}\n```{END}"
 
 
+MAX_WRITTEN = 24
+"""Most tokens that a reflector is let write when it is measured."""
 PART = 16
 """Lessons that go through the model together."""
 
@@ -252,22 +254,41 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Score:
-    """How often what was written is right."""
+    """How often what was written is right, and how often right or nearly so."""
 
     greedy: float
     any_of_8: float
     """At temperature 1."""
+    near: float
+    """Greedy, counting what is nearly right."""
+    any_near: float
+    """At temperature 1, counting what is nearly right."""
 
 
 def measure(
-    model: Model, tokenizer: PreTrainedTokenizerFast, lessons: Sequence[Lesson], is_right: Callable[[str, Lesson], bool]
+    model: Model, tokenizer: PreTrainedTokenizerFast, lessons: Sequence[Lesson], grade: Callable[[str, Lesson], float]
 ) -> Score:
-    """Scores on lessons; `is_right` says whether a text instructs to what the lesson wants."""
+    """Scores on lessons; `grade` gives 1 for a text that tells what the lesson wants, 0.5 for one that nearly does.
 
-    def share(copies: int, temperature: float) -> float:
+    Sampling draws from torch's own generator.
+    """
+
+    def best(copies: int, temperature: float) -> list[float]:
         prompts = [lesson.messages for lesson in lessons for _ in range(copies)]
-        texts = map(written_instruction, generate(model, tokenizer, prompts, temperature))
-        right = [any(is_right(next(texts), lesson) for _ in range(1)) for lesson in lessons for _ in range(copies)]
-        return sum(any(right[at : at + copies]) for at in range(0, len(right), copies)) / len(lessons)
+        texts = generate(model, tokenizer, prompts, temperature, MAX_WRITTEN)
+        asked = [lesson for lesson in lessons for _ in range(copies)]
+        grades = [grade(written_instruction(text), lesson) for text, lesson in zip(texts, asked, strict=True)]
+        return [max(grades[at : at + copies]) for at in range(0, len(grades), copies)]
 
-    return Score(share(1, 0.0), share(8, 1.0))
+    greedy, sampled = best(1, 0.0), best(8, 1.0)
+    shares = [sum(one >= least for one in row) / len(lessons) for least in (1.0, 0.5) for row in (greedy, sampled)]
+    return Score(*shares)
+
+
+def table(title: str, scores: Mapping[str, Score]) -> str:
+    """The scores as a Markdown table."""
+    lines = [f"| {title} | Greedy | Any of 8 | Greedy, nearly | Any of 8, nearly |", "|---" * 5 + "|"]
+    for name, score in scores.items():
+        cells = " | ".join(f"{one:.2f}" for one in (score.greedy, score.any_of_8, score.near, score.any_near))
+        lines.append(f"| {name} | {cells} |")
+    return "\n".join(lines)

@@ -17,9 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import dspy
-
 if TYPE_CHECKING:
+    import dspy
     from dspy.lm15 import Request, Response
 
     from fst_optimizer.policy.policy import Policy
@@ -28,14 +27,14 @@ MAX_TOKENS = 64
 """Of what a trained reflector writes."""
 
 
-class _Engine:
+class TaskEngine:
     """What both have in common: the seed of a call that has none. dspy's custom engine contract."""
 
     def __init__(self) -> None:
         self._asked: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def __deepcopy__(self, memo: dict[int, object]) -> _Engine:
+    def __deepcopy__(self, memo: dict[int, object]) -> TaskEngine:
         return self
 
     def complete(self, request: Request) -> Response:
@@ -53,7 +52,7 @@ class _Engine:
         raise NotImplementedError
 
 
-class _Trained(_Engine):
+class _Trained(TaskEngine):
     """The model in a folder, at temperature 1."""
 
     def __init__(self, folder: str) -> None:
@@ -67,7 +66,7 @@ class _Trained(_Engine):
         return response
 
 
-class _Random(_Engine):
+class _Random(TaskEngine):
     """Texts drawn by seed."""
 
     def __init__(self, draw: Callable[[random.Random], str], name: str) -> None:
@@ -116,5 +115,7 @@ def random_sentences(task: str, draw: Callable[[random.Random], str]) -> dspy.LM
     return _lm(f"{task}-random-sentences", _Random(draw, f"{task}-random-sentences"))
 
 
-def _lm(name: str, engine: _Engine) -> dspy.LM:
+def _lm(name: str, engine: TaskEngine) -> dspy.LM:
+    import dspy
+
     return dspy.LM(f"hosted_vllm/{name}", engine=engine, cache=False, num_retries=0)

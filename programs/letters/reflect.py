@@ -1,9 +1,21 @@
 """Trains the letters reflector from scratch, or measures the one that is there.
 
 `python -m programs.letters.reflect` trains, then measures; `--evaluate` only measures.
+
+Data: GEPA's reflection prompt as a run renders it, drawn without end. 20% of the lessons are on one of 16 operations, 40%
+on one of 145 pairs, 40% on one of 894 rules of three; 45% begin at a generic instruction, the others at a wrong one, one
+that is nearly right or the right one. Two to six lists of 3 to 9 letters, mostly four, with what a policy would answer.
+The rules that `withheld` names are nowhere in it.
+
+Time: 2,600 batches of 64 (24 million tokens) in 39 minutes of one CPU core, with `--bf16`.
+
+Scores on 50 lessons of four examples each, greedy / any of 8 at temperature 1: single operations .50 / .76, trained pairs
+.22 / .52, withheld pairs .06 / .16, trained triples .16 / .30, withheld triples .16 / .24. README.md has what is nearly
+right, too. The loss was still falling.
 """
 
 import random
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import permutations
 from pathlib import Path
@@ -20,7 +32,21 @@ from ..pretraining import load_model
 from ..reflecting import Entry, Lesson
 from . import task
 from .pretrain import FIELDS, GENERIC
-from .rules import ALPHABET, OPERATIONS, PHRASES, WITHHELD, Letters, Rule, action, apply, sentence, shortest, withheld
+from .rules import (
+    ALPHABET,
+    OPERATIONS,
+    PHRASES,
+    PROOF,
+    WITHHELD,
+    Letters,
+    Rule,
+    action,
+    apply,
+    sentence,
+    share,
+    shortest,
+    withheld,
+)
 
 VOCABULARY = 768
 PIECES = r" ?\b[a-j]\b|```\n|\n```|, then |\"[.]|[.] ?"
@@ -150,7 +176,7 @@ def draw_lesson(rng: random.Random, size: int, rule: Rule | None = None, longest
     """A lesson on a rule, a trained one unless given, under an instruction that failed on an example at least."""
     rule = rule or draw_rule(rng)
     fields = rng.choice(FIELDS if rng.random() < 0.95 else OTHER_FIELDS)
-    generic = rng.choice(GENERIC).format(*(f"`{field}`" for field in fields))
+    generic = rng.choice(GENERIC).format(*fields)
     current, followed = draw_current(rng, rule, generic)
     before = rng.random() * 0.6 if fields[0] in ("middle", "inner") and rng.random() < 0.4 else 0.0
     while True:
@@ -182,20 +208,54 @@ def rules_by_sentence() -> dict[str, Rule]:
     return {sentence(rule): rule for size in (1, 2, 3) for rule in permutations(OPERATIONS, size)}
 
 
-def is_right(text: str, lesson: Lesson) -> bool:
-    """Whether a text tells the lesson's rule, or one that acts alike."""
+def grade(text: str, lesson: Lesson) -> float:
+    """1 if a text tells the lesson's rule or one that acts alike, 0.5 if one operation more, less or other would."""
     found, wanted = rule_of(text), rule_of(lesson.instruction)
-    return found is not None and wanted is not None and action(found) == action(wanted)
+    assert wanted is not None, "a lesson's instruction is a sentence of the grammar"
+    if found is None:
+        return 0.0
+    if action(found) == action(wanted):
+        return 1.0
+    return 0.5 if len(wanted) > 1 and any(action(rule) == action(wanted) for rule in neighbours(found)) else 0.0
+
+
+def neighbours(rule: Rule) -> Iterator[Rule]:
+    """The rules that one operation more, less or other makes of a rule."""
+    for at in range(len(rule) + 1):
+        yield from ((*rule[:at], name, *rule[at:]) for name in OPERATIONS)
+    for at in range(len(rule)):
+        yield rule[:at] + rule[at + 1 :]
+        yield from ((*rule[:at], name, *rule[at + 1 :]) for name in OPERATIONS)
+
+
+def measured_rules() -> dict[str, tuple[Rule, ...]]:
+    """What is measured; no rule that the proof is about is among them."""
+    proof = {tuple(stage.split("-")) for name in PROOF for stage in name.split(".")}
+    kept = (rule for rule in permutations(OPERATIONS, 3) if action(rule) not in shortest(2) and share(rule) == "dev")
+    return {
+        "single operations": trained(1),
+        "trained pairs": trained(2),
+        "withheld pairs": tuple(rule for rule in WITHHELD if rule not in proof),
+        "trained triples": trained(3),
+        "withheld triples": tuple(kept),
+    }
+
+
+def lessons_on(rules: Sequence[Rule], count: int, seed: str) -> list[Lesson]:
+    """Lessons of 4 examples, the same for the same arguments, the rules drawn anew for each."""
+    rng = random.Random(f"measure/{seed}")
+    return [draw_lesson(rng, 4, rng.choice(rules)) for _ in range(count)]
 
 
 def main(
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Only measure the reflector that is there.")] = False,
     out: Annotated[Path, typer.Option(help="The model's folder.")] = REFLECTOR,
     snapshot: Annotated[Path, typer.Option(help="Where a training that was cut off goes on.")] = Path("snapshot.pt"),
-    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 lessons.")] = 1600,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 lessons.")] = 2600,
     bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16, for CPUs that have instructions for it.")] = False,
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; results depend on it in the last digits.")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="Lessons that a kind of rule is measured on.")] = 100,
 ) -> None:
     """Train the letters reflector from scratch and measure it."""
     torch.set_num_threads(threads)
@@ -203,18 +263,12 @@ def main(
     if not evaluate:
         reflecting.train(RECIPE, out, steps, seed, snapshot, bf16)
     model, tokenizer = load_model(out)
-    groups = {
-        "single operations": trained(1),
-        "trained pairs": trained(2),
-        "withheld pairs": WITHHELD,
-        "trained triples": trained(3),
+    torch.manual_seed(0)
+    scores = {
+        name: reflecting.measure(model, tokenizer, lessons_on(rules, count, name), grade)
+        for name, rules in measured_rules().items()
     }
-    typer.echo("\n| Rule, 4 examples | Greedy | Any of 8 |\n|---|---|---|")
-    for name, rules in groups.items():
-        rng = random.Random(name)
-        lessons = [draw_lesson(rng, 4, rng.choice(rules)) for _ in range(100)]
-        score = reflecting.measure(model, tokenizer, lessons, is_right)
-        typer.echo(f"| {name} | {score.greedy:.2f} | {score.any_of_8:.2f} |")
+    typer.echo(reflecting.table("Rule, 4 examples", scores))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def chain(rules: tuple[Rule, ...], lengths: tuple[int, int]) -> Variant:
 DEFAULT_VARIANT = "pipeline"
 VARIANTS: dict[str, Variant] = {
     "pipeline": chain((("drop_first",), ("sort", "rotate")), (6, 9)),
+    "demo": chain((("drop_first",), ("sort_down", "rotate")), (5, 8)),
     "sort-rotate": chain((("sort", "rotate"),), (4, 7)),
     "held-out": chain((("swap_ends", "rotate"), ("drop_first", "sort")), (5, 8)),
     "three-stage": chain((("drop_first",), ("dedupe", "reverse"), ("swap_ends",)), (6, 9)),
@@ -300,10 +301,17 @@ def config(variant: str | None = None) -> "FSTConfig":
 
 
 def reflection_lm(variant: str | None = None) -> dspy.LM | None:
-    """Who writes instructions: an LM that draws sentences where the feedback says nothing but the score."""
-    from fst_optimizer.evolve.task_lms import random_sentences
+    """Who writes instructions: no LM where the feedback names the rule, else a small one.
 
-    return random_sentences("letters", random_sentence) if split_kind(variant)[1] == "scored" else None
+    Where the feedback shows what was right, it is the reflector that `reflect.py` made; where it tells nothing but the
+    score, one that writes sentences at random.
+    """
+    from fst_optimizer.evolve.task_lms import random_sentences, trained_reflector
+
+    kind = split_kind(variant)[1]
+    if kind == "scored":
+        return random_sentences("letters", random_sentence)
+    return None if kind == "told" else trained_reflector(Path(__file__).parent / "reflector")
 
 
 def model() -> str:

@@ -139,8 +139,10 @@ def test_a_lesson_fails_somewhere_and_its_answers_follow_from_its_rule() -> None
 
 def test_a_written_sentence_is_right_if_it_acts_alike() -> None:
     lesson = replace(LESSON, instruction=sentence(("reverse", "drop_first")))
-    assert reflect.is_right("Drop the last letter, then reverse the letters.", lesson)
-    assert reflect.is_right("Answer the question. Drop the last letter, then reverse the letters.", lesson)
-    assert not reflect.is_right("Reverse the letters, then drop the last letter.", lesson)
-    assert not reflect.is_right("Drop the last letter then.", lesson)
+    assert reflect.grade("Drop the last letter, then reverse the letters.", lesson) == 1
+    assert reflect.grade("Answer the question. Drop the last letter, then reverse the letters.", lesson) == 1
+    assert reflect.grade("Reverse the letters, then drop the last letter.", lesson) == 0.5
+    assert reflect.grade("Reverse the letters.", lesson) == 0.5
+    assert reflect.grade("Sort the letters.", lesson) == 0
+    assert reflect.grade("Drop the last letter then.", lesson) == 0
     assert len(reflect.rules_by_sentence()) == len(OPERATIONS) * (1 + 15 + 15 * 14)
