@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.recorder import RecordingEngine
 from fst_optimizer.errors import UserError
+from fst_optimizer.evolve.task_lms import TaskEngine
 from fst_optimizer.keys import without_address_secrets, without_secrets
 from fst_optimizer.store.meter import OWN_SERVERS
 
@@ -67,8 +68,8 @@ def check_lm(lm: object) -> None:
 
 
 def is_policy(lm: object) -> bool:
-    """Whether an LM is a policy of this process: it samples by a seed, and costs no dollars."""
-    return isinstance(getattr(lm, "engine", None), RecordingEngine)
+    """Whether an LM is a policy of this process or a task's own: it samples by a seed, and costs no dollars."""
+    return isinstance(getattr(lm, "engine", None), RecordingEngine | TaskEngine)
 
 
 def sampling_options(lm: dspy.LM, seed: int, number: int) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 `python -m programs.letters.reflect` trains, then measures; `--evaluate` only measures.
 
-Data: GEPA's reflection prompt as a run renders it, drawn without end. 20% of the lessons are on one of 16 operations, 40%
-on one of 145 pairs, 40% on one of 894 rules of three; 45% begin at a generic instruction, the others at a wrong one, one
-that is nearly right or the right one. Two to six lists of 3 to 9 letters, mostly four, with what a policy would answer.
-The rules that `withheld` names are nowhere in it.
+Data: GEPA's reflection prompt as a run renders it, drawn without end. 20% of the lessons are on one of 16 operations,
+40% on one of 145 pairs, 40% on one of 894 rules of three; 45% begin at a generic instruction, the others at a wrong one,
+one that is nearly right or the right one. Two to six lists of 3 to 9 letters, mostly four, with what a policy would
+answer. The rules that `withheld` names are nowhere in it.
 
 Time: 2,600 batches of 64 (24 million tokens) in 39 minutes of one CPU core, with `--bf16`.
 
-Scores on 50 lessons of four examples each, greedy / any of 8 at temperature 1: single operations .50 / .76, trained pairs
-.22 / .52, withheld pairs .06 / .16, trained triples .16 / .30, withheld triples .16 / .24. README.md has what is nearly
-right, too. The loss was still falling.
+Scores on 50 lessons of four examples each, greedy / any of 8 at temperature 1: single operations .50 / .76, trained
+pairs .22 / .52, withheld pairs .06 / .16, trained triples .16 / .30, withheld triples .16 / .24. README.md has what is
+nearly right, too. The loss was still falling.
 """
 
 import random
