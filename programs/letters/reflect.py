@@ -3,9 +3,9 @@
 `python -m programs.letters.reflect` trains, then measures; `--evaluate` only measures.
 
 Data: GEPA's reflection prompt as a run renders it, drawn without end. 20% of the lessons are on one of 16 operations,
-40% on one of 145 pairs, 40% on one of 894 rules of three; 45% begin at a generic instruction, the others at a wrong one,
-one that is nearly right or the right one. Two to six lists of 3 to 9 letters, mostly four, with what a policy would
-answer. The rules that `withheld` names are nowhere in it.
+40% on one of 145 pairs, 40% on one of 894 rules of three; 45% begin at a generic instruction, the others at a wrong
+one, one that is nearly right or the right one. They show two to six lists of 3 to 9 letters, mostly four, with what a
+policy would answer. The rules that `withheld` names are nowhere in it.
 
 Time: 2,600 batches of 64 (24 million tokens) in 39 minutes of one CPU core, with `--bf16`.
 
