@@ -99,7 +99,7 @@ def draw_early(rng: random.Random, size: int) -> Lesson:
     return draw_lesson(rng, size, draw=lambda stage: rules.draw_trained(rng, stage, 1, 0.0))
 
 
-RECIPE = reflecting.Recipe(draw_lesson, VOCABULARY, PIECES, early=draw_early, early_steps=300)
+RECIPE = reflecting.Recipe(draw_lesson, VOCABULARY, PIECES, early=draw_early, early_steps=1500)
 
 
 # --- Training and measuring ------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def main(
     ] = False,
     out: Annotated[Path, typer.Option(help="The model's folder.")] = REFLECTOR,
     snapshot: Annotated[Path, typer.Option(help="Where a training that was cut off goes on.")] = Path("snapshot.pt"),
-    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 lessons.")] = 1600,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 lessons.")] = 4000,
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; results depend on it in the last digits.")] = 1,
 ) -> None:
