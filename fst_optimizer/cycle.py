@@ -37,6 +37,7 @@ from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import write_json
 from fst_optimizer.store.metrics import accepted_fields, eval_fields, fast_fields, step_fields
 from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure, tally_of
+from fst_optimizer.stream import end_of_stage, watch_round, watch_step
 from fst_optimizer.types import Candidate, Item, Outcome, Rollout
 
 FIRST_STEP = 3
@@ -52,7 +53,7 @@ def run_cycle(run: Run, state: State) -> State:
     Raises:
         Paused: A monitor asks for it; the checkpoint is written.
     """
-    batches = schedule.next_batches(run.trainset, run.config, state.batch)
+    batches = schedule.next_batches(run.trainset_at(state), run.config, state.batch)
     phase = Phases(run, done=state.phase)
     state = phase(state, fast_round, schedule.draw_anchor(batches, run.config, state.cycle), kind="fast")
     state = phase(state, validate, kind="eval")
@@ -74,7 +75,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     left = schedule.fast_rollouts_left(config, state)
     version, temperature = state.policy_version, config.fast.temperature
     count = run.metrics.counting("fast", min(config.fast.max_rollouts, left))
-    tally, asked = Tally(), Counter[tuple[str, str]]()
+    tally, asked, ran = Tally(), Counter[tuple[str, str]](), list[Rollout]()
 
     def score(candidate: Candidate, items: Sequence[Item], **how: Any) -> list[Rollout]:
         nonlocal tally
@@ -82,6 +83,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         how |= {"version": version, "temperature": temperature, "on_rollout": count, "all_may_be_lost": tally.total > 0}
         rollouts = run.collector.run(fast_requests(candidate, items, temperature, state.cycle, asked), **how)
         tally = tally.plus(tally_of(rollouts))
+        ran.extend(rollouts)
         return rollouts
 
     found = evolve(
@@ -102,8 +104,8 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     )
     run.meter.add_reused(found.reused)
     write_json(run.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
-    state = schedule.after_fast_round(config, state, found)
-    run.log("fast", state, tally, **fast_fields(found), search_over=state.search_over or None)
+    state, switch = watch_round(run, schedule.after_fast_round(config, state, found), ran)
+    run.log("fast", state, tally, **fast_fields(found), search_over=state.search_over or None, **noticed(switch))
     lost = ("the fast round", found.lost, len(anchor), str(tally.first_error))
     watch, alarms = after_loss(config.monitors, state.watch, *lost)
     return replace(state, population=found.population, watch=watch, alarms=alarms)
@@ -120,6 +122,8 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     if run.trainer is None or not schedule.has_slow_steps(config, state):
         return state
     if cap := schedule.cap_before_step(config, state, len(requests)):
+        if state.stream and cap == "max_rollouts":
+            return state  # the stage's: the next cycle is another one's
         return replace(state, ended="budget", cap=cap)
     rollouts = run.collector.run(
         requests,
@@ -137,7 +141,8 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     if state.phase == FIRST_STEP:
         keep_rollouts(run.files, state.cycle, rollouts)
     fields = step_fields(rollouts, credited, report, run.metrics.time_s - collected_s)
-    run.log("step", state, tally_of(rollouts), **fields)
+    state, switch = watch_step(run, state, rollouts)
+    run.log("step", state, tally_of(rollouts), **fields, **noticed(switch))
     watch, alarms = after_step(config.monitors, state.watch, rollouts, credited, report)
     return replace(state, watch=watch, alarms=alarms)
 
@@ -146,31 +151,32 @@ def validate(run: Run, state: State, again: bool = False) -> State:
     """Score the leading candidates at the newest version on the validation set; keep the best pair.
 
     A pair that is scored already is not scored again: evaluation is greedy. With `again` it still gets its line in the
-    log, so that each cycle ends with one.
+    log, so that each cycle ends with one. In a stream nothing is chosen: the leading candidate's pair is kept.
     """
-    version, config = state.policy_version, run.config.eval
-    for candidate in state.population.leading(config.candidates):
+    version, config, valset = state.policy_version, run.config.eval, run.valset_at(state)
+    leading = state.population.leading(config.candidates)
+    for candidate in leading:
         known = state.validation(candidate)
+        new = known is None
         if known is None:
             known = evaluate_pair(
                 run.collector,
                 candidate,
-                run.valset,
+                valset,
                 config,
                 version=version,
-                on_rollout=run.metrics.counting("eval", len(run.valset[: config.max_examples])),
-                on_sampled=run.metrics.counting("kl", len(run.valset[: config.kl_examples])),
+                on_rollout=run.metrics.counting("eval", len(valset[: config.max_examples])),
+                on_sampled=run.metrics.counting("kl", len(valset[: config.kl_examples])),
             )
             others = {name: one for name, one in state.validated.items() if one.policy_version == version}
             state = replace(state, validated={**others, candidate.id: known})
-        elif not again:
-            continue
-        run.log("eval", state, known.tally, **eval_fields(candidate, known))
-        if state.best.beaten_by(known):
+        if new or again:
+            run.log("eval", state, known.tally, **eval_fields(candidate, known))
+            examples, first = known.lost + len(known.scores), str(known.tally.first_error)
+            watch, alarms = after_loss(run.config.monitors, state.watch, "the validation", known.lost, examples, first)
+            state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
+        if candidate == leading[0] if state.stream else (new or again) and state.best.beaten_by(known):
             state = replace(state, best=Best(candidate, version, known.score, known.kl_to_base, known.scores))
-        examples, first = known.lost + len(known.scores), str(known.tally.first_error)
-        watch, alarms = after_loss(run.config.monitors, state.watch, "the validation", known.lost, examples, first)
-        state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
     return state
 
 
@@ -189,7 +195,14 @@ def end_of_cycle(run: Run, state: State) -> State:
         best, before = state.best.score, state.val_score_before
         watch, alarms = after_eval(run.config.monitors, state.watch, found, best=best, best_before=before)
         state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
+    if state.stream and schedule.leaves_evaluation(state) and (state.ended or schedule.stage_over(run.config, state)):
+        state = within_caps(run, state, "eval", end_of_stage)
     return schedule.next_cycle(run.config, state)
+
+
+def noticed(switch: bool) -> dict[str, bool]:
+    """What a line says of a switch: that there is one, or nothing."""
+    return {"switch": True} if switch else {}
 
 
 def nothing_ended_well(state: State) -> str:

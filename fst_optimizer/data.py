@@ -7,7 +7,8 @@ import json
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.text import shown
@@ -18,6 +19,42 @@ if TYPE_CHECKING:
 
 HELD_OUT_SHARE = 5
 """Without a validation set, one example in this many is held out of the training set."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One task of a stream."""
+
+    name: str
+    train: tuple[Item, ...]
+    val: tuple[Item, ...]
+    """Scores on it are for the record: they choose nothing."""
+
+
+def stages_of(stages: Any, valsets: Any, seed: int) -> tuple[Stage, ...]:
+    """The stages of a stream from `(name, trainset)` pairs; ids begin with the stage's number, as ids must differ.
+
+    Without `valsets` a seeded fifth of every stage's trainset is held out.
+
+    Raises:
+        UserError: fewer than two pairs, names that are no names or come twice, data that are none, or validation sets
+            of other names.
+    """
+    pairs = list(stages) if isinstance(stages, Iterable) and not isinstance(stages, str | Mapping) else []
+    if len(pairs) < 2 or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+        raise UserError(f"stages is {shown(stages)}: give two or more pairs of a name and a trainset")
+    names = [name for name, _ in pairs]
+    if bad := [name for name in names if not isinstance(name, str) or not name or names.count(name) > 1]:
+        raise UserError(f"stages has the name {bad[0]!r}: give every stage a name of its own, a text")
+    if valsets is not None and (not isinstance(valsets, Mapping) or set(valsets) != set(names)):
+        given = shown(list(valsets)) if isinstance(valsets, Mapping) else shown(valsets)
+        raise UserError(f"valsets has {given}: give an object with the examples of every stage ({', '.join(names)})")
+    found = []
+    for number, (name, trainset) in enumerate(pairs, 1):
+        train, val = split_data(trainset, None if valsets is None else valsets[name], seed)
+        own = [tuple(replace(item, id=f"{number}/{item.id}") for item in items) for items in (train, val)]
+        found.append(Stage(name, *own))
+    return tuple(found)
 
 
 def split_data(

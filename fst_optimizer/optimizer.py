@@ -25,16 +25,17 @@ from fst_optimizer.config.arguments import FSTArguments, by_arguments, check_cal
 from fst_optimizer.config.formats import read_config
 from fst_optimizer.config.overrides import base_config
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.cycle import run_cycle, validate
-from fst_optimizer.data import listed, split_data
+from fst_optimizer.cycle import run_cycle
+from fst_optimizer.data import listed, split_data, stages_of
 from fst_optimizer.dry_run import DryRun, dry_run
+from fst_optimizer.ends import start, tested
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflect import LMReflector
 from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.logs import FROM_PYTHON, KeptWarnings, kept_warnings
 from fst_optimizer.model.load import path_to_say
 from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
-from fst_optimizer.phases import commit, warned, within_caps
+from fst_optimizer.phases import warned
 from fst_optimizer.program.lms import attach_policy, keep_keys_of
 from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
 from fst_optimizer.program.texts import apply_texts, seed_texts
@@ -42,7 +43,6 @@ from fst_optimizer.progress.display import shown
 from fst_optimizer.progress.tables import from_python
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.run import record
-from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.result import compile_result
 from fst_optimizer.run.run import Given, Run
 from fst_optimizer.run.saver import Saver
@@ -50,6 +50,7 @@ from fst_optimizer.run.state import State
 from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked, new_run_dir, open_run, write_json
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
+from fst_optimizer.stream import described, result_fields, stream_config
 from fst_optimizer.types import items_of
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,46 @@ class FST(Teleprompter):  # type: ignore[misc]
         check_keywords(kwargs, inspect.signature(self.compile).parameters, inspect.signature(FST).parameters)
         FSTArguments(student_follows=student_follows)
         given = self.check(student, trainset, teacher, valset, seed=seed, num_threads=num_threads)
-        run_dir = self.run_dir or new_run_dir(type(student).__name__)
+        if (stage_rollouts := given.config.budget.stage_rollouts) is not None:
+            raise UserError(f"budget.stage_rollouts is {stage_rollouts}: call compile_stream, or leave it out")
+        return self._compiled(given, student_follows=student_follows)
+
+    def compile_stream(
+        self,
+        student: dspy.Module,
+        stages: Sequence[tuple[str, Sequence[dspy.Example]]],
+        *,
+        valsets: Mapping[str, Sequence[dspy.Example]] | None = None,
+    ) -> dspy.Module:
+        """Learn several tasks one after the other, under one metric, in one uninterrupted run.
+
+        Each stage has `budget.stage_rollouts`; weights, population and optimizer go on from stage to stage. The
+        optimizer sees the examples alone: a switch is noticed from rewards and feedback, or not. No validation score
+        chooses anything, and the pair that is returned is the last one. Lines of `metrics.jsonl` have `stage`, and
+        where a switch was noticed `switch`; `result.json` has `stages`, with the scores on all stages after each.
+
+        Args:
+            student: As for `compile`; its instructions should tell of no task.
+            stages: Name and trainset of each, in order. The names are for the record.
+            valsets: Examples of every stage, by its name. None: a seeded fifth of every trainset is held out.
+
+        Returns:
+            As `compile` does.
+
+        Raises:
+            UserError: as `compile` does; also for `budget.max_rollouts`, `max_steps` and `patience`, since only the
+                stages end a stream.
+            Others: as `compile` does.
+        """
+        found = stages_of(stages, valsets, self.config.seed)
+        train, val = ([item.example for item in items] for items in (found[0].train, found[0].val))
+        given = self.check(student, train, None, val)
+        config = stream_config(given.config, len(found))
+        return self._compiled(replace(given, config=config, train=found[0].train, val=found[0].val, stages=found))
+
+    def _compiled(self, given: Given, *, student_follows: bool = False) -> dspy.Module:
+        """What `compile` returns for what it was given."""
+        run_dir = self.run_dir or new_run_dir(type(given.student).__name__)
         goes_on = self.resume and RunFiles(run_dir).state.exists()
         with given.policy.jobs.compiling(), kept_warnings() as warnings:
             found = self._dry_run(given) if given.config.run.dry_run and not goes_on else None
@@ -252,7 +292,7 @@ class FST(Teleprompter):  # type: ignore[misc]
     def _cycles(self, run: Run, given: Given, state: State, *, resumed: bool) -> dspy.Module:
         try:
             run.begin(state, test=len(self.testset or ()), resumed=resumed)
-            state = self._start(run, state)
+            state = start(run, state, self.testset)
             while not state.over:
                 state = run_cycle(run, state)
             return self._finish(given, run, state)
@@ -274,6 +314,8 @@ class FST(Teleprompter):  # type: ignore[misc]
             "reflection_lm": name_of(self.reflection_lm, given.policy),
             **({record.GIVEN: True} if self.instructions_given else {}),
         }
+        if given.stages:
+            description["data"]["stages"] = described(given.stages)
         if not resuming:
             write_json(files.config, {**description, "run_id": uuid4().hex})
             return []
@@ -305,38 +347,13 @@ class FST(Teleprompter):  # type: ignore[misc]
             teachers=given.teachers,
             trainset=given.train,
             valset=given.val,
+            stages=given.stages,
             files=files,
             metrics=metrics,
             saver=Saver(
                 files, policy, trainer, metrics, meter, payers, config.run.keep_checkpoints, record.run_id(files)
             ),
         )
-
-    def _start(self, run: Run, state: State) -> State:
-        """The state, evaluated before any cycle."""
-        if state.started:
-            return state
-        run.enter("eval", state)
-        with run.meter.uncapped():
-            state = within_caps(run, state, "eval", validate)
-        state = replace(state, val_score_before=state.best.score)
-        state, test_score = self._tested(run, state)
-        return commit(run, replace(state, test_score_before=test_score, started=True))
-
-    def _tested(self, run: Run, state: State) -> tuple[State, float | None]:
-        """The best pair's test score so far, its rollouts counted."""
-        if self.testset is None:
-            return state, None
-        run.enter("test", state)
-        with run.meter.uncapped(), run.meter.charging("eval"):
-            found = evaluate(
-                run.collector,
-                state.best.candidate,
-                self.testset,
-                version=state.best.policy_version,
-                on_rollout=run.metrics.counting("test", len(self.testset)),
-            )
-        return replace(state, **run.meter.spent()), found.score
 
     def _finish(self, given: Given, run: Run, state: State) -> dspy.Module:
         """The compiled program, on disk and in hand."""
@@ -347,9 +364,11 @@ class FST(Teleprompter):  # type: ignore[misc]
         compiled._compiled = True
         record.save_program(compiled, run.files.program)
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
-        state, test_score = self._tested(run, state)
+        state, test_score = tested(run, state, self.testset)
         state = warned(run, state)  # what the last checkpoint came too early for
         result = record.result_of(given.config, given.task, state, run.metrics.time_s, test_score)
+        if state.stream:
+            result |= result_fields(run.stages, state.stream)
         sums = {path.name: checksum(path) for path in (run.files.program, run.files.config)}
         result["files"] = {**run.saver.adapter_checksums(version, *state.kept.values()), **sums}
         write_json(run.files.result, result)

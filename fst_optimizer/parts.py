@@ -8,7 +8,7 @@ from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, Refle
 from fst_optimizer.phases import commit
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
-from fst_optimizer.run.state import Best, State
+from fst_optimizer.run.state import Best, State, Stream
 from fst_optimizer.schedule import RunSizes
 from fst_optimizer.types import Candidate, Population
 
@@ -63,6 +63,7 @@ def first_state(run: Run, program: dspy.Module, dry_run: DryRun | None) -> State
         run.metrics.tell("plan", text=dry_run.plan)
     spent = dry_run.spent if dry_run else {}
     seed, version = Candidate(seed_texts(program)), run.policy.version
-    state = State(Population((seed,), version), Best(seed, version), policy_version=version, **spent)
+    stream = Stream(len(run.stages)) if run.stages else None
+    state = State(Population((seed,), version), Best(seed, version), policy_version=version, stream=stream, **spent)
     run.meter.resume(state, 0.0)
     return commit(run, state)

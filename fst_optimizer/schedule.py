@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import batch_at
-from fst_optimizer.run.state import State
+from fst_optimizer.run.state import State, Stream
 from fst_optimizer.types import Item, Population
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def has_slow_steps(config: FSTConfig, state: State) -> bool:
     """Whether this cycle updates the weights."""
     if config.searches_first:
         return not has_fast_round(config, state)
-    return config.method in ("fst", "rl")
+    return config.method in ("fst", "rl") and not (state.stream and state.stream.hurry)
 
 
 def trained_population(config: FSTConfig, state: State) -> Population:
@@ -50,15 +50,18 @@ def trained_population(config: FSTConfig, state: State) -> Population:
 
 
 def rollouts_left(config: FSTConfig, state: State) -> int:
-    """Fast and slow rollouts that the run may still spend."""
+    """Fast and slow rollouts that the run, or the stage of a stream, may still spend."""
     cap = config.budget.max_rollouts
+    if state.stream and config.budget.stage_rollouts:
+        cap = (state.stream.stage + 1) * config.budget.stage_rollouts
     return NO_CAP if cap is None else max(0, cap - state.rollouts.training)
 
 
 def fast_rollouts_left(config: FSTConfig, state: State) -> int:
     """Rollouts that fast rounds may still spend: no more than the method has for prompts."""
     own = NO_CAP if config.search_rollouts is None else config.search_rollouts
-    return max(0, min(rollouts_left(config, state), own - state.rollouts.fast))
+    before = state.stream.searched if state.stream else 0
+    return max(0, min(rollouts_left(config, state), own - (state.rollouts.fast - before)))
 
 
 def reflections_left(config: FSTConfig, state: State) -> int | None:
@@ -85,6 +88,10 @@ def next_cycle(config: FSTConfig, state: State) -> State:
     state = replace(state, cycle=state.cycle + 1, batch=state.batch + config.train.steps_per_cycle, phase=0)
     state = replace(state, kept=kept_versions(state, config.run.keep_versions))
     budget = config.budget
+    if state.ended:
+        return state
+    if state.stream:
+        state = next_stage(config, state, state.stream)
     if state.ended:
         return state
     if state.cycle >= budget.max_cycles:
@@ -131,6 +138,24 @@ def after_fast_round(config: FSTConfig, state: State, found: FastRound) -> State
     ids = (one.id for one in (*state.population.candidates, *found.population.candidates))
     tried = tuple(dict.fromkeys((*state.tried, *ids, *found.tried)))[-MOST_TRIED:]
     return replace(state, barren=barren, tried=() if over else tried, search_over=over)
+
+
+def stage_over(config: FSTConfig, state: State) -> bool:
+    """Whether a stage of a stream has no rollouts left for another step."""
+    return rollouts_left(config, state) < config.rollout.batch_size * config.rollout.group_size
+
+
+def next_stage(config: FSTConfig, state: State, stream: Stream) -> State:
+    """The state before the next cycle of a stream: in the next stage where one is over, ended after the last one.
+
+    Weights, population and optimizer go on; only validation scores on other examples are forgotten.
+    """
+    stream = replace(stream, hurry=False)
+    if not stage_over(config, state):
+        return replace(state, stream=stream)
+    if stream.stage + 1 == stream.stages:
+        return replace(state, stream=stream, ended="done")
+    return replace(state, stream=replace(stream, stage=stream.stage + 1), validated={})
 
 
 def next_batches(trainset: Sequence[Item], config: FSTConfig, first: int) -> list[tuple[Item, ...]]:

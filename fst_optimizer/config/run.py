@@ -160,6 +160,9 @@ class BudgetConfig(Section, section="budget"):
     """Cycles of a run."""
     max_rollouts: int | None = Field(default=None, ge=1)
     """Cap on fast + slow rollouts together; checked before spending. None: no cap."""
+    stage_rollouts: int | None = Field(default=None, ge=1)
+    """With `compile_stream`: fast + slow rollouts on each stage; a step that no longer fits begins the next one. It
+    must be given there, and not elsewhere."""
     max_steps: int | None = Field(default=None, ge=1)
     """Cap on slow steps. None: no cap."""
     patience: int | None = Field(default=None, ge=1)
@@ -257,7 +260,7 @@ class FSTConfig(Section):
                 f"rollout.group_size is {group}: it must be divisible by fast.population ({population}), so that every "
                 "candidate gets G/K rollouts"
             )
-        if self.method == "sequential" and self.budget.max_rollouts is None:
+        if self.method == "sequential" and self.budget.max_rollouts is None and self.budget.stage_rollouts is None:
             raise UserError(
                 "budget.max_rollouts is None: the sequential method spends half of it on GEPA, so give a number"
             )
@@ -274,7 +277,7 @@ class FSTConfig(Section):
         if self.method == "rl":
             return 0
         if self.method == "sequential":
-            return (self.budget.max_rollouts or 0) // 2
+            return (self.budget.stage_rollouts or self.budget.max_rollouts or 0) // 2
         if self.method == "once":
             return self.fast.max_rollouts if self.fast.once_rollouts is None else self.fast.once_rollouts
         return None

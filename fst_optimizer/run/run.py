@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import dspy
 
     from fst_optimizer.config.run import FSTConfig
+    from fst_optimizer.data import Stage
     from fst_optimizer.evolve.reflect import Reflector
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.program.student import Teacher
@@ -46,6 +47,8 @@ class Given:
     train: tuple[Item, ...]
     val: tuple[Item, ...]
     teachers: tuple[Teacher, ...]
+    stages: tuple[Stage, ...] = ()
+    """Of a stream; `train` and `val` are then the first one's."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class Run:
     saver: Saver
     warnings: KeptWarnings = field(default_factory=KeptWarnings)
     """What was warned of in this process."""
+    stages: tuple[Stage, ...] = ()
+    """Of a stream; `trainset` and `valset` are then the first one's."""
+
+    def trainset_at(self, state: State) -> tuple[Item, ...]:
+        """The examples to learn from."""
+        return self.trainset if state.stream is None else self.stages[state.stream.stage].train
+
+    def valset_at(self, state: State) -> tuple[Item, ...]:
+        """The examples to validate on."""
+        return self.valset if state.stream is None else self.stages[state.stream.stage].val
 
     def begin(self, state: State, *, test: int, resumed: bool) -> None:
         """Tell the callbacks what the run starts from, and what it has before it. `test`: examples in the test set."""
@@ -106,5 +119,6 @@ class Run:
             policy_version=state.policy_version,
             rollouts=self.meter.rollouts,
             **tally.to_json(),
+            **({} if state.stream is None else {"stage": self.stages[state.stream.stage].name}),
             **fields,
         )

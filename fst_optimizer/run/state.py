@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from fst_optimizer.run.monitors import Alarm, Watch
+from fst_optimizer.run.switches import Lookout
 from fst_optimizer.store.tally import Tally
 from fst_optimizer.types import Candidate, Population, RolloutCounts, Stored, Usage
 
@@ -70,6 +71,39 @@ class ValidationScore:
 
 
 @dataclass(frozen=True)
+class StageEnd(Stored):
+    """The pair that a stage of a stream ended with."""
+
+    candidate: Candidate
+    policy_version: int
+    kl_to_base: float
+    rollouts: int
+    """Fast and slow ones until then, since the run's start."""
+    scores: tuple[float, ...]
+    """On the validation set of every stage, in order."""
+
+
+@dataclass(frozen=True)
+class Stream(Stored):
+    """What a run over several stages knows besides."""
+
+    stages: int
+    """How many there are."""
+    stage: int = 0
+    """Whose examples come now, from 0. Nothing but the data, and what is written down, may depend on it."""
+    before: tuple[float, ...] = ()
+    """The seed candidate's score on the validation set of every stage, at the start version."""
+    ends: tuple[StageEnd, ...] = ()
+    lookout: Lookout = field(default_factory=Lookout)
+    switches: tuple[int, ...] = ()
+    """Fast and slow rollouts when a switch was noticed."""
+    searched: int = 0
+    """Fast rollouts before the last switch that was noticed: a method that searches first does so again then."""
+    hurry: bool = False
+    """Whether a switch was noticed in this cycle, so that its steps are left out for the next fast round."""
+
+
+@dataclass(frozen=True)
 class State(Stored):
     """A run between two phases."""
 
@@ -120,6 +154,8 @@ class State(Stored):
     """What was warned of besides the monitors' alarms, each once."""
     kept: Mapping[int, int] = field(default_factory=dict)
     """Cycles done -> the policy version that is kept from there, though no resume needs it: `run.keep_versions`."""
+    stream: Stream | None = None
+    """None: the run has one task."""
     alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 

@@ -55,6 +55,7 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
         "validated": validated,
         "usage": usage,
         "kept": {},
+        "stream": None,
     }
     assert (state.watch.evals, state.validated[SEED.id].failed, state.best.score) == (((0.6, 0.7),), 1, -math.inf)
 
