@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fst_optimizer import FST, Policy
+from fst_optimizer import FST, FSTConfig, Policy
 from fst_optimizer.failpoints import inject, raising
 from fst_optimizer.store.files import read_json
 from fst_optimizer.task_run import RunRequest, Sizes, compile_task, plan_run
@@ -92,7 +92,13 @@ def test_any_fst_takes_it_as_a_policys_lm(tmp_path: Path) -> None:
     ):
         program = task.build_program("demo+shown")
         program.set_lm(policy.lm)
-        fst = FST(task.metric, reflection_lm=other.lm, config=SHORT, run_dir=tmp_path / "run", progress=False)
+        fst = FST(
+            task.metric,
+            reflection_lm=other.lm,
+            config=FSTConfig().with_values(SHORT),
+            run_dir=tmp_path / "run",
+            progress=False,
+        )
         train, val = (task.load(split, 8, variant="demo+shown") for split in ("train", "val"))
         result = fst.compile(program, trainset=train, valset=val).detailed_results.result
         assert result["reflection_calls"] > 0 and other.version == 0
