@@ -225,10 +225,13 @@ def reflection_name(request: RunRequest, plan: RunPlan) -> str | None:
     return None if chosen in (None, EXTRACTIVE) else str(getattr(chosen, "model", chosen))
 
 
-def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callback] = ()) -> CompileResult:
+def compile_task(
+    request: RunRequest, plan: RunPlan, callbacks: Sequence[Callback] = (), stages: Sequence[Task] = ()
+) -> CompileResult:
     """Run FST on the task; its test scores are part of the result.
 
-    What can be refused is refused before the model is loaded.
+    What can be refused is refused before the model is loaded. With `stages`, the tasks of a stream, of which the
+    request's is the first: each is learned from its training examples and scored on its validation set; no test set.
     """
     from fst_optimizer.data import check_examples
     from fst_optimizer.program.student import check_program, check_roles
@@ -262,12 +265,18 @@ def compile_task(request: RunRequest, plan: RunPlan, callbacks: Sequence[Callbac
         callbacks=callbacks,
         progress=False,
         task=request.task,
-        testset=test,
+        testset=None if stages else test,
     )
     with closing(make_policy(request, plan, on_wait)) as policy:
         fst.reflection_lm = reflection_lm(policy)
         fst.instructions_given = plan.instructions is not None
-        compiled = fst.compile(give_lm(program, policy.lm), trainset=train, valset=val)
+        student = give_lm(program, policy.lm)
+        if stages:
+            pairs = [(one.name, one.load("train", sizes.train)) for one in stages]
+            valsets = {one.name: one.load("val", sizes.val) for one in stages}
+            compiled = fst.compile_stream(student, pairs, valsets=valsets)
+        else:
+            compiled = fst.compile(student, trainset=train, valset=val)
     outcome: CompileResult = compiled.detailed_results
     return outcome
 

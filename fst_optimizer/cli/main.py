@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-import fst_optimizer.cli.experiments  # noqa: F401  (adds its commands to lab)
+import fst_optimizer.cli.experiments
+import fst_optimizer.cli.stream  # noqa: F401
 from fst_optimizer.children import end_with_parent
 from fst_optimizer.cli.check import check_command
 from fst_optimizer.cli.compile import compile_command

@@ -12,6 +12,7 @@ from fst_optimizer.lab.decompose import CELLS
 from fst_optimizer.lab.drift import OTHER, OWN, PROBE, along
 from fst_optimizer.lab.figures import LEGEND, color_of
 from fst_optimizer.lab.plasticity import BASE, curves_by_start
+from fst_optimizer.lab.stream import forgetting
 from fst_optimizer.stats import mean
 from fst_optimizer.text import plain
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 CELL_NAMES = {"base": "base", "prompt": "prompt only", "weights": "weights only", "both": "both"}
 CELL_COLORS = {"base": "#b0b7bd", "prompt": "#2e8b57", "weights": "#2c6fbb", "both": "#c0392b"}
+STAGE_COLORS = ("#2c6fbb", "#c0392b", "#2e8b57", "#8e5ea2", "#d98b1f")
 MOST_COLUMNS = 3
 
 
@@ -101,6 +103,39 @@ def ceiling_figure(rows: Rows) -> Figure:
     return figure
 
 
+def stream_figure(rows: Rows) -> Figure:
+    """A column a method: each run's score on the task at hand, and below how all tasks are done after each stage."""
+    methods = _distinct(rows, "method")
+    titles = [*methods, *(f"{method}: scores on all tasks" for method in methods)]
+    figure, panels = _panels(titles, columns=len(methods))
+    for method, above, below in zip(methods, panels, panels[len(methods) :], strict=False):
+        own = [row for row in rows if row["method"] == method]
+        for row in own:
+            spent, scores, _ = zip(*row["curve"], strict=True)
+            at = [row["start"] + one for one in spent]
+            above.plot(at, scores, color=STAGE_COLORS[row["place"] % len(STAGE_COLORS)], marker=".", linewidth=0.9)
+            if row["place"]:
+                above.axvline(row["start"], color="black", linewidth=0.6, linestyle=":")
+            noticed = [row["start"] + one for one in row["switches"]]
+            above.scatter(noticed, [0.0] * len(noticed), marker="^", color="black", s=22, zorder=3, clip_on=False)
+        above.set(ylim=(0, 1.03), xlabel="training rollouts", ylabel="score on the task at hand")
+        _matrix(below, *forgetting(own))
+    panels[0].text(0.02, 0.03, "one line a run and stage; triangles: switch noticed", transform=panels[0].transAxes)
+    return figure
+
+
+def _matrix(axes: Any, names: Sequence[str], matrix: Sequence[Sequence[float]]) -> None:
+    axes.imshow(matrix, vmin=0, vmax=1, cmap="Greens", aspect="auto")
+    axes.grid(visible=False)
+    for down, some in enumerate(matrix):
+        for across, score in enumerate(some):
+            color = "white" if score > 0.6 else "black"
+            axes.text(across, down, f"{score:.2f}", ha="center", va="center", color=color)
+    short = [plain(name.rpartition(":")[2]) for name in names]
+    axes.set_xticks(range(len(names)), short, parse_math=False, rotation=20, ha="right", fontsize="small")
+    axes.set_yticks(range(len(matrix)), ["before", *(f"after {one + 1}" for one in range(len(matrix) - 1))])
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write it; without the version stamp the same numbers give the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +148,7 @@ FIGURES: dict[str, Callable[[Rows], Figure]] = {
     "drift": drift_figure,
     "plasticity": plasticity_figure,
     "ceiling": ceiling_figure,
+    "stream": stream_figure,
 }
 
 
