@@ -44,7 +44,7 @@ def stream_command(
 
     Try:
 
-        fst lab stream programs/letters:sort-rotate programs/letters:dedupe-sort --methods fst,rl --out runs/stream
+        fst lab stream programs/letters:sort-rotate programs/letters:reverse-drop --methods fst,rl --out runs/stream
     """
     with user_errors(AGAIN):
         from fst_optimizer.lab import cells, stream

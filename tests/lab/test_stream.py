@@ -9,7 +9,7 @@ from fst_optimizer.store.files import read_json
 from helpers.figures import is_png
 from helpers.fst import LETTERS, fst
 
-SECOND = "programs/letters:dedupe-sort"
+SECOND = "programs/letters:reverse-drop"
 
 
 def line(kind, stage, fast, slow, score=None, switch=False):
