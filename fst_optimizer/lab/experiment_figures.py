@@ -118,9 +118,9 @@ def stream_figure(rows: Rows) -> Figure:
                 above.axvline(row["start"], color="black", linewidth=0.6, linestyle=":")
             noticed = [row["start"] + one for one in row["switches"]]
             above.scatter(noticed, [0.0] * len(noticed), marker="^", color="black", s=22, zorder=3, clip_on=False)
-        above.set(ylim=(0, 1.03), xlabel="training rollouts", ylabel="score on the task at hand")
+        label = "training rollouts; triangles: switch noticed"
+        above.set(ylim=(0, 1.03), xlabel=label, ylabel="score on the task at hand")
         _matrix(below, *forgetting(own))
-    panels[0].text(0.02, 0.03, "one line a run and stage; triangles: switch noticed", transform=panels[0].transAxes)
     return figure
 
 

@@ -178,7 +178,7 @@ def _spent(line: Mapping[str, Any]) -> int:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[list[str]]]:
     """One row a method: means over stages and runs; what comes after a switch is of the later stages alone."""
-    head = ("method", "runs", "score", "at the end", "forgotten", "to recover", "noticed", "delay", "false")
+    head = ("method", "runs", "score", "at end", "lost", "recover", "noticed", "delay", "false")
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
