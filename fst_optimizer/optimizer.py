@@ -22,7 +22,7 @@ import dspy
 from dspy.teleprompt import Teleprompter
 
 from fst_optimizer.config.arguments import FSTArguments, by_arguments, check_callables, check_keywords, run_folder
-from fst_optimizer.config.formats import read_config
+from fst_optimizer.config.formats import GIVEN, read_config
 from fst_optimizer.config.overrides import base_config
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.cycle import run_cycle
@@ -312,7 +312,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         description["program"] = {
             "instructions": seed_texts(given.student),
             "reflection_lm": name_of(self.reflection_lm, given.policy),
-            **({record.GIVEN: True} if self.instructions_given else {}),
+            **({GIVEN: True} if self.instructions_given else {}),
         }
         if given.stages:
             description["data"]["stages"] = described(given.stages)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import GIVEN
 from fst_optimizer.config.overrides import Settings, assignments, base_config, read_settings, settled
 from fst_optimizer.config.policy import ENGINES, LoraConfig
 from fst_optimizer.config.run import FSTConfig
@@ -17,7 +18,6 @@ from fst_optimizer.evolve.reflection_lm import EXTRACTIVE, POLICY, check_lm, che
 from fst_optimizer.finished.load import KEY_VARIABLE, begin_at, load_policy, origin_of, read_finished
 from fst_optimizer.finished.recorded import base_of, check_url, config_of, recorded_policy, recorded_size, settings_kept
 from fst_optimizer.model.load import model_place, path_to_say
-from fst_optimizer.run.record import GIVEN
 from fst_optimizer.store.files import RunFiles, check_run_dir, locked, read_json
 from fst_optimizer.tasks import Task, load_task
 

@@ -14,6 +14,8 @@ from fst_optimizer.store.files import read_json
 
 CONFIG_FORMAT = 2
 """Of `config.json`. Format 1 had no number, and a section `guards` for what is `monitors` now."""
+GIVEN = "instructions_given"
+"""In `program` of a `config.json`: true where the run's instructions are not the task's own."""
 
 RENAMED = {"guards": "monitors"}
 """Section in format 1 -> its name now."""

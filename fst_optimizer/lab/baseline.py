@@ -16,6 +16,7 @@ from typing import Any
 import dspy
 
 from fst_optimizer.children import end_with_parent
+from fst_optimizer.config.formats import GIVEN
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.evolve.reflect import Reflector
 from fst_optimizer.evolve.reflection_lm import name_of
@@ -143,7 +144,7 @@ def _started(request: RunRequest, plan: RunPlan, policy: Policy, files: RunFiles
     description["program"] = {
         "instructions": seed_texts(program),
         "reflection_lm": name_of(lm, policy),
-        **({record.GIVEN: True} if plan.instructions else {}),
+        **({GIVEN: True} if plan.instructions else {}),
     }
     write_json(files.config, description)
     reflector = reflector_of(lm, config)

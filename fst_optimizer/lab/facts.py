@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fst_optimizer.config.formats import GIVEN
 from fst_optimizer.evolve.reflection_lm import EXTRACTIVE, recorded_name
 from fst_optimizer.lab.methods import SFT, plain, reads_feedback
-from fst_optimizer.run.record import GIVEN
 
 
 def seconds_by_phase(lines: Sequence[Mapping[str, Any]], wall_s: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fst_optimizer.config.formats import read_config
+from fst_optimizer.config.formats import GIVEN, read_config
 from fst_optimizer.config.overrides import flat
 from fst_optimizer.config.run import METHODS, FSTConfig
 from fst_optimizer.config.section import merged
@@ -16,7 +16,7 @@ from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.lab.methods import BASELINES, SFT, engine_of, parts_of, plain
 from fst_optimizer.program.texts import seed_texts
-from fst_optimizer.run.record import GIVEN, MAY_MOVE
+from fst_optimizer.run.record import MAY_MOVE
 from fst_optimizer.store.files import RunFiles
 from fst_optimizer.task_run import RunPlan, RunRequest, Sizes, plan_run, reflection_lm_of, reflection_name
 

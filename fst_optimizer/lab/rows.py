@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fst_optimizer.config.formats import GIVEN
 from fst_optimizer.config.overrides import flat
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.evolve.reflection_lm import recorded_name
 from fst_optimizer.lab.methods import reads_feedback
-from fst_optimizer.run.record import GIVEN
 from fst_optimizer.store.files import read_json, writing
 from fst_optimizer.task_kit import split_kind
 

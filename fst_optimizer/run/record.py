@@ -50,8 +50,6 @@ LIBRARIES = (
 
 GIT_S = 10.0
 """After so long without an answer of git, the commit is not told."""
-GIVEN = "instructions_given"
-"""In `program` of a `config.json`: true where the run's instructions are not the task's own."""
 
 MAY_MOVE = (
     *("policy.model", "policy.engine", "policy.start_version", "policy.started_from", "policy.url", "policy.vllm"),

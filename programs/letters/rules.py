@@ -199,9 +199,9 @@ DEV: tuple[str, ...] = (
 """Tasks to build, sweep and tune on: `drawing.draw("dev")`, then others, chains last."""
 
 PROOF: tuple[str, ...] = (
-    "dedupe-sort",
     "dedupe-reverse",
     "keep_odd-double",
+    "reverse-rotate",
     "sort-keep_odd-rotate_right",
     "rotate_right-swap_ends-double_last",
 )
