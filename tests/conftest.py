@@ -56,6 +56,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(MISSING, red=True, bold=True)
 
 
+@pytest.fixture(autouse=True)
+def policies_are_made_as_ever(monkeypatch):
+    """Tasks that tests write for other processes put a policy of their own in place: here it ends with the test."""
+    from fst_optimizer import task_run
+
+    monkeypatch.setattr(task_run, "make_policy", task_run.make_policy)
+
+
 @pytest.fixture
 def scripted(tiny_model):
     """Makes a policy whose completions a function of (prompt text, request) writes."""

@@ -124,8 +124,6 @@ def test_a_comparison_passes_the_option_on_and_refuses_runs_with_another(tmp_pat
     command = job.command()
     assert command[command.index("--reflection-lm") + 1] == "hosted_vllm/asked"
     check_jobs([job])
-    with pytest.raises(UserError, match="'dspy-gepa', which writes instructions without an LM here"):
-        check_jobs([replace(job, method="dspy-gepa")])
     settings = replace(job, common=Common(100)).request
     write_run(job.folder, "fst", 0, RL_CURVE, config=plan_run(settings).settings.config.to_dict())
     check_jobs([replace(job, common=Common(100))])

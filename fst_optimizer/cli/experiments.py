@@ -221,7 +221,7 @@ def plasticity_command(
 
     Try:
 
-        fst lab plasticity --from runs/a/fst-seed0 --from runs/a/rl-seed0 --to programs/letters:reverse-drop --out runs/p
+        fst lab plasticity --from runs/a/fst-seed0 --from runs/a/rl-seed0 --to programs/letters:reverse-drop --out runs
     """
     with user_errors(AGAIN):
         from fst_optimizer.lab import cells, plan, plasticity

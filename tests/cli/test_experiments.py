@@ -17,7 +17,7 @@ from helpers.fst import LETTERS, fst
 
 CAP, SIZES = 64, (16, 8, 8)
 SETS = (
-    *("train.steps_per_cycle=1", "rollout.batch_size=2", "train.lr=0.01", "train.warmup_steps=0"),
+    *("train.steps_per_cycle=1", "rollout.batch_size=2", "train.lr=0.003", "train.warmup_steps=0"),
     *("policy.max_tokens=32", "fast.anchor_size=4", "fast.max_rollouts=16", "eval.kl_examples=4"),
     *("run.keep_versions=2", "run.dry_run=false"),
 )

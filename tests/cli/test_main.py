@@ -296,7 +296,7 @@ def test_a_run_that_fails_in_a_comparison_shows_the_end_of_its_log(tmp_path):
     command = ["lab", "compare", task, "--methods", "rl", "--seeds", "0", "--out", tmp_path / "out", *SMALL[2:]]
     said = fst(*command)
     assert said.exit_code == 1
-    assert "task/rl-seed0 ended with exit code 1" in said.stderr and "no scorer here" in said.stderr
+    assert "task/rl-seed0 failed with exit code 1" in said.stderr and "no scorer here" in said.stderr
 
 
 def test_lab_says_what_is_missing(monkeypatch, tmp_path):

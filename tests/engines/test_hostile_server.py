@@ -369,4 +369,8 @@ def test_a_server_that_begins_to_lie_within_a_run_is_never_trained_on(tmp_path, 
     assert trained and set(told) == set(LIES)
     for row in trained:
         call = row.call
-        holds(Generation(call.completion_ids, call.logprobs, call.finish_reason), 24, len(policy.tokenizer))
+        holds(
+            Generation(call.completion_ids, call.logprobs, call.finish_reason),
+            task.module.MAX_TOKENS,
+            len(policy.tokenizer),
+        )

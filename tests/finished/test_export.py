@@ -20,7 +20,7 @@ from fst_optimizer.engines.vllm.installed import entry_point
 from fst_optimizer.engines.vllm.server import SERVED_NAME, free_port
 from fst_optimizer.finished.export import export_run
 from fst_optimizer.finished.load import load_policy
-from fst_optimizer.store.files import RunFiles, read_json, write_json
+from fst_optimizer.store.files import RunFiles, checksum, read_json, write_json
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import as_row
 from helpers.fst import LETTERS, SMALL, fst
@@ -42,7 +42,10 @@ def run(tmp_path_factory):
     assert said.exit_code == 0, said.output
     newest = read_json(RunFiles(folder).state)["state"]["policy_version"]
     assert newest > 0
-    write_json(RunFiles(folder).result, {**read_json(RunFiles(folder).result), "policy_version": newest})
+    files = RunFiles(folder)
+    result, adapter = read_json(files.result), files.adapter(newest)
+    own = {path.relative_to(folder).as_posix(): checksum(path) for path in adapter.iterdir()}
+    write_json(files.result, {**result, "policy_version": newest, "files": {**result["files"], **own}})
     return folder
 
 

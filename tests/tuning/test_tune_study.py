@@ -227,7 +227,7 @@ def test_wilcoxon_prunes_by_the_scores_of_examples(policy, tmp_path, told_the_tr
         examples(6, 100),
         trials=2,
         space=SPACE,
-        config=SETTINGS,
+        config=FSTConfig.from_dict(SETTINGS).with_values(TRAINING),
         folder=tmp_path,
         pruner="wilcoxon",
     )
