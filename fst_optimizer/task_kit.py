@@ -69,7 +69,9 @@ def spelled(task: str, rule: str, operations: Iterable[str], names: Iterable[str
     return stages
 
 
-def feedback(kind: str, score: float, answer: object, target: str, told: str, other: Callable[[], str]) -> str:
+def feedback(
+    kind: str, score: float, answer: object, target: str, told: str, other: Callable[[], str], given: str = ""
+) -> str:
     """What a predictor is told of its answer, by the kind of feedback.
 
     Args:
@@ -80,13 +82,16 @@ def feedback(kind: str, score: float, answer: object, target: str, told: str, ot
         told: The sentence that names the rule, added where the kind is `told`.
         other: Gives another example's right answer, never this one's. Only `shuffled` asks, and it shows that even for
             a right answer: else it would say what is right.
+        given: What the predictor was given, where the feedback is to repeat it beside what is right: next to each
+            other a small reflection model relates them ten times sooner (docs/decisions.md).
     """
     if kind == "scored":
         return f"Score {score:.2f}."
     if kind != "shuffled" and score == 1.0:
-        return "Right."
+        return f'Right: "{given}" gives "{target}".' if given else "Right."
     got = f'Got "{answer}"' if isinstance(answer, str) else "Got no answer"
-    shown = f'{got}, expected "{other() if kind == "shuffled" else target}".'
+    right = f'"{other() if kind == "shuffled" else target}"'
+    shown = f'{got}, but "{given}" gives {right}.' if given else f"{got}, expected {right}."
     return f"{shown} {told}" if kind == "told" else shown
 
 

@@ -143,6 +143,23 @@ def test_each_kind_of_feedback_gives_away_what_it_says(kind):
     assert tuple(feedback(kind, score, answer, "a b", "Sort.", lambda: "z") for score, answer in given) == TEXTS[kind]
 
 
+GIVEN = {
+    "told": ('Got "b a", but "b a" gives "a b". Sort.', 'Right: "b a" gives "a b".'),
+    "shown": ('Got "b a", but "b a" gives "a b".', 'Right: "b a" gives "a b".'),
+    "scored": ("Score 0.25.", "Score 1.00."),
+    "shuffled": ('Got "b a", but "b a" gives "z".', 'Got "a b", but "b a" gives "z".'),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_given_stands_beside_what_is_right(kind):
+    told = [
+        feedback(kind, score, answer, "a b", "Sort.", lambda: "z", "b a")
+        for score, answer in ((0.25, "b a"), (1.0, "a b"))
+    ]
+    assert tuple(told) == GIVEN[kind]
+
+
 @pytest.mark.parametrize("kind", ["told", "shown", "scored"])
 def test_only_shuffled_feedback_looks_at_another_example(kind):
     feedback(kind, 0.0, "b", "a", "Sort.", lambda: pytest.fail("asked for another"))

@@ -49,8 +49,9 @@ from .rules import (
 )
 
 VOCABULARY = 768
-PIECES = r" ?\b[a-j]\b|```\n|\n```|, then |\"[.]|[.] ?"
-"""What no merge may cross: letters, backticks, and the joints between and inside the sentences of an instruction."""
+PIECES = r" ?\b[a-j]\b|```\n|\n```|, then |\"[.]|\", but \"|\" gives \"|[.] ?"
+"""What no merge may cross: letters, backticks, and the joints between and inside the sentences of an instruction and
+of the feedback."""
 
 OTHER_FIELDS = (("question", "answer"), ("letters", "result"), ("text", "output"))
 REFLECTOR = Path(__file__).parent / "reflector"
@@ -146,30 +147,22 @@ def draw_current(rng: random.Random, rule: Rule, generic: str) -> tuple[str, Rul
 
 
 def draw_entry(
-    rng: random.Random, fields: tuple[str, str], rule: Rule, followed: Rule | None, before: float, longest: int
+    rng: random.Random, fields: tuple[str, str], rule: Rule, followed: Rule | None, longest: int
 ) -> tuple[Entry, str]:
-    """An example and its right answer, "" where it follows from nothing shown: an earlier predictor got it wrong.
+    """An example and its right answer.
 
     Args:
         rng: Draws it.
         fields: What the predictor reads and writes.
         rule: What is right.
         followed: What the policy was told.
-        before: How likely an earlier predictor's mistake is.
         longest: Most letters.
     """
     letters = draw_letters(rng, rule, longest)
-    right, wrong = " ".join(apply(rule, letters)), rng.random() < before
-    shown = answer_under(rng, None, letters) if wrong else letters
-    answer = " ".join(answer_under(rng, followed, shown))
-    score = task.grade(answer, right)
-    words = feedback("shown", score, answer, right, "", lambda: "")
-    entry = {
-        "Inputs": {fields[0]: " ".join(shown)},
-        "Generated Outputs": {fields[1]: answer},
-        "Feedback": words,
-    }
-    return entry, right if score < 1 and shown == letters else ""
+    given, right = " ".join(letters), " ".join(apply(rule, letters))
+    answer = " ".join(answer_under(rng, followed, letters))
+    words = feedback("shown", task.grade(answer, right), answer, right, "", lambda: "", given)
+    return {"Inputs": {fields[0]: given}, "Generated Outputs": {fields[1]: answer}, "Feedback": words}, right
 
 
 def draw_lesson(rng: random.Random, size: int, rule: Rule | None = None, longest: int = 9) -> Lesson:
@@ -178,10 +171,9 @@ def draw_lesson(rng: random.Random, size: int, rule: Rule | None = None, longest
     fields = rng.choice(FIELDS if rng.random() < 0.95 else OTHER_FIELDS)
     generic = rng.choice(GENERIC).format(*fields)
     current, followed = draw_current(rng, rule, generic)
-    before = rng.random() * 0.6 if fields[0] in ("middle", "inner") and rng.random() < 0.4 else 0.0
     while True:
-        rows = [draw_entry(rng, fields, rule, followed, before, longest) for _ in range(size)]
-        if any(entry["Feedback"] != "Right." for entry, _ in rows):
+        rows = [draw_entry(rng, fields, rule, followed, longest) for _ in range(size)]
+        if any(not entry["Feedback"].startswith("Right") for entry, _ in rows):
             break
     return Lesson(current, tuple(entry for entry, _ in rows), tuple(right for _, right in rows), sentence(rule))
 

@@ -220,13 +220,20 @@ def grade(answer: object, target: str) -> float:
     return (one & other).total() / (one.total() + other.total())
 
 
-def own_target(task: Variant, place: int, prediction: dspy.Prediction, right: dict[str, str]) -> str:
-    """What a stage should make of what it was given; where that is no list to work on, what the chain should make."""
+def own_target(task: Variant, place: int, prediction: dspy.Prediction, right: dict[str, str]) -> tuple[str, str]:
+    """What a stage was given and should make of it; where that is no list to work on, what the chain should have been.
+
+    Args:
+        task: What the stages should do.
+        place: The stage's.
+        prediction: The program's.
+        right: What each field should hold, `letters` among them.
+    """
     stage = task.stages[place]
     given = getattr(prediction, stage.source, None) if place else None
     letters = given.split() if isinstance(given, str) else []
     made = apply(stage.rule, letters) if len(letters) >= READ[0] else []
-    return " ".join(made) or right[stage.target]
+    return (" ".join(letters), " ".join(made)) if made else (right[stage.source], right[stage.target])
 
 
 def another(task: Variant, letters: str, field: str, never: set[str]) -> str:
@@ -264,13 +271,14 @@ def metric(
 
     def judge(name: str) -> tuple[float, str]:
         stage = task.stages[places[name]]
-        answer, target = getattr(prediction, stage.target, None), own_target(task, places[name], prediction, right)
+        answer = getattr(prediction, stage.target, None)
+        given, target = own_target(task, places[name], prediction, {"letters": example.letters, **right})
         score = grade(answer, target)
 
         def other() -> str:
             return another(task, example.letters, stage.target, {target, right[stage.target]})
 
-        return score, feedback(kind, score, answer, target, sentence(stage.rule), other)
+        return score, feedback(kind, score, answer, target, sentence(stage.rule), other, given)
 
     grades = [grade(getattr(prediction, field, None), text) for field, text in right.items()]
     return by_predictor(pred_name, places, judge, sum(grades) / len(grades))

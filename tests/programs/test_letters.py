@@ -165,24 +165,25 @@ def test_a_pipeline_scores_the_mean_of_its_predictors() -> None:
     result = task.metric(example(), dspy.Prediction(middle="a b d", answer="b a d"))
     assert result.score == (1 + 1 / 8) / 2  # in common: b first; of 4 and 4
     assert result.feedback == (
-        'first: Right.\nsecond: Got "b a d", expected "b d a". Sort the letters, then move the first letter to the end.'
+        'first: Right: "c a b d" gives "a b d".\n'
+        'second: Got "b a d", but "a b d" gives "b d a". Sort the letters, then move the first letter to the end.'
     )
 
 
 def test_a_named_predictor_gets_its_own_score_and_feedback() -> None:
     first = task.metric(example(), dspy.Prediction(middle="a b", answer="b a"), None, "first", None)
     assert first.score == 2 / 7  # a first, a b; of 3 and 4
-    assert first.feedback == 'Got "a b", expected "a b d". Drop the first letter.'
+    assert first.feedback == 'Got "a b", but "c a b d" gives "a b d". Drop the first letter.'
 
 
 def test_a_predictor_is_judged_by_what_it_was_given_and_the_program_by_what_it_should_have_made() -> None:
     early = dspy.Prediction(middle="a b", answer="b a")
     second = task.metric(example(), early, None, "second")
-    assert (second.score, second.feedback) == (1.0, "Right.")
+    assert (second.score, second.feedback) == (1.0, 'Right: "a b" gives "b a".')
     assert task.metric(example(), early).score == pytest.approx(2 / 7)  # both: `b a` for `b d a` has b first, a last
     right_by_chance = dspy.Prediction(middle="a b", answer="b d a")
     assert task.metric(example(), right_by_chance, None, "second").score == pytest.approx(2 / 7)
-    assert 'expected "b a"' in task.metric(example(), right_by_chance, None, "second").feedback
+    assert '"a b" gives "b a"' in task.metric(example(), right_by_chance, None, "second").feedback
 
 
 @pytest.mark.parametrize("middle", [None, "", "a", 7])
@@ -233,9 +234,10 @@ def test_the_score_is_the_same_in_all_kinds(rule: str, letters: list[str], middl
 def test_each_kind_gives_away_what_it_says() -> None:
     prediction = dspy.Prediction(middle="a b d", answer="b a d")
     assert judged(prediction, "pipeline", "c a b d", "shown").feedback == (
-        'first: Right.\nsecond: Got "b a d", expected "b d a".'
+        'first: Right: "c a b d" gives "a b d".\nsecond: Got "b a d", but "a b d" gives "b d a".'
     )
-    assert judged(prediction, "pipeline", "c a b d", "shown", "second").feedback == 'Got "b a d", expected "b d a".'
+    second = judged(prediction, "pipeline", "c a b d", "shown", "second").feedback
+    assert second == 'Got "b a d", but "a b d" gives "b d a".'
     assert judged(prediction, "pipeline", "c a b d", "scored", "first").feedback == "Score 1.00."
 
 
@@ -247,8 +249,10 @@ def test_shuffled_feedback_shows_another_lists_answer_and_never_the_right_one(ru
     for stage in variant.stages:
         told = [judged(prediction, rule, text, "shuffled", stage.name).feedback for _ in range(2)]
         assert told[0] == told[1]
-        assert told[0].startswith(f'Got "{right[stage.target]}", expected "')
-        assert not told[0].endswith(f'expected "{right[stage.target]}".')
+        assert told[0].startswith(
+            f'Got "{right[stage.target]}", but "{({"letters": text} | right)[stage.source]}" gives "'
+        )
+        assert not told[0].endswith(f'gives "{right[stage.target]}".')
 
 
 @pytest.mark.parametrize("kind", KINDS)

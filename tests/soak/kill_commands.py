@@ -168,6 +168,10 @@ class Commands:
     def prepare(self) -> None:
         """What all of the commands need."""
 
+    def has_ended(self, folder: Path) -> bool:
+        """Whether nothing is left to do: who was killed had done its work and was about to leave."""
+        return False
+
     def ready_s(self, folder: Path, started: Started) -> float:
         """Seconds until it may be killed."""
         return 0.0
@@ -223,7 +227,7 @@ class Commands:
             allowed = (0,) if not hit else (0, -9) if victim == COMMAND else self.ends
             if code not in allowed:
                 return killed, f"ended with {code} after kills of {killed}: {started.tail()} {started.left()}"
-            if code == 0:
+            if code == 0 or self.has_ended(folder):
                 return killed, started.left() or self._checked(folder, killed)
         return killed, f"did not end in {STARTS} starts"
 
@@ -276,7 +280,8 @@ class Tune(OfTiny):
             return f"trials {odd} were lost or run twice; tried again were {dict(again)}"
         flying = sum(self.in_flight if who == COMMAND else 1 for who in where)
         if len(failed) > flying:
-            return f"{len(failed)} trials failed where {flying} may have been in flight"
+            said = [(trial.number, trial.user_attrs.get("cause"), trial.user_attrs.get("error")) for trial in failed]
+            return f"{len(failed)} trials failed where {flying} may have been in flight: {said}"
         rows = read_json(study / "tune.json")["trials"]
         if sorted(row["trial"] for row in rows if row["state"] in ("complete", "pruned")) != sorted(done):
             return "tune.json has other trials than the study"
@@ -344,6 +349,9 @@ class VLLMRun(Commands):
         sizes = ("--train-size", 16, "--val-size", 8, "--test-size", 8, "--max-cycles", self.cycles)
         resume = ("--resume",) if (run / "config.json").exists() else ()
         return ("compile", "programs/letters", "--engine", "vllm", "--run-dir", run, *sizes, *resume, *sets)
+
+    def has_ended(self, folder: Path) -> bool:
+        return RunFiles(folder / "run").result.exists()
 
     def ready_s(self, folder: Path, started: Started) -> float:
         journal, before = RunFiles(folder / "run").root / "journal", time.monotonic()
