@@ -13,7 +13,8 @@ from typing import Any
 
 from fst_optimizer.config.formats import ELSEWHERE, RENAMED, read_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
-from fst_optimizer.config.run import OPEN, FSTConfig, nested, preset
+from fst_optimizer.config.presets import preset
+from fst_optimizer.config.run import OPEN, FSTConfig, nested
 from fst_optimizer.errors import UserError, did_you_mean
 from fst_optimizer.store.files import parse_json
 from fst_optimizer.text import shown

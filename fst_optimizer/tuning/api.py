@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fst_optimizer.config.arguments import check_path
 from fst_optimizer.config.overrides import Settings, base_config
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.presets import preset
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import check_examples, listed
 from fst_optimizer.errors import EngineError, UserError
 from fst_optimizer.evolve.reflection_lm import check_lm, name_of

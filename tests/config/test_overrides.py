@@ -7,7 +7,8 @@ from fst_optimizer.cli.options import Preset
 from fst_optimizer.config.formats import ELSEWHERE
 from fst_optimizer.config.overrides import assignments, base_config, check_names, flat, read_settings, settled
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.config.run import FastConfig, FSTConfig, TrainConfig, preset
+from fst_optimizer.config.presets import preset
+from fst_optimizer.config.run import FastConfig, FSTConfig, TrainConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.tasks import load_task
 

@@ -4,7 +4,8 @@ import pytest
 
 from fst_optimizer import schedule
 from fst_optimizer.config.overrides import flat
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.presets import preset
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.types import Item
 
 PAPER = preset("paper")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
+from fst_optimizer.config.presets import preset
 from fst_optimizer.config.run import (
     METHODS,
     BudgetConfig,
@@ -15,7 +16,6 @@ from fst_optimizer.config.run import (
     FSTConfig,
     RolloutConfig,
     TrainConfig,
-    preset,
 )
 from fst_optimizer.errors import UserError
 

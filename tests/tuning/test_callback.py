@@ -1,7 +1,8 @@
 import pytest
 from hypothesis import given, strategies
 
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.presets import preset
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import StopRun
 from fst_optimizer.tuning.callback import PruningCallback
 from fst_optimizer.tuning.pruning import SCORES, grid_points, passed

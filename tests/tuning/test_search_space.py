@@ -7,7 +7,8 @@ from optuna.trial import FixedTrial
 
 from fst_optimizer.config.overrides import Settings
 from fst_optimizer.config.policy import LoraConfig
-from fst_optimizer.config.run import FSTConfig, preset
+from fst_optimizer.config.presets import preset
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.engines.vllm.installed import RANKS
 from fst_optimizer.errors import UserError
 from fst_optimizer.tuning.space import (

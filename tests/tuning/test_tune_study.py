@@ -11,7 +11,7 @@ import pytest
 
 from fst_optimizer import FSTConfig, LoraConfig, UserError, tune
 from fst_optimizer.config.overrides import Settings
-from fst_optimizer.config.run import preset
+from fst_optimizer.config.presets import preset
 from fst_optimizer.errors import EngineDied, EngineError, FSTError, Paused, StorageError, TrainingError
 from fst_optimizer.store.files import read_json
 from fst_optimizer.tuning.objectives import objective_values
