@@ -25,6 +25,7 @@ from typing import Any
 
 from fst_optimizer import schedule
 from fst_optimizer.errors import ProgramError, ReflectionError
+from fst_optimizer.evolve.budget import Wanted
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
@@ -38,7 +39,7 @@ from fst_optimizer.store.files import write_json
 from fst_optimizer.store.metrics import accepted_fields, eval_fields, fast_fields, step_fields
 from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure, tally_of
 from fst_optimizer.stream import end_of_stage, watch_round, watch_step
-from fst_optimizer.types import Candidate, Item, Outcome, Rollout
+from fst_optimizer.types import Item, Outcome, Rollout
 
 FIRST_STEP = 3
 """Phase 1 is the fast round, 2 a validation, 3 the first slow step: its rollouts are the sample kept to read."""
@@ -77,11 +78,12 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     count = run.metrics.counting("fast", min(config.fast.max_rollouts, left))
     tally, asked, ran = Tally(), Counter[tuple[str, str]](), list[Rollout]()
 
-    def score(candidate: Candidate, items: Sequence[Item], **how: Any) -> list[Rollout]:
+    def score(wanted: Wanted, **how: Any) -> list[Rollout]:
         nonlocal tally
         # A whole batch that is lost means that the engine is down only where nothing was answered before.
         how |= {"version": version, "temperature": temperature, "on_rollout": count, "all_may_be_lost": tally.total > 0}
-        rollouts = run.collector.run(fast_requests(candidate, items, temperature, state.cycle, asked), **how)
+        requests = [one for pair in wanted for one in fast_requests(*pair, temperature, state.cycle, asked)]
+        rollouts = run.collector.run(requests, **how)
         tally = tally.plus(tally_of(rollouts))
         ran.extend(rollouts)
         return rollouts
@@ -99,6 +101,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         rollouts_left=left,
         reflections_left=schedule.reflections_left(config, state),
         tried=frozenset(state.tried),
+        count_tokens=run.policy.count_tokens,
         halted=lambda: bool(run.meter.reached()),
         on_accepted=lambda accepted: run.metrics.tell("accepted", cycle=state.cycle, **accepted_fields(accepted)),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, Reflector
+from fst_optimizer.evolve.extractive import ExtractiveReflector
+from fst_optimizer.evolve.reflect import LMReflector, Reflector
 from fst_optimizer.phases import commit
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
@@ -41,7 +42,10 @@ def sizes_of(given: Given, test: int) -> RunSizes:
 
 def reflector_of(lm: dspy.LM | None, config: FSTConfig) -> Reflector:
     """Writes new instructions: the reflection LM, or without one what recurs in the feedback."""
-    return LMReflector(lm, config.budget.prices, config.seed) if lm else ExtractiveReflector(config.seed)
+    if lm is None:
+        return ExtractiveReflector(config.seed)
+    longest, grace_s = config.fast.max_instruction_tokens, config.run.grace_s
+    return LMReflector(lm, config.budget.prices, config.seed, max_tokens=longest, grace_s=grace_s)
 
 
 def collector_of(program: dspy.Module, given: Given, metric: Metric, meter: Meter) -> Collector:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
-from fst_optimizer.evolve.reflect import PERFECT, sentences
+from fst_optimizer.evolve.extractive import sentences
+from fst_optimizer.evolve.reflect import PERFECT
 from fst_optimizer.rollout.credit import reward
 from fst_optimizer.rollout.groups import grouped
 from fst_optimizer.run.evaluate import evaluate

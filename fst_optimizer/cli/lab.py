@@ -197,22 +197,28 @@ def bench_command(
     engine: Annotated[str, typer.Option(help="torch or vllm.")] = "torch",
     tokens: Annotated[int, typer.Option(min=1, help="With vllm: tokens of every completion.")] = 64,
     in_flight: Annotated[int, typer.Option(min=1, help="With vllm: calls at a time.")] = 32,
+    reflection_s: Annotated[
+        float | None, typer.Option(min=0, help="Instead: a fast round with a reflection LM that answers after so long.")
+    ] = None,
     model: ModelAsCompile = None,
     sets: Sets = None,
 ) -> None:
     """Measure speed as ratios within one run: the collector over raw generate, the slow step over TRL's.
 
     With --engine vllm: the collector over raw requests to one vLLM server, beside a thread pool over dspy.Predict,
-    every completion --tokens long.
+    every completion --tokens long. With --reflection-s: a fast round with one proposal after the other, and with
+    fast.parallel_proposals of them in flight.
 
     Try:
 
         fst lab bench programs/letters --out runs/bench.json
         fst lab bench programs/letters --engine vllm --tokens 64 --in-flight 32 --out runs/serving.json
+        fst lab bench programs/letters --reflection-s 3 --set fast.parallel_proposals=8 --out runs/reflection.json
     """
     with user_errors("run it again"):
         from fst_optimizer.lab.bench import bench
         from fst_optimizer.lab.compare import shown_model
+        from fst_optimizer.lab.reflection_bench import reflection_bench
         from fst_optimizer.lab.serving_bench import endless_copy, serving_bench
         from fst_optimizer.store.files import write_json
         from fst_optimizer.task_run import RunRequest, make_policy, plan_run
@@ -227,6 +233,8 @@ def bench_command(
             request = RunRequest(task=task, run_dir=out.parent, engine=engine, model=model, sets=(*own, *(sets or ())))
             plan = plan_run(request)
             measure = serving_bench if engine == "vllm" else bench
+            if reflection_s is not None:
+                measure = partial(reflection_bench, reflection_s=reflection_s)
             with closing(make_policy(request, plan)) as policy:
                 numbers = measure(plan.task, policy, plan.settings.config, examples=examples, repeats=repeats)
         data = {"command": this_command(), "model": shown_model(str(source)), **numbers}

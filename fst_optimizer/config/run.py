@@ -46,6 +46,13 @@ class FastConfig(Section, section="fast"):
     """Proposals in a row without an accepted one after which the round ends. 0: never."""
     minibatch: int = Field(default=4, ge=1)
     """Examples that one proposal reflects on, and is accepted or rejected on."""
+    parallel_proposals: int = Field(default=1, ge=1)
+    """Proposals in flight, each from a parent of its own draw: their reflections are asked for side by side, their
+    minibatches run as one batch. Raise it, to 4 or 8, where the reflection LM takes seconds to answer. The more, the
+    fewer of them are made from what the others found, and a cap on time or dollars is passed by as many calls."""
+    max_instruction_tokens: int | None = Field(default=None, ge=1)
+    """Tokens, as the policy counts them, beyond which a proposed text is rejected before any rollout; the reflection LM
+    is told. Set it where long prompts cost too much. None: no limit."""
     components: Literal["round_robin", "all"] = "round_robin"
     """Which predictors one proposal rewrites: `round_robin` or `all`."""
     temperature: float = Field(default=0.0, ge=0)

@@ -11,12 +11,15 @@ from typing import Protocol
 from fst_optimizer.errors import FSTError
 from fst_optimizer.types import Candidate, Item, Rollout
 
+Wanted = Sequence[tuple[Candidate, Sequence[Item]]]
+"""Candidates, each with the items to run it on."""
+
 
 class Score(Protocol):
-    """Runs one candidate at the current policy version."""
+    """Runs candidates at the current policy version, all of them as one batch."""
 
-    def __call__(self, candidate: Candidate, items: Sequence[Item], *, capture: bool) -> Sequence[Rollout]:
-        """One rollout per item; with `capture`, trace and feedback are filled in."""
+    def __call__(self, wanted: Wanted, *, capture: bool) -> Sequence[Rollout]:
+        """One rollout per candidate and item; with `capture`, trace and feedback are filled in."""
         ...
 
 
@@ -44,36 +47,44 @@ class RolloutBudget:
 
     def scores(self, candidate: Candidate, items: Sequence[Item], *, reserve: int = 0) -> dict[str, float]:
         """Example id -> the candidate's score, without the examples that the engine failed on."""
-        rollouts = self.run(candidate, items, capture=False, reserve=reserve)
-        return {rollout.example_id: rollout.score for rollout in rollouts if not rollout.lost}
+        return self.all_scores([(candidate, items)], reserve=reserve)[0]
 
-    def run(self, candidate: Candidate, items: Sequence[Item], *, capture: bool, reserve: int = 0) -> list[Rollout]:
-        """One rollout per item, in order; an item that comes twice in one call is run once.
+    def all_scores(self, wanted: Wanted, *, reserve: int = 0) -> list[dict[str, float]]:
+        """`scores` of several candidates, run as one batch."""
+        found = self.run(wanted, capture=False, reserve=reserve)
+        return [{one.example_id: one.score for one in rollouts if not one.lost} for rollouts in found]
+
+    def run(self, wanted: Wanted, *, capture: bool, reserve: int = 0) -> list[list[Rollout]]:
+        """One rollout per candidate and item, in order; what comes twice in one call is run once.
 
         What is lost is run again, as far as `reserve` rollouts are left afterwards.
         """
-        wanted = {item.id: item for item in items}
-        found = {name: self._kept[candidate.id, name] for name in wanted if (candidate.id, name) in self._kept}
-        self._reused.update((candidate.id, name) for name in found)
-        missing = [item for name, item in wanted.items() if name not in found]
+        keys = {(candidate.id, item.id): (candidate, item) for candidate, items in wanted for item in items}
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        self._reused.update(found)
+        missing = [pair for key, pair in keys.items() if key not in found]
         if missing:
             assert len(missing) <= self.left, "callers check the budget before they spend it"
-            fresh = self._execute(candidate, missing, capture or self.reuse)
-            lost = [item for item in missing if fresh[item.id].lost]
+            fresh = self._execute(missing, capture or self.reuse)
+            lost = [(candidate, item) for candidate, item in missing if fresh[candidate.id, item.id].lost]
             if again := lost[: max(0, self.left - reserve)]:
-                fresh |= self._execute(candidate, again, capture or self.reuse)
+                fresh |= self._execute(again, capture or self.reuse)
             found |= fresh
             if self.reuse:
-                self._kept.update({(candidate.id, name): rollout for name, rollout in fresh.items()})
-        return [found[item.id] for item in items]
+                self._kept.update(fresh)
+        return [[found[candidate.id, item.id] for item in items] for candidate, items in wanted]
 
-    def _execute(self, candidate: Candidate, items: Sequence[Item], capture: bool) -> dict[str, Rollout]:
-        self.spent += len(items)
-        rollouts = self._score(candidate, items, capture=capture)
-        fresh = {rollout.example_id: rollout for rollout in rollouts}
-        if len(rollouts) != len(items) or fresh.keys() != {item.id for item in items}:
+    def _execute(self, pairs: Sequence[tuple[Candidate, Item]], capture: bool) -> dict[tuple[str, str], Rollout]:
+        self.spent += len(pairs)
+        candidates = {candidate.id: candidate for candidate, _ in pairs}
+        wanted = [
+            (candidate, [item for other, item in pairs if other.id == name]) for name, candidate in candidates.items()
+        ]
+        rollouts = self._score(wanted, capture=capture)
+        fresh = {(rollout.candidate_id, rollout.example_id): rollout for rollout in rollouts}
+        if len(rollouts) != len(pairs) or fresh.keys() != {(candidate.id, item.id) for candidate, item in pairs}:
             raise FSTError(
-                f"scoring candidate {candidate.id}: asked for examples {[item.id for item in items]}, "
+                f"scoring candidates {list(candidates)}: asked for examples {[item.id for _, item in pairs]}, "
                 f"got rollouts of {[rollout.example_id for rollout in rollouts]}"
             )
         return fresh

@@ -20,6 +20,7 @@ from gepa.proposer.reflective_mutation.reflective_mutation import ReflectiveMuta
 from gepa.strategies.batch_sampler import EpochShuffledBatchSampler
 from gepa.strategies.candidate_selector import ParetoCandidateSelector
 from gepa.strategies.component_selector import AllReflectionComponentSelector, RoundRobinReflectionComponentSelector
+from gepa.strategies.proposal_sampling import PxNSampling
 
 from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import FSTError
@@ -44,14 +45,18 @@ class Trajectory:
     rollout: Rollout
 
 
+Wanted = Sequence[tuple[Texts, Sequence[Item]]]
+"""Candidates as GEPA has them, each with the items to run it on."""
+
+
 class GepaAdapter:
-    """The adapter object that GEPA asks: `run(texts, items)` executes rollouts, or finds them among those that ran."""
+    """The adapter object that GEPA asks: `run(wanted)` executes rollouts, or finds them among those that ran."""
 
     propose_new_texts = None
     """Must be None: GEPA would call it in place of our reflector."""
 
-    def __init__(self, run: Callable[[Texts, Sequence[Item]], Sequence[Rollout]]) -> None:
-        """`run` returns one rollout per item, in the items' order, with trace and feedback captured."""
+    def __init__(self, run: Callable[[Wanted], Sequence[Sequence[Rollout]]]) -> None:
+        """`run` returns one rollout per candidate and item, in order, with trace and feedback captured."""
         self._run = run
         self.failure: Exception | None = None
         """What broke while a dataset was built. GEPA only logs it: `GepaSearch.propose` raises it."""
@@ -60,12 +65,20 @@ class GepaAdapter:
         self, batch: list[Item], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch[Trajectory, Rollout]:
         """Scores and trajectories of one candidate on some items; NaN is the score of a rollout that was lost."""
-        rollouts = list(self._run(candidate, batch))
-        return EvaluationBatch(
-            outputs=rollouts,
-            scores=[math.nan if rollout.lost else rollout.score for rollout in rollouts],
-            trajectories=[Trajectory(item, rollout) for item, rollout in zip(batch, rollouts, strict=True)],
-        )
+        return self.batch_evaluate([(candidate, batch)])[0]
+
+    def batch_evaluate(
+        self, items: Sequence[tuple[dict[str, str], list[Item]]]
+    ) -> list[EvaluationBatch[Trajectory, Rollout]]:
+        """The same of several candidates, run as one batch."""
+        return [
+            EvaluationBatch(
+                outputs=list(rollouts),
+                scores=[math.nan if rollout.lost else rollout.score for rollout in rollouts],
+                trajectories=[Trajectory(item, rollout) for item, rollout in zip(batch, rollouts, strict=True)],
+            )
+            for (_, batch), rollouts in zip(items, self._run(items), strict=True)
+        ]
 
     def make_reflective_dataset(
         self,
@@ -111,6 +124,8 @@ class GepaSearch:
         self._state.list_of_named_predictors = components
         self._state.named_predictor_id_to_update_next_for_program_candidate = [turn % len(components)] * len(candidates)
         every = config.components == "all"
+        self._sampling = PxNSampling(p=1, n=1)
+        self._drawn = 0
         self._proposer = ReflectiveMutationProposer(
             logger=_DebugLog(),
             trainset=list(items),
@@ -123,18 +138,24 @@ class GepaSearch:
             perfect_score=PERFECT,
             skip_perfect_score=True,
             experiment_tracker=ExperimentTracker(),
-            custom_candidate_proposer=proposer,
+            reflection_strategy=proposer,
+            sampling_strategy=self._sampling,
         )
 
-    def propose(self) -> Sequence[CandidateProposal[Any]]:
-        """Choose a parent, a minibatch and components, reflect, and try the new texts on the minibatch.
+    def propose(self, count: int = 1) -> Sequence[CandidateProposal[Any]]:
+        """So many times: choose a parent, a minibatch and components, reflect, and try the new texts on the minibatch.
+
+        The reflections are made side by side, and so are the rollouts. Those that come to something are returned, in
+        the order in which their parents were drawn.
 
         Raises:
             FSTError: The examples to reflect on could not be built.
         """
-        # What GEPA's engine does before each proposal, and its proposer relies on.
-        self._state.i += 1
+        # What GEPA's engine does before each proposal, and its proposer relies on. It draws minibatches from this
+        # number on: one for each proposal, so that the next ones get others.
+        self._state.i, self._drawn = self._drawn, self._drawn + count
         self._state.full_program_trace.append({"i": self._state.i})
+        self._sampling.p = count
         proposals = self._proposer.propose(self._state)
         if self._adapter.failure is not None:
             raise FSTError("building the examples to reflect on failed") from self._adapter.failure

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import Any
 
+from gepa.proposer.reflective_mutation.reflection_lm import ReflectionProposal
+
+from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import StorageError
-from fst_optimizer.evolve.reflect import PERFECT, Reflector
+from fst_optimizer.evolve.reflect import PERFECT, Answer, Ask, Reflector
 from fst_optimizer.keys import without_secrets
 from fst_optimizer.types import Candidate, Texts
 
 logger = logging.getLogger(__name__)
+
+Dataset = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Component -> what it did, in entries as `gepa_adapter.Entry` describes them."""
+LONGEST = "fast.max_instruction_tokens"
 
 
 @dataclass
@@ -32,10 +39,15 @@ class Proposer:
     """Reflections that the run may still make. None: no cap."""
     notes: list[str]
     """Gets a line for every reflection that came to nothing."""
+    config: FastConfig
+    count_tokens: Callable[[str], int]
+    """Of a text, as the policy reads it."""
     tried: Collection[str] = ()
     """Ids of the candidates that earlier rounds of the same search have tried."""
-    asked: bool = False
-    """Whether the reflector was asked. The round resets it: an attempt that did not get there is no proposal."""
+    asked: int = 0
+    """Of the last jobs, those for which the reflector was asked: an attempt that did not get there is no proposal."""
+    too_long: int = 0
+    """Texts that were over the limit of tokens."""
     failure: StorageError | None = None
     """Why an answer could not be written down. GEPA would only log it, so the round looks here and raises."""
 
@@ -56,56 +68,88 @@ class Proposer:
     @property
     def exhausted(self) -> bool:
         """Whether the run's reflections are used up."""
-        return self.reflections_left is not None and self.reflections >= self.reflections_left
+        return self._spent(0)
 
     def candidate(self, texts: Texts) -> Candidate:
         """The candidate with these texts, with its lineage."""
         return self._known[Candidate(texts).id]
 
-    def __call__(
-        self,
-        candidate: dict[str, str],
-        reflective_dataset: Mapping[str, Sequence[Mapping[str, Any]]],
-        components_to_update: list[str],
-    ) -> dict[str, str]:
-        """GEPA's `custom_candidate_proposer`: component -> new text, empty when there is nothing to try."""
-        written: dict[str, str] = {}
-        for name in components_to_update:
-            dataset = reflective_dataset.get(name, ())
-            # A program may fail through another component: this one then has nothing to reflect on.
-            fails = any(entry["Score"] < PERFECT for entry in dataset)
-            if name in self.components and fails and not self.exhausted:
-                self.asked = True
-                text = self._reflect(name, candidate[name], dataset)
-                if text is not None:
-                    written[name] = text
-        if not written:
-            return {}
-        child = Candidate({**candidate, **written}, (self.candidate(candidate).id,), "reflection", self.cycle)
-        if child.id in self._known:  # the same texts would get the same scores
-            self.notes.append(f"candidate {child.id} was proposed again and not run")
-            return {}
-        self._known[child.id] = child
-        if child.id not in self.tried:
-            self.new.append(child.id)
-        return written
+    def reflect(
+        self, candidate: dict[str, str], reflective_dataset: Dataset, components_to_update: list[str]
+    ) -> tuple[ReflectionProposal, Proposer]:
+        """One job of `reflect_many`."""
+        return self.reflect_many([(candidate, reflective_dataset, components_to_update)])[0]
 
-    def _reflect(self, name: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
+    def reflect_many(
+        self, jobs: Sequence[tuple[dict[str, str], Dataset, list[str]]]
+    ) -> list[tuple[ReflectionProposal, Proposer]]:
+        """GEPA's reflection on several jobs: component -> new text for each, empty when there is nothing to try.
+
+        Which texts count as seen before goes by the order of the jobs, not by who was answered first.
+        """
+        asks: list[Ask] = []
+        owners: list[int] = []
+        for place, (candidate, dataset, components) in enumerate(jobs):
+            for name in components:
+                entries = dataset.get(name, ())
+                # A program may fail through another component: this one then has nothing to reflect on.
+                fails = any(entry["Score"] < PERFECT for entry in entries)
+                if name in self.components and fails and not self._spent(len(asks)):
+                    asks.append(Ask(name, candidate[name], entries))
+                    owners.append(place)
+        self.asked = len(set(owners))
+        written: list[dict[str, str]] = [{} for _ in jobs]
+        for place, ask, answer in zip(owners, asks, self._answers(asks), strict=True):
+            if (text := self._text(ask.component, answer)) is not None:
+                written[place][ask.component] = text
+        return [
+            (ReflectionProposal(self._new(candidate, texts)), self)
+            for (candidate, _, _), texts in zip(jobs, written, strict=True)
+        ]
+
+    def _spent(self, more: int) -> bool:
+        """Whether the run's reflections are used up once so many more are made."""
+        return self.reflections_left is not None and self.reflections + more >= self.reflections_left
+
+    def _answers(self, asks: Sequence[Ask]) -> list[Answer]:
         try:
-            text = self.reflector(name, current, dataset)
+            return self.reflector.many(asks, self.config.parallel_proposals) if asks else []
         except StorageError as error:
             self.failure = error
-            return None
-        except Exception as error:
+            return [Answer(None, "the answer could not be written down")] * len(asks)
+
+    def _text(self, name: str, answer: Answer) -> str | None:
+        """The new text in an answer; None and a note where there is none that may be tried."""
+        error, text, why = answer.error, answer.text, answer.note
+        if error is not None:
             why = without_secrets(f"{type(error).__name__}: {error}")
             level = logging.DEBUG if self._warned else logging.WARNING  # a dead reflector fails at every proposal
             logger.log(level, "the reflector failed on %s, the proposal is lost: %s", name, why)
             self._warned = True
-            self.failed += 1
-        else:
-            if isinstance(text, str) and text.strip():
-                return text.strip()
-            why = getattr(self.reflector, "note", "") or "the reflector proposed nothing"
-            self.failed += getattr(self.reflector, "lost", False) and not self.reflector.failure
-        self.notes.append(f"no new text for {name}: {why}")
+        self.failed += answer.lost
+        if isinstance(text, str) and text.strip():
+            text, most = text.strip(), self.config.max_instruction_tokens
+            if most is None or (count := self.count_tokens(text)) <= most:
+                return text
+            self.notes.append(f"the text for {name} has {count} tokens, more than the {most} of {LONGEST}: not run")
+            self.too_long += 1
+            return None
+        self.notes.append(f"no new text for {name}: {why or 'the reflector proposed nothing'}")
         return None
+
+    def _new(self, parent: dict[str, str], written: dict[str, str]) -> dict[str, str]:
+        """What is written, where it makes a candidate that the round does not have yet."""
+        if not written:
+            return {}
+        child = Candidate({**parent, **written}, (self.candidate(parent).id,), "reflection", self.cycle)
+        return written if self.take_in(child) else {}
+
+    def take_in(self, child: Candidate) -> bool:
+        """Know a new candidate from now on. False: the round has it already, and the same texts get the same scores."""
+        if child.id in self._known:
+            self.notes.append(f"candidate {child.id} was proposed again and not run")
+            return False
+        self._known[child.id] = child
+        if child.id not in self.tried:
+            self.new.append(child.id)
+        return True

@@ -1,15 +1,14 @@
-"""Reflectors, which write new instructions: a reflection LM, or without one the recurring sentences of the feedback."""
+"""Reflectors, which write new instructions, and the one that asks a reflection LM."""
 
 from __future__ import annotations
 
 import logging
-import random
+import math
 import re
-from bisect import bisect_right
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
@@ -19,6 +18,7 @@ from fst_optimizer.errors import StorageError
 from fst_optimizer.evolve.reflection_lm import is_policy, sampling_options
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.keys import without_secrets
+from fst_optimizer.rollout.pool import run_jobs
 from fst_optimizer.rollout.usage import usage_of
 from fst_optimizer.store.journal import Journal
 from fst_optimizer.store.meter import model_cost_usd
@@ -35,6 +35,28 @@ _SHOWN = ("Inputs", "Generated Outputs", "Feedback")
 """What GEPA's prompt shows of an entry."""
 
 
+@dataclass(frozen=True)
+class Ask:
+    """One reflection to make; what the fields are says `Reflector.__call__`."""
+
+    component: str
+    current: str
+    dataset: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one reflection."""
+
+    text: str | None
+    note: str = ""
+    """Why there is no text."""
+    lost: bool = False
+    """Whether there is none because the reflector failed, for a reason that may pass."""
+    error: Exception | None = None
+    """What the reflector raised."""
+
+
 class Reflector(Protocol):
     """Proposes a new text for one component from examples of what it did."""
 
@@ -48,8 +70,6 @@ class Reflector(Protocol):
     """The reflection LM's, as prices have it."""
     note: str = ""
     """Why the last reflection proposed nothing; empty when it did propose."""
-    lost: bool = False
-    """Whether the last reflection proposed nothing because the LM failed."""
     failure: str = ""
     """Why every reflection so far failed, where the reason will not pass by itself; empty once one was answered."""
 
@@ -60,15 +80,40 @@ class Reflector(Protocol):
         """
         ...
 
+    def many(self, asks: Sequence[Ask], at_once: int = 1) -> list[Answer]:
+        """Reflect on all of these; answers in their order. One that fails loses none of the others.
 
-def reflection_prompt(current: str, dataset: Sequence[Mapping[str, Any]]) -> Any:
-    """GEPA's own prompt for a new instruction: a text, or messages where the dataset holds images."""
+        `at_once`: most calls of an LM in flight. A reflector without an LM has no use for it.
+
+        Raises:
+            StorageError: An answer could not be written down.
+        """
+        return [self._one(ask) for ask in asks]
+
+    def _one(self, ask: Ask) -> Answer:
+        try:
+            text = self(ask.component, ask.current, ask.dataset)
+        except StorageError:
+            raise
+        except Exception as error:
+            return Answer(None, lost=True, error=error)
+        return Answer(text, self.note)
+
+
+def reflection_prompt(current: str, dataset: Sequence[Mapping[str, Any]], max_tokens: int | None = None) -> Any:
+    """GEPA's own prompt for a new instruction: a text, or messages where the dataset holds images.
+
+    A text ends with the limit where there is one: an LM that does not know it writes what is rejected.
+    """
     from gepa.strategies.instruction_proposal import InstructionProposalSignature
 
     shown = [{key: entry[key] for key in _SHOWN if key in entry} for entry in dataset]
-    return InstructionProposalSignature.prompt_renderer(
+    prompt = InstructionProposalSignature.prompt_renderer(
         {"current_instruction_doc": current, "dataset_with_feedback": shown}
     )
+    if max_tokens is None or not isinstance(prompt, str):
+        return prompt
+    return f"{prompt}\n\nThe new instruction must not be longer than {max_tokens} tokens."
 
 
 def written_instruction(answer: str) -> str:
@@ -85,10 +130,23 @@ class LMReflector(Reflector):
     as a program's call. A call that raises, or answers nothing new, gives None and a note.
     """
 
-    def __init__(self, lm: dspy.LM, prices: Prices | None = None, seed: int = 0) -> None:
-        """Uses the LM's own temperature and token limit. `prices` go over litellm's; `seed` is the run's."""
+    def __init__(
+        self,
+        lm: dspy.LM,
+        prices: Prices | None = None,
+        seed: int = 0,
+        *,
+        max_tokens: int | None = None,
+        grace_s: float = 0.0,
+    ) -> None:
+        """Uses the LM's own temperature and token limit. `prices` go over litellm's; `seed` is the run's.
+
+        `max_tokens` of an instruction are asked for in the prompt (None: not a word of it).
+        """
         self.lm = lm
         self.seed = seed
+        self.max_tokens = max_tokens
+        self.grace_s = grace_s
         self.model = str(getattr(lm, "model", ""))
         self.prices = prices or {}
         self.journal = Journal()
@@ -97,39 +155,72 @@ class LMReflector(Reflector):
 
     def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
         """The instruction between the answer's backticks, or None."""
-        prompt = reflection_prompt(current, dataset)
-        try:
-            answer = self._ask(prompt)
-        except StorageError:
-            raise
-        except Exception as error:
+        (answer,) = self.many([Ask(component, current, dataset)])
+        return answer.text
+
+    def many(self, asks: Sequence[Ask], at_once: int = 1) -> list[Answer]:
+        """The instructions between the answers' backticks, asked for side by side.
+
+        What is said does not depend on who answers first: each call has its number in the run, and with it its seed
+        and its place in the journal. An interrupt leaves those in flight `grace_s` to be written down.
+        """
+        first = self.before + self.calls + 1
+        calls = [
+            _Call(self, reflection_prompt(ask.current, ask.dataset, self.max_tokens), number)
+            for number, ask in enumerate(asks, first)
+        ]
+        self.calls += len(calls)
+        heard = (
+            [call.run() for call in calls] if at_once == 1 or len(calls) == 1 else self._side_by_side(calls, at_once)
+        )
+        return [self._read(ask, one) for ask, one in zip(asks, heard, strict=True)]
+
+    def _side_by_side(self, calls: Sequence[_Call], at_once: int) -> list[_Heard]:
+        heard: dict[int, _Heard] = {}
+        ended = run_jobs(
+            calls,
+            num_threads=at_once,
+            timeout_s=math.inf,  # the LM has its own
+            grace_s=self.grace_s if self.journal.path else 0.0,  # else what is answered is written down nowhere
+            what="reflections",
+        )
+        with closing(ended):
+            heard.update(ended)
+        return [heard[place] for place in range(len(calls))]
+
+    def _read(self, ask: Ask, heard: _Heard) -> Answer:
+        """The new instruction in what was heard; counts its dollars, and what a failure says of later calls."""
+        error = heard.error
+        if isinstance(error, StorageError):
+            raise error
+        if error is not None:
             self.note = without_secrets(f"the reflection LM failed: {type(error).__name__}: {error}")
             logger.log(logging.DEBUG if self._warned else logging.WARNING, "%s; the proposal is lost", self.note)
-            self._warned = self.lost = True
+            self._warned = True
             if not self._answered and not will_pass(error):
                 self.failure = self.note
-            return None
-        self._answered, self.lost, self.failure = True, False, ""
-        text = written_instruction(answer)
+            return Answer(None, self.note, lost=not self.failure)
+        self._answered, self.failure = True, ""
+        self.cost_usd = None if heard.cost_usd is None or self.cost_usd is None else self.cost_usd + heard.cost_usd
+        text = written_instruction(heard.text)
         self.note = "" if text else "the reflection LM answered nothing"
-        if text and text == current.strip():
+        if text and text == ask.current.strip():
             self.note = "the reflection LM repeated the instruction"
-        return None if self.note else text
+        return Answer(None if self.note else text, self.note)
 
-    def _ask(self, prompt: Any) -> str:
-        """The answer to the prompt, from the journal where it is there."""
-        self.calls += 1
-        found = self.journal.reflection(prompt)
+    def hear(self, prompt: Any, number: int) -> tuple[str, float | None]:
+        """What the LM answers to reflection `number` of the run, from the journal where it is there; and its dollars.
+
+        Safe to call from several threads.
+        """
+        found = self.journal.reflection(prompt, number)
         if found is not None:
-            self._add_cost(found["cost_usd"])
-            return str(found["text"])
-        options = sampling_options(self.lm, self.seed, self.before + self.calls)
-        text, cost = self._answer(self.lm, prompt, **options)
-        self._add_cost(cost)
+            return str(found["text"]), found["cost_usd"]
+        text, cost = self._answer(self.lm, prompt, **sampling_options(self.lm, self.seed, number))
         # A reasoning model without a reasoning parser thinks aloud, sometimes in backticks.
         text = str(failpoint("reflection.answer", text.rpartition("</think>")[2].strip()))
-        self.journal.add_reflection(prompt, text, cost)
-        return text
+        self.journal.add_reflection(prompt, text, cost, number)
+        return text, cost
 
     def try_out(self) -> None:
         """Ask a copy of the LM for one word, once and without cache. Its dollars are counted; it is no reflection.
@@ -141,7 +232,8 @@ class LMReflector(Reflector):
         changed = {limit: 16}  # OpenAI's responses API refuses a lower one
         changed |= {name: value for name, value in (("cache", False), ("num_retries", 0)) if hasattr(self.lm, name)}
         try:
-            self._add_cost(self._answer(self.lm.copy(**changed), "Answer with one word: ready")[1])
+            cost = self._answer(self.lm.copy(**changed), "Answer with one word: ready")[1]
+            self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
         except Exception as error:
             if not _ABOUT_LENGTH.search(str(error)):  # a model that thinks first may find 16 tokens too few
                 raise
@@ -151,8 +243,10 @@ class LMReflector(Reflector):
         last, asked = next(reversed(lm.history), None), _Asked(dspy.settings.usage_tracker)
         with dspy.context(usage_tracker=asked):
             outputs = lm(prompt, **options)
-        entry = next(reversed(lm.history), None)
-        cost = self._cost_usd(asked.entries, None if entry is last else entry)
+        # Other calls may be in flight: this one's entry is the newest that has its prompt.
+        new = takewhile(lambda entry: entry is not last, reversed(list(lm.history)))
+        entry = next((entry for entry in new if entry.get("prompt") in (prompt, None)), None)
+        cost = self._cost_usd(asked.entries, entry)
         first = outputs[0] if outputs else ""
         text = first.get("text") if isinstance(first, Mapping) else first
         return str(text or ""), cost
@@ -163,15 +257,43 @@ class LMReflector(Reflector):
             return 0.0
         found = entry or {}
         # dspy tells of every call but those that its cache answers, and these have no usage in its history.
-        if getattr(found.get("response"), "cache_hit", False) or (not asked and found.get("usage") == {}):
+        hit = getattr(found.get("response"), "cache_hit", False)
+        if not asked and (hit or found.get("usage") == {}):
             return 0.0
         told = asked or ([found["usage"]] if found.get("usage") else [])
         usage = usage_of(told)
         cost = model_cost_usd(self.model, usage, self.prices)
         return found.get("cost") if cost is None and not usage.untold else cost
 
-    def _add_cost(self, cost_usd: float | None) -> None:
-        self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+@dataclass(frozen=True)
+class _Heard:
+    """What one call of the LM came to."""
+
+    text: str = ""
+    cost_usd: float | None = 0.0
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of the LM, as a job for a thread. What it raises is its result: the others go on."""
+
+    reflector: LMReflector
+    prompt: Any
+    number: int
+
+    def run(self) -> _Heard:
+        try:
+            return _Heard(*self.reflector.hear(self.prompt, self.number))
+        except Exception as error:
+            return _Heard(error=error)
+
+    def stop(self) -> None:
+        """A call cannot be stopped: its answer is not waited for."""
+
+    def timed_out(self, seconds: float) -> _Heard:
+        raise AssertionError("a reflection has no deadline of its own")
 
 
 class _Asked(UsageTracker):  # type: ignore[misc]
@@ -196,167 +318,3 @@ _WILL_PASS = re.compile(r"rate.?limit|time.?d?.?out|overloaded|unavailable|\b(40
 def will_pass(error: Exception) -> bool:
     """Whether a later call may be answered: rate limits, time-outs and overload pass, a wrong key does not."""
     return bool(_WILL_PASS.search(f"{type(error).__name__} {getattr(error, 'status_code', '')} {error}"))
-
-
-class ExtractiveReflector(Reflector):
-    """No LM: appends to the instruction the one feedback sentence that recurs most over failing examples.
-
-    It keeps sentences as they are written. It can only find a rule that the feedback spells out, in the same
-    words and without naming anything of the instance; it rephrases, combines and infers nothing.
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        """`seed` decides among sentences that recur equally often."""
-        self.seed = seed
-
-    def __call__(self, component: str, current: str, dataset: Sequence[Mapping[str, Any]]) -> str | None:
-        """The current text with one more sentence, or None when no lesson is new."""
-        self.calls += 1
-        counts = lessons(dataset)
-        order = list(counts)
-        # Ties follow from the arguments alone, so that a resumed run proposes the same.
-        random.Random(repr((self.seed, component, current, order))).shuffle(order)
-        ranked = sorted(order, key=lambda sentence: -counts[sentence])
-        known = _words(current)
-        lesson = next((sentence for sentence in ranked if _words(sentence) not in known), None)
-        self.note = "" if lesson else "no sentence of the feedback recurs that the instruction lacks"
-        return f"{current.rstrip()} {lesson}".strip() if lesson else None
-
-
-def lessons(dataset: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The general sentences of the failing examples' feedback, with how many of those examples each is in.
-
-    A sentence must recur over two failing examples (one, if only one fails), name nothing of its instance, and
-    not be said of a passing example too.
-    """
-    praise: set[str] = set()
-    failing: list[list[str]] = []
-    for entry in dataset:
-        # The metric's own words: a parser's error recurs too, and states no rule.
-        said = sentences(str(entry.get("Metric Feedback", entry.get("Feedback", ""))))
-        if entry["Score"] >= PERFECT:
-            praise.update(map(_words, said))
-        else:
-            instance = Instance.of(entry)
-            failing.append([sentence for sentence in said if _states_rule(sentence, instance)])
-    written: dict[str, str] = {}
-    for sentence in chain.from_iterable(failing):
-        written.setdefault(_words(sentence), sentence)
-    counts = Counter(chain.from_iterable(set(map(_words, general)) - praise for general in failing))
-    enough = min(2, len(failing))
-    return {written[words]: counts[words] for words in written if counts[words] >= enough}
-
-
-@dataclass(frozen=True)
-class Instance:
-    """What a sentence must not name to state a rule: the values of one example. Made once for all its sentences."""
-
-    numbers: frozenset[str]
-    values: Mapping[str, frozenset[str]]
-    """The words of each value, by the first of them."""
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Instance:
-        """Those of an entry of a reflector's dataset."""
-        parts = ("Inputs", "Generated Outputs", "Instance")
-        values = [value for part in parts for value in _texts(entry.get(part))]
-        by_first: dict[str, set[str]] = defaultdict(set)
-        for value in values:
-            # One or two letters are also articles and pronouns; as values they are recognised by their quotes.
-            if len(value.strip()) > 2 and (words := _words(value)).strip():
-                by_first[words.split(maxsplit=1)[0]].add(words)
-        numbers = frozenset(number for value in values for number in _NUMBER.findall(value))
-        return cls(numbers, {first: frozenset(found) for first, found in by_first.items()})
-
-
-def is_general(sentence: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a sentence states a rule: nothing quoted, no value or number of this example, and not mere praise."""
-    return _states_rule(sentence, Instance.of(entry))
-
-
-def _states_rule(sentence: str, instance: Instance) -> bool:
-    if _quoted_spans(sentence) or re.search('["`\u201c\u201d]', sentence):
-        return False
-    words = _words(sentence)
-    if len(words.split()) < 2 or _words(sentence.rpartition(": ")[2]) in _PRAISE:
-        return False
-    if instance.numbers.intersection(_NUMBER.findall(sentence)):
-        return False
-    near = chain.from_iterable(instance.values.get(word, ()) for word in set(words.split()))
-    return not any(value in words for value in near)
-
-
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, as written. Lines end sentences too; a period inside quotes or brackets does not.
-
-    Takes time in proportion to the text, whatever it is: feedback may quote what a model wrote.
-    """
-    lines = (_BULLET.sub("", line).strip() for line in text.splitlines())
-    return [sentence for line in lines for sentence in _of_line(line) if sentence]
-
-
-def _of_line(line: str) -> Iterator[str]:
-    spans, tokens = deque(_quoted_spans(line)), deque(match.span() for match in _TOKEN.finditer(line))
-    start, before = 0, (0, 0)
-    for match in _END.finditer(line):
-        at, end = match.span()
-        while spans and spans[0][1] <= at:
-            spans.popleft()
-        while tokens and tokens[0][0] < end:
-            token = tokens.popleft()
-            before = token if token[0] < at else before
-        quoted = bool(spans) and spans[0][0] <= at and end != spans[0][1]
-        last_word = line[before[0] : min(before[1], at)].lower()
-        goes_on = last_word in _ABBREVIATIONS or bool(tokens and line[tokens[0][0]].islower())
-        if not quoted and not goes_on:
-            yield line[start:end].strip()
-            start = end
-    yield line[start:].strip()
-
-
-_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
-# Each run of marks is looked at once, from its beginning to its end.
-_END = re.compile(r"(?<![.!?])[.!?]++[\"'\u201d\u2019)\]]*+(?=\s|$)")
-_TOKEN = re.compile(r"\S+")
-_WORD = re.compile(r"[^\W_]+")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_ABBREVIATIONS = {"e.g", "i.e", "vs", "cf", "mr", "mrs", "dr", "fig"}
-_PRAISE = {" right ", " all right ", " correct ", " good ", " good job ", " ok ", " perfect ", " well done "}
-_QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u2018": "\u2019", "«": "»", "[": "]", "{": "}"}
-
-
-def _quoted_spans(text: str) -> list[tuple[int, int]]:
-    """Where quotes and brackets open and close again on one line, as half-open ranges.
-
-    An apostrophe neither opens nor closes.
-    """
-    ends: dict[str, list[int]] = {mark: [] for mark in _QUOTES.values()}
-    for at, char in enumerate(text):
-        if char in ends and not (char in "'\u2019" and text[at + 1 : at + 2].isalnum()):
-            ends[char].append(at)
-    spans: list[tuple[int, int]] = []
-    at = 0
-    while at < len(text):
-        mark = _QUOTES.get(text[at])
-        if mark is not None and not (text[at] == mark and text[at - 1 : at].isalnum()):
-            place = bisect_right(ends[mark], at)
-            if place < len(ends[mark]):
-                spans.append((at, ends[mark][place] + 1))
-                at = ends[mark][place]
-        at += 1
-    return spans
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        for inner in value:
-            yield from _texts(inner)
-    elif value is not None:
-        yield str(value)
-
-
-def _words(text: str) -> str:
-    """Lower-case words between single spaces, one at each end: `in` then compares whole words."""
-    return " ".join(["", *_WORD.findall(text.lower()), ""])

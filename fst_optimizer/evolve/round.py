@@ -15,11 +15,11 @@ from gepa.proposer.base import CandidateProposal
 
 from fst_optimizer.config.run import FastConfig
 from fst_optimizer.evolve.budget import RolloutBudget, Score
-from fst_optimizer.evolve.gepa_adapter import GepaAdapter, GepaSearch
+from fst_optimizer.evolve.gepa_adapter import GepaAdapter, GepaSearch, Wanted
 from fst_optimizer.evolve.population import common_examples, frontier, select
-from fst_optimizer.evolve.proposer import Proposer
+from fst_optimizer.evolve.proposer import LONGEST, Proposer
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
-from fst_optimizer.types import Candidate, Item, Population
+from fst_optimizer.types import Candidate, Item, Population, Rollout
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def evolve(
     cycle: int,
     seed: int,
     components: Sequence[str],
+    count_tokens: Callable[[str], int],
     rollouts_left: int | None = None,
     reflections_left: int | None = None,
     tried: Collection[str] = (),
@@ -105,7 +106,12 @@ def evolve(
 
     A rollout that the engine failed is run again once. If it is lost again, its example is left out for all candidates,
     so that means are over the same examples; with less than half of the anchor left, the round ends. `tried` has the
-    ids of candidates that earlier rounds have tried: their texts are not new.
+    ids of candidates that earlier rounds have tried: their texts are not new. `count_tokens` counts as the policy does,
+    for `config.max_instruction_tokens`.
+
+    With `config.parallel_proposals` above 1, so many start from what is known at that moment: their reflections are
+    made side by side, their minibatches run as one batch, and those that are accepted are scored as one. Which they
+    are, and their order, does not depend on who is answered first.
     """
     limit = config.max_rollouts if rollouts_left is None else min(config.max_rollouts, rollouts_left)
     items = tuple({item.id: item for item in anchor}.values())
@@ -120,7 +126,7 @@ def evolve(
     budget = RolloutBudget(score, limit, reuse=config.temperature == 0)
     candidates = _affordable(population, limit // len(items), notes)
     scores = _rescored(candidates, items, budget)
-    proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes, tried)
+    proposer = Proposer(reflector, candidates, components, cycle, reflections_left, notes, config, count_tokens, tried)
     search = Search(candidates, scores, budget, items, proposer, config, halted, on_accepted)
     common = common_examples(scores)
     if 2 * len(common) < len(items):
@@ -131,6 +137,8 @@ def evolve(
     why = search.run(turn=cycle, seed=f"{seed}/{cycle}")
     if search.lost:
         notes.append(f"{search.lost} of {len(items)} anchor examples were left out: the engine failed on them")
+    if proposer.too_long:
+        notes.append(f"{proposer.too_long} texts had more tokens than {LONGEST} ({config.max_instruction_tokens})")
     notes.append(f"ended: {why}")
     return FastRound(
         population=select(Population(tuple(candidates), policy_version, scores), config.population),
@@ -203,19 +211,37 @@ class Search:
         minibatch = min(self.config.minibatch, len(self.items))
         # What must be left when a proposal's minibatch was run, to accept it: what is lost is not run again from that.
         reserve = len(self.anchor) + (-minibatch if self.budget.reuse else minibatch)
-        adapter = GepaAdapter(
-            lambda texts, batch: self.budget.run(proposer.candidate(texts), batch, capture=True, reserve=reserve)
-        )
+        count = 1
+
+        def run(wanted: Wanted) -> list[list[Rollout]]:
+            candidates = [(proposer.candidate(texts), batch) for texts, batch in wanted]
+            return self.budget.run(candidates, capture=True, reserve=count * reserve)
+
+        adapter = GepaAdapter(run)
         self._gepa = gepa = GepaSearch(
             self.candidates, self.scores, adapter, proposer, self.items, self.config, turn=turn, seed=seed
         )
         while (why := self._why_ended()) is None:
-            proposer.asked = False
-            proposals = gepa.propose()
+            count, proposer.asked = self._at_once(), 0
+            proposals = gepa.propose(count)
             if proposer.failure is not None:
                 raise proposer.failure
-            self._take_in(proposals, gepa)
+            self._take_in(proposals, gepa, count)
         return why
+
+    def _at_once(self) -> int:
+        """How many proposals start together: what is allowed in flight, and each of them could be accepted."""
+        config, proposer = self.config, self.proposer
+        most = min(config.parallel_proposals, config.max_proposals - self.proposals, self.budget.left // self._cost)
+        if proposer.reflections_left is not None:
+            most = min(most, proposer.reflections_left - proposer.reflections)
+        return most
+
+    @property
+    def _cost(self) -> int:
+        """What a proposal costs that is accepted. Greedy rollouts of parent and minibatch are there already."""
+        minibatch = min(self.config.minibatch, len(self.items))
+        return len(self.anchor) + (0 if self.budget.reuse else 2 * minibatch)
 
     @property
     def solved(self) -> bool:
@@ -256,36 +282,35 @@ class Search:
             return "no reflections left"
         if self.halted():
             return "a cap of the run is reached"
-        minibatch = min(config.minibatch, len(self.items))
-        # What a proposal costs that is accepted. Greedy rollouts of parent and minibatch are there already.
-        if self.budget.left < len(self.anchor) + (0 if self.budget.reuse else 2 * minibatch):
+        if self.budget.left < self._cost:
             return "the rollout budget"
-        epoch = math.ceil(len(self.items) / minibatch)
+        epoch = math.ceil(len(self.items) / min(config.minibatch, len(self.items)))
         if self.skipped >= 4 * epoch * len(self.proposer.components):
             return "no minibatch showed a failure to reflect on"
         return None
 
-    def _take_in(self, proposals: Sequence[CandidateProposal[Any]], gepa: GepaSearch) -> None:
-        """Count the attempt, and score what improved. An attempt that never asked the reflector was no proposal."""
+    def _take_in(self, proposals: Sequence[CandidateProposal[Any]], gepa: GepaSearch, count: int) -> None:
+        """Count `count` attempts, and score what improved. One that never asked the reflector was no proposal."""
         if not self.proposer.asked:
-            self.skipped += 1
+            self.skipped += count
             return
         self.skipped = 0
-        self.proposals += 1
+        self.proposals += self.proposer.asked
         self.broken = not all(map(gepa.conclusive, proposals))
         improved = [proposal for proposal in proposals if gepa.conclusive(proposal) and gepa.improves(proposal)]
-        self.fruitless = 0 if improved else self.fruitless + 1
-        for proposal in improved:
-            candidate = self.proposer.candidate(proposal.candidate)
-            row = self.budget.scores(candidate, self.items)
+        self.fruitless = 0 if improved else self.fruitless + self.proposer.asked
+        candidates = [self.proposer.candidate(proposal.candidate) for proposal in improved]
+        rows = self.budget.all_scores([(candidate, self.items) for candidate in candidates])
+        for proposal, candidate, found in zip(improved, candidates, rows, strict=True):
+            row = {item.id: found[item.id] for item in self.items if item.id in found}
             if 2 * len(row) < len(self.anchor):
                 self.broken = True  # its means would be over too few examples to compare any candidate on
-                return
+                continue
             self.leave_out({item.id for item in self.items} - row.keys())
             self.scores[candidate.id] = row
             self.candidates.append(candidate)
             self.accepted += 1
-            gepa.add(candidate, proposal.parent_program_ids, self.scores[candidate.id])
+            gepa.add(candidate, proposal.parent_program_ids, row)
             self._tell(candidate)
 
     def _tell(self, candidate: Candidate) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from fst_optimizer.policy.policy import Policy
 
+_LOADING = threading.Lock()
 MAX_TOKENS = 64
 """Of what a trained reflector writes."""
 
@@ -91,8 +92,13 @@ def _hash(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
-@cache
 def _policy(folder: str) -> Policy:
+    with _LOADING:  # several may ask for it at once, and it is loaded once
+        return _loaded(folder)
+
+
+@cache
+def _loaded(folder: str) -> Policy:
     from fst_optimizer.policy.policy import Policy
 
     return Policy(folder, temperature=1.0, max_tokens=MAX_TOKENS)

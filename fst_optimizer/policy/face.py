@@ -101,3 +101,7 @@ class PolicyFace:
     @observer.setter
     def observer(self, observer: CallObserver | None) -> None:
         self._observer = None if observer is None else weakref.ref(observer)
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens a text is, without those that a chat template adds."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False))

@@ -47,14 +47,16 @@ def run_jobs(
     clock: Callable[[], float] = time.monotonic,
     halted: Callable[[], bool] = lambda: False,
     grace_s: float = 0.0,
+    what: str = "rollouts",
 ) -> Generator[tuple[int, T]]:
     """Yield (index, result) as jobs finish; a job has `timeout_s` seconds of `clock`.
 
     Once `halted()`, asked before each job, is true, no further one is started, and the iterator ends with those that
     were. Closing the iterator early, or an exception in a job, stops every job and waits a moment for the threads. A
-    KeyboardInterrupt first leaves the jobs under way `grace_s` seconds to finish; another one stops them.
+    KeyboardInterrupt first leaves the jobs under way `grace_s` seconds to finish, which a warning says of `what`;
+    another one stops them.
     """
-    batch = _Batch(jobs, timeout_s, clock, halted)
+    batch = _Batch(jobs, timeout_s, clock, halted, what)
     try:
         batch.start_threads(min(num_threads, len(jobs)))
         for _ in range(len(jobs)):
@@ -77,6 +79,7 @@ class _Batch(Generic[T]):
     timeout_s: float
     clock: Callable[[], float]
     halted: Callable[[], bool]
+    what: str
     done: queue.SimpleQueue[tuple[int, T] | BaseException] = field(default_factory=queue.SimpleQueue)
     lock: threading.Lock = field(default_factory=threading.Lock)
     deadlines: dict[int, float] = field(default_factory=dict)
@@ -158,7 +161,8 @@ class _Batch(Generic[T]):
         limit = time.monotonic() + grace_s
         if self.deadlines and grace_s:
             logger.warning(
-                "interrupted; waiting up to %g s for %d rollouts (again to drop them)", grace_s, len(self.deadlines)
+                "interrupted; waiting up to %g s for %d %s (again to drop them)",
+                *(grace_s, len(self.deadlines), self.what),
             )
         while self.deadlines and time.monotonic() < limit:
             time.sleep(0.02)

@@ -65,13 +65,16 @@ class Journal:
         """Write a rollout down."""
         self._add(f"rollout {json.dumps(key)}", rollout=rollout.to_json())
 
-    def reflection(self, prompt: Any) -> Mapping[str, Any] | None:
-        """`text` and `cost_usd` of an answer that came before the run was resumed."""
-        return self._take(f"reflection {_digest(prompt)}")
+    def reflection(self, prompt: Any, number: int) -> Mapping[str, Any] | None:
+        """`text` and `cost_usd` of reflection `number` of the run, if it was answered before the run was resumed.
 
-    def add_reflection(self, prompt: Any, text: str, cost_usd: float | None) -> None:
+        The same prompt may be in flight twice: the number tells the answers apart, whichever came first.
+        """
+        return self._take(f"reflection {_digest(prompt)}", number)
+
+    def add_reflection(self, prompt: Any, text: str, cost_usd: float | None, number: int) -> None:
         """Write an answer down; `cost_usd` is None where it is unknown."""
-        self._add(f"reflection {_digest(prompt)}", text=text, cost_usd=cost_usd)
+        self._add(f"reflection {_digest(prompt)}", text=text, cost_usd=cost_usd, number=number)
 
     def sync(self) -> None:
         """Make all of it survive a power cut."""
@@ -91,10 +94,14 @@ class Journal:
                     self._handle.close()
                     self._handle = None
 
-    def _take(self, key: str) -> dict[str, Any] | None:
+    def _take(self, key: str, number: int | None = None) -> dict[str, Any] | None:
+        """The first entry with this key and number; one that an earlier version wrote has no number, and fits any."""
         with self._lock:
-            entries = self._found.get(key)
-            return entries.popleft() if entries else None
+            entries = self._found.get(key, deque())
+            found = next((entry for entry in entries if entry.get("number", number) == number), None)
+            if found is not None:
+                entries.remove(found)
+            return found
 
     def _add(self, key: str, **fields: Any) -> None:
         if self.path is None:

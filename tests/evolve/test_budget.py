@@ -16,9 +16,9 @@ class Score:
         self.asked = []
         self.lost = {name.replace("_", "-"): times for name, times in lost.items()}
 
-    def __call__(self, candidate, items, *, capture):
-        self.asked.append(([item.id for item in items], capture))
-        return [self.rollout(candidate, item.id) for item in items]
+    def __call__(self, wanted, *, capture):
+        self.asked.append(([item.id for _, items in wanted for item in items], capture))
+        return [self.rollout(candidate, item.id) for candidate, items in wanted for item in items]
 
     def rollout(self, candidate, name):
         self.lost[name] = self.lost.get(name, 0) - 1
@@ -27,21 +27,26 @@ class Score:
         return Rollout(candidate.id, name, 0, 0, Outcome.OK, float(name[-1]))
 
 
+def run(budget, candidate, items, **how):
+    (rollouts,) = budget.run([(candidate, items)], **how)
+    return rollouts
+
+
 def test_greedy_rollouts_are_run_once_captured_at_once_and_counted_as_reused_once():
     score = Score()
     budget = RolloutBudget(score, 10, reuse=True)
     assert budget.scores(A, ITEMS[:3]) == {"train-0": 0.0, "train-1": 1.0, "train-2": 2.0}
-    again = budget.run(A, (ITEMS[1], ITEMS[3], ITEMS[1]), capture=True)
+    again = run(budget, A, (ITEMS[1], ITEMS[3], ITEMS[1]), capture=True)
     assert [rollout.example_id for rollout in again] == ["train-1", "train-3", "train-1"]
-    budget.run(A, ITEMS[1:2], capture=True)
+    run(budget, A, ITEMS[1:2], capture=True)
     assert score.asked == [(["train-0", "train-1", "train-2"], True), (["train-3"], True)]
     assert (budget.spent, budget.left, budget.reused) == (4, 6, 1)
 
 
 def test_another_candidate_shares_no_rollouts():
     budget = RolloutBudget(Score(), 10, reuse=True)
-    budget.run(A, ITEMS, capture=False)
-    budget.run(B, ITEMS, capture=False)
+    run(budget, A, ITEMS, capture=False)
+    run(budget, B, ITEMS, capture=False)
     assert (budget.spent, budget.reused) == (8, 0)
 
 
@@ -49,7 +54,7 @@ def test_sampled_rollouts_are_run_every_time_and_captured_only_when_asked():
     score = Score()
     budget = RolloutBudget(score, 10, reuse=False)
     for capture in (False, True):
-        budget.run(A, ITEMS[:2], capture=capture)
+        run(budget, A, ITEMS[:2], capture=capture)
     assert score.asked == [(["train-0", "train-1"], False), (["train-0", "train-1"], True)]
     assert (budget.spent, budget.reused) == (4, 0)
 
@@ -66,7 +71,7 @@ def test_what_the_engine_failed_is_run_once_more_and_counted(reuse):
 def test_what_is_lost_for_good_is_not_asked_for_again_by_a_greedy_round():
     budget = RolloutBudget(Score(train_1=2), 10, reuse=True)
     budget.scores(A, ITEMS)
-    assert [rollout.lost for rollout in budget.run(A, ITEMS, capture=True)] == [False, True, False, False]
+    assert [rollout.lost for rollout in run(budget, A, ITEMS, capture=True)] == [False, True, False, False]
     assert budget.spent == 5
 
 
@@ -80,12 +85,12 @@ def test_what_is_reserved_is_not_spent_on_lost_rollouts(limit, reserve, again):
 def test_what_is_not_left_is_not_spent():
     score = Score()
     with pytest.raises(AssertionError):
-        RolloutBudget(score, 3, reuse=True).run(A, ITEMS, capture=False)
+        run(RolloutBudget(score, 3, reuse=True), A, ITEMS, capture=False)
     assert score.asked == []
 
 
 @pytest.mark.parametrize("wrong", [[], [ITEMS[1]], [ITEMS[0], ITEMS[0]]])
 def test_rollouts_of_other_examples_are_refused(wrong):
-    budget = RolloutBudget(lambda candidate, items, capture: Score()(candidate, wrong, capture=capture), 9, reuse=True)
+    budget = RolloutBudget(lambda wanted, capture: Score()([(A, wrong)], capture=capture), 9, reuse=True)
     with pytest.raises(FSTError, match=r"asked for examples \['train-0'\]"):
-        budget.run(A, ITEMS[:1], capture=False)
+        run(budget, A, ITEMS[:1], capture=False)

@@ -76,7 +76,9 @@ def test_rollouts_that_never_reached_the_component_and_repeated_examples_are_lef
 
 
 def test_the_adapter_hands_scores_and_trajectories_to_gepa():
-    adapter = GepaAdapter(lambda texts, items: [rollout(example_id=one.id, score=0.5) for one in items])
+    adapter = GepaAdapter(
+        lambda wanted: [[rollout(example_id=one.id, score=0.5) for one in items] for _, items in wanted]
+    )
     batch = adapter.evaluate([item(0), item(1)], {"first": "Go."}, capture_traces=True)
     assert batch.scores == [0.5, 0.5]
     assert [one.item.id for one in batch.trajectories] == ["train-0", "train-1"]
@@ -85,7 +87,7 @@ def test_the_adapter_hands_scores_and_trajectories_to_gepa():
 
 
 def test_a_dataset_that_cannot_be_built_is_remembered_since_gepa_only_logs_it():
-    adapter = GepaAdapter(lambda texts, items: [])
+    adapter = GepaAdapter(lambda wanted: [[] for _ in wanted])
     broken = adapter.evaluate([], {"first": "Go."})
     broken.trajectories = [None]
     with pytest.raises(AttributeError):

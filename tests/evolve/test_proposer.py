@@ -4,17 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from fst_optimizer.config.run import FastConfig
 from fst_optimizer.errors import StorageError
 from fst_optimizer.evolve.proposer import Proposer
+from fst_optimizer.evolve.reflect import Reflector
 from fst_optimizer.types import Candidate
 
 PARENT = Candidate({"first": "One.", "second": "Two."})
 FAILS, FINE = ({"Score": 0.5},), ({"Score": 1.0},)
 
 
-class Reflector:
-    note = ""
-
+class Scripted(Reflector):
     def __init__(self, answer):
         self.answer, self.calls, self.asked = answer, 0, []
 
@@ -27,9 +27,9 @@ class Reflector:
 
 
 def proposed(answer, dataset, *, components=("first", "second"), left=None, wanted=("first", "second")):
-    reflector, notes = Reflector(answer), []
-    proposer = Proposer(reflector, [PARENT], components, 4, left, notes)
-    texts = proposer(dict(PARENT.texts), dataset, list(wanted))
+    reflector, notes = Scripted(answer), []
+    proposer = Proposer(reflector, [PARENT], components, 4, left, notes, FastConfig(), len)
+    texts = proposer.reflect(dict(PARENT.texts), dataset, list(wanted))[0].new_texts
     return SimpleNamespace(proposer=proposer, texts=texts, notes=notes, asked=reflector.asked)
 
 
@@ -38,14 +38,14 @@ def test_a_new_text_makes_a_child_with_its_lineage():
     assert found.texts == {"first": "Better."}
     child = found.proposer.candidate({**PARENT.texts, **found.texts})
     assert (child.parents, child.origin, child.cycle) == ((PARENT.id,), "reflection", 4)
-    assert found.proposer.asked
+    assert found.proposer.asked == 1
     assert found.proposer.reflections == 1
 
 
 @pytest.mark.parametrize("dataset", [{}, {"first": ()}, {"first": FINE}])
 def test_a_component_that_did_not_fail_is_not_reflected_on(dataset):
     found = proposed("Better.", dataset)
-    assert (found.texts, found.asked, found.proposer.asked) == ({}, [], False)
+    assert (found.texts, found.asked, found.proposer.asked) == ({}, [], 0)
 
 
 def test_only_components_that_may_change_are_reflected_on():

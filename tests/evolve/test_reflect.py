@@ -10,7 +10,8 @@ from dspy.utils import DummyLM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector, is_general, lessons, sentences
+from fst_optimizer.evolve.extractive import ExtractiveReflector, is_general, lessons, sentences
+from fst_optimizer.evolve.reflect import LMReflector
 from helpers import slow_reflect
 
 

@@ -8,7 +8,8 @@ import dspy
 import pytest
 
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.evolve.reflect import ExtractiveReflector, LMReflector
+from fst_optimizer.evolve.extractive import ExtractiveReflector
+from fst_optimizer.evolve.reflect import LMReflector
 from fst_optimizer.lab import plan
 from fst_optimizer.lab.cells import comparison_jobs
 from fst_optimizer.lab.compare import read_run

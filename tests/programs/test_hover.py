@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import dspy
 import pytest
 
+from fst_optimizer.evolve.extractive import is_general, lessons, sentences
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
-from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.texts import apply_texts
 from fst_optimizer.task_kit import split_by_hash
 from fst_optimizer.tasks import load_task

@@ -12,7 +12,7 @@ from pathlib import Path
 import dspy
 import pytest
 
-from fst_optimizer.evolve.reflect import is_general, sentences
+from fst_optimizer.evolve.extractive import is_general, sentences
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from helpers.collecting import collect

@@ -6,8 +6,8 @@ import sys
 import dspy
 import pytest
 
+from fst_optimizer.evolve.extractive import is_general, lessons, sentences
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
-from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.program.lms import attach_policy, give_lm
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer

@@ -14,7 +14,7 @@ import torch
 from dspy.utils import DummyLM
 from transformers import Qwen3ForCausalLM
 
-from fst_optimizer.evolve.reflect import ExtractiveReflector, lessons
+from fst_optimizer.evolve.extractive import ExtractiveReflector, lessons
 from fst_optimizer.tasks import load_task
 from programs import pretraining
 from programs.parcels import pretrain, reflect, rules, task, training

@@ -10,7 +10,7 @@ from pathlib import Path
 import dspy
 import pytest
 
-from fst_optimizer.evolve.reflect import is_general, sentences
+from fst_optimizer.evolve.extractive import is_general, sentences
 from fst_optimizer.task_kit import split_by_hash
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer

@@ -5,7 +5,7 @@ import random
 import dspy
 import pytest
 
-from fst_optimizer.evolve.reflect import lessons
+from fst_optimizer.evolve.extractive import lessons
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Outcome

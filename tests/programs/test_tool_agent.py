@@ -6,8 +6,8 @@ import sys
 import dspy
 import pytest
 
+from fst_optimizer.evolve.extractive import is_general, lessons, sentences
 from fst_optimizer.evolve.gepa_adapter import Trajectory, reflective_entries
-from fst_optimizer.evolve.reflect import is_general, lessons, sentences
 from fst_optimizer.tasks import load_task
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Outcome, items_of

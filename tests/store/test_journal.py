@@ -94,14 +94,14 @@ def test_what_is_added_now_is_not_served_now(tmp_path):
 
 def test_reflections_come_back_by_their_prompt(tmp_path):
     journal = Journal(tmp_path / "1.jsonl")
-    journal.add_reflection([{"text": "improve"}], "Better.", 0.25)
-    journal.add_reflection("other", "Other.", None)
+    journal.add_reflection([{"text": "improve"}], "Better.", 0.25, 1)
+    journal.add_reflection("other", "Other.", None, 2)
     journal.close()
     again = Journal(tmp_path / "1.jsonl")
-    assert again.reflection([{"text": "else"}]) is None
-    found = again.reflection([{"text": "improve"}])
+    assert again.reflection([{"text": "else"}], 1) is None
+    found = again.reflection([{"text": "improve"}], 1)
     assert (found["text"], found["cost_usd"]) == ("Better.", 0.25)
-    assert again.reflection("other")["cost_usd"] is None
+    assert again.reflection("other", 2)["cost_usd"] is None
 
 
 def test_a_line_that_was_not_finished_is_cut_off_and_the_journal_goes_on(tmp_path):
