@@ -74,6 +74,10 @@ class RolloutConfig(Section, section="rollout"):
     """G, rollouts per example and step, over all candidates."""
     batch_size: int = Field(default=8, ge=1)
     """Examples per step."""
+    shares: Literal["equal", "posterior"] = "equal"
+    """How a group's rollouts are shared over the prompts: `equal`, or `posterior`, by how likely each is the best by
+    its scores in the last fast round: at least two for every prompt that may be it, none for the others. Try it where
+    prompts differ much. `rl`, `gepa`, `sequential` and `once`: without effect."""
     teacher_rollouts: int = Field(default=1, ge=1)
     """Rollouts that each teacher program adds to every group."""
     temperature: float = Field(default=1.0, gt=0)
@@ -132,9 +136,15 @@ class TrainConfig(Section, section="train"):
     the program's."""
     own_share: Annotated[float, Remedy("give a share from 0 to 1")] = Field(default=0.5, ge=0, le=1)
     """With `credit="predictor"`: how much of the blend is the predictor's own score, from 0 to 1."""
+    baseline: Literal["group", "prompt", "mixed"] = "group"
+    """What a rollout's reward is compared with: the mean of its example's `group`, over all prompts, as in the paper;
+    the mean of those under the same `prompt`, so that a good answer to a bad prompt is reinforced too; or `mixed`. Try
+    it where prompts differ so much that a group says more about them than about the weights. `gepa`: without effect."""
+    baseline_share: Annotated[float, Remedy("give a share from 0 to 1")] = Field(default=0.5, ge=0, le=1)
+    """With `baseline="mixed"`: how much of the baseline is the prompt's own mean, from 0 to 1."""
     scale_advantages: bool | None = None
-    """Whether advantages are divided by their group's standard deviation. None: as the loss's paper has it, which is no
-    for dr_grpo and yes for the others."""
+    """Whether advantages are divided by their group's standard deviation (around its baselines). None: as the loss's
+    paper has it, which is no for dr_grpo and yes for the others."""
     advantage_eps: float = Field(default=1e-4, gt=0)
     """Added to a group's standard deviation, where advantages are divided by it."""
     train_truncated: bool = True

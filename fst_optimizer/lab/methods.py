@@ -21,7 +21,12 @@ BASELINES = {**dict.fromkeys(DSPY_METHODS, "fst_optimizer.lab.dspy_methods"), SF
 KNOWN = (*METHODS, *BASELINES)
 BLIND = ("rl", "dspy-grpo", SFT)
 """Methods that read no word of feedback: one run of them serves all kinds."""
-LABELS: dict[str, tuple[str, ...]] = {"fst+k1": ("fast.population=1",)}
+LABELS: dict[str, tuple[str, ...]] = {
+    "fst+k1": ("fast.population=1",),
+    "fst+posterior": ("rollout.shares=posterior",),
+    "fst+prompt-baseline": ("train.baseline=prompt",),
+    "fst+mixed-baseline": ("train.baseline=mixed",),
+}
 """METHOD+LABEL that needs no `--set-method` -> its settings."""
 SWEEP = "sweep"
 """The label of a method that is a small sweep of another: `rl+sweep`."""

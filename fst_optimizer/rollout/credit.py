@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +51,11 @@ def reward(rollout: Rollout, config: RolloutConfig) -> float:
 
 def is_flat(rewards: Sequence[float]) -> bool:
     """Whether all are equal, but for rounding."""
-    return not rewards or math.isclose(max(rewards), min(rewards), rel_tol=FLAT_RELATIVE, abs_tol=FLAT_ABSOLUTE)
+    return not rewards or _equal(max(rewards), min(rewards))
+
+
+def _equal(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=FLAT_RELATIVE, abs_tol=FLAT_ABSOLUTE)
 
 
 def scales(config: TrainConfig) -> bool:
@@ -64,22 +68,50 @@ def trains_flat(config: TrainConfig) -> bool:
     return config.kl_coef > 0 or config.entropy_coef > 0
 
 
-def advantages(rewards: Sequence[float], eps: float = 1e-4, *, scale: bool = True) -> tuple[float, ...]:
-    """Reward minus the group's mean, over its standard deviation plus eps. Length G in, length G out.
+def own_weight(config: TrainConfig) -> float:
+    """How much of a baseline is the mean of the rollout's own prompt; the rest is the group's."""
+    return {"group": 0.0, "prompt": 1.0, "mixed": config.baseline_share}[config.baseline]
 
-    The deviation is the population's (divided by G). Flat rewards give zeros. Without `scale` nothing is divided: a
-    problem whose answers hardly differ weighs as little as they do.
+
+def baselines(rewards: Sequence[float], prompts: Sequence[str] = (), own: float = 0.0) -> tuple[float, ...]:
+    """What each reward is compared with: `own` x its prompt's mean + (1 - own) x the group's. Length G in and out.
+
+    `prompts` has the candidate of each. One that has a single rollout in the group is compared with the group alone: to
+    its own mean it would always be equal, and what was paid for would teach nothing.
+    """
+    mean = math.fsum(rewards) / len(rewards)
+    if not own:
+        return (mean,) * len(rewards)
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for prompt, value in zip(prompts, rewards, strict=True):
+        by_prompt[prompt].append(value)
+    means = {prompt: math.fsum(some) / len(some) if len(some) > 1 else mean for prompt, some in by_prompt.items()}
+    return tuple(own * means[prompt] + (1 - own) * mean for prompt in prompts)
+
+
+def advantages(
+    rewards: Sequence[float], eps: float = 1e-4, *, scale: bool = True, prompts: Sequence[str] = (), own: float = 0.0
+) -> tuple[float, ...]:
+    """Reward minus its baseline, over the spread that baselines leave in the group, plus eps. Length G in and out.
+
+    The baseline is the group's mean, or with `own` in part that of the rollout's prompt (`baselines`). The spread is
+    the root of the mean square of what is left: around the group's mean its standard deviation (divided by G). It is
+    the whole group's for all its prompts, so that one under which answers hardly differ weighs as little as they do.
+    Where nothing is left there are zeros. Without `scale` nothing is divided.
 
     Source: arXiv 2605.12484, the advantage over all G rollouts of a problem, across its K prompts; without `scale`,
-    arXiv 2503.20783 (Dr. GRPO).
+    arXiv 2503.20783 (Dr. GRPO). With `own` 1 each prompt has the baseline of a group of its own (arXiv 2402.03300).
     """
     if is_flat(rewards):
         return (0.0,) * len(rewards)
-    mean = math.fsum(rewards) / len(rewards)
+    bases = baselines(rewards, prompts, own)
+    if own and all(map(_equal, rewards, bases)):
+        return (0.0,) * len(rewards)
+    left = [value - base for value, base in zip(rewards, bases, strict=True)]
     if not scale:
-        return tuple(value - mean for value in rewards)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in rewards) / len(rewards))
-    return tuple((value - mean) / (std + eps) for value in rewards)
+        return tuple(left)
+    spread = math.sqrt(math.fsum(value**2 for value in left) / len(left))
+    return tuple(value / (spread + eps) for value in left)
 
 
 def credit(groups: Sequence[Group], config: FSTConfig) -> Credit:
@@ -119,25 +151,51 @@ def credit(groups: Sequence[Group], config: FSTConfig) -> Credit:
     return Credit(tuple(rows), mean, len(groups), flat, dict(greedy))
 
 
-def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainConfig) -> dict[str, dict[int, float]]:
-    """Predictor -> place in the group -> the advantage of that predictor's calls in that rollout.
+def teaches_nothing(rollouts: Sequence[Rollout], config: FSTConfig) -> bool:
+    """Whether the rewards of a group are all equal so far: with credit by predictor, those of every trained one.
 
-    With `credit="predictor"`, each predictor has a baseline of its own, over the rollouts that called it, of own_share
-    x its own score + (1 - own_share) x the rollout's reward. A rollout that failed has no own scores: its reward stands
-    for them.
+    Not yet known with fewer than two rollouts that were answered.
+    """
+    answered = [rollout for rollout in rollouts if not rollout.lost]
+    if len(answered) < 2:
+        return False
+    rewards = [reward(rollout, config.rollout) for rollout in answered]
+    if config.train.credit == "rollout":
+        return is_flat(rewards)
+    judged = _judged_by(answered, rewards, config.train)
+    trained = [list(earned.values()) for name, earned in judged.items() if config.trains(name)]
+    return all(map(is_flat, trained or [rewards]))
+
+
+def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainConfig) -> dict[str, dict[int, float]]:
+    """Predictor -> place in the group -> the advantage of that predictor's calls in that rollout."""
+
+    def given(earned: Mapping[int, float]) -> dict[int, float]:
+        prompts = [members[place].candidate_id for place in earned]
+        how = {"scale": scales(config), "prompts": prompts, "own": own_weight(config)}
+        return dict(zip(earned, advantages(list(earned.values()), config.advantage_eps, **how), strict=True))
+
+    if config.credit == "rollout":
+        names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
+        return dict.fromkeys(names, given(dict(enumerate(rewards))))
+    return {name: given(earned) for name, earned in _judged_by(members, rewards, config).items()}
+
+
+def _judged_by(
+    members: Sequence[Rollout], rewards: Sequence[float], config: TrainConfig
+) -> dict[str, dict[int, float]]:
+    """Predictor -> place in the group -> what that predictor's calls in that rollout are judged by.
+
+    Each predictor has a baseline of its own, over the rollouts that called it, of own_share x its own score +
+    (1 - own_share) x the rollout's reward. A rollout that failed has no own scores: its reward stands for them.
     """
     names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
-    if config.credit == "rollout":
-        whole = dict(enumerate(advantages(rewards, config.advantage_eps, scale=scales(config))))
-        return dict.fromkeys(names, whole)
-    found = {}
-    for name in names:
-        earned = {
+    return {
+        name: {
             place: config.own_share * rollout.predictor_scores.get(name, rewards[place])
             + (1 - config.own_share) * rewards[place]
             for place, rollout in enumerate(members)
             if any(call.predictor == name for call in rollout.calls)
         }
-        given = advantages(list(earned.values()), config.advantage_eps, scale=scales(config))
-        found[name] = dict(zip(earned, given, strict=True))
-    return found
+        for name in names
+    }

@@ -1,4 +1,4 @@
-"""Groups: which rollouts share a baseline, and how many of them each candidate gets. Pure functions."""
+"""Groups: which rollouts a fast round and a step ask for, and which of them share a baseline. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,32 +8,22 @@ from typing import TYPE_CHECKING
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.rollout.rollout import Request
+from fst_optimizer.rollout.shares import shares_of
 from fst_optimizer.types import Candidate, Group, Item, Population, Rollout
 
 if TYPE_CHECKING:
     from fst_optimizer.program.student import Teacher
 
 
-def allocate_rollouts(group_size: int, candidates: int) -> tuple[int, ...]:
-    """How many of a group's rollouts each candidate gets: as even as possible, the better ones take the remainder.
-
-    `allocate_rollouts(8, 3)` is `(3, 3, 2)`. It sums to `group_size`; candidates beyond `group_size` get none.
-    """
-    if candidates < 1 or group_size < 0:
-        raise ValueError(f"cannot allocate {group_size} rollouts over {candidates} candidates")
-    each, over = divmod(group_size, candidates)
-    return tuple(each + (index < over) for index in range(candidates))
-
-
 def group_requests(
     population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = (), *, step: int
 ) -> list[Request]:
-    """G rollouts an example, shared over the candidates as evenly as they divide, and those of the teachers.
+    """G rollouts an example, shared over the candidates as `rollout.shares` says, and those of the teachers.
 
     The step's number is in their seeds: where no weight has changed since an example's last turn, its old texts would
     come again, in flat groups again, for ever.
     """
-    shares = allocate_rollouts(config.rollout.group_size, len(population.candidates))
+    shares = shares_of(population, config.rollout.group_size, config.rollout.shares)
     members: list[tuple[Candidate, int | None]] = [
         (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
     ]

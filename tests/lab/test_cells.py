@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fst_optimizer.config.overrides import assignments, flat
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.errors import UserError
 from fst_optimizer.lab import cells, methods
@@ -75,6 +76,14 @@ def test_fst_with_one_prompt_needs_no_settings_by_hand_and_takes_more():
     config = plan_run(k1.request).settings.config
     assert (config.method, config.fast.population, config.fast.anchor_size) == ("fst", 1, 8)
     assert methods.built_in("fst@vllm+k1") == ("fast.population=1",)
+
+
+@pytest.mark.parametrize("label", methods.LABELS)
+def test_a_label_that_is_built_in_changes_what_it_says_and_nothing_else(label):
+    ((with_label,),) = [[entry.jobs[0] for entry in cell.entries] for cell in made(label, tasks=TASKS[:1])]
+    ((plain,),) = [[entry.jobs[0] for entry in cell.entries] for cell in made("fst", tasks=TASKS[:1])]
+    had, has = (flat(plan_run(job.request).settings.config.to_dict()) for job in (plain, with_label))
+    assert {name: value for name, value in has.items() if had[name] != value} == assignments(methods.LABELS[label])
 
 
 def test_once_with_given_instructions_searches_and_reads_nothing():

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fst_optimizer.config.run import FSTConfig, RolloutConfig
-from fst_optimizer.rollout.credit import FLAT_ABSOLUTE, FLAT_RELATIVE, advantages, credit, is_flat, reward
+from fst_optimizer.rollout.credit import (
+    FLAT_ABSOLUTE,
+    FLAT_RELATIVE,
+    advantages,
+    baselines,
+    credit,
+    is_flat,
+    reward,
+    teaches_nothing,
+)
 from fst_optimizer.types import Call, Group, Outcome, Rollout
 
 CONFIG = FSTConfig()
@@ -337,3 +346,119 @@ def test_calls_of_a_predictor_that_is_not_trained_give_no_rows_but_count_in_the_
 def test_without_own_share_credit_by_predictor_is_credit_by_rollout(scores):
     groups = [group(*(two(*pair) for pair in scores))]
     assert credit(groups, own(0.0, eps=CONFIG.train.advantage_eps)).rows == credit(groups, CONFIG).rows
+
+
+# -- baselines of several prompts ------------------------------------------------------------------------------------
+
+
+def under(candidate, score, **settings):
+    return replace(rollout(score, **settings), candidate_id=candidate)
+
+
+def test_baselines_by_hand():
+    # Under a: mean .5. Under b: 0. The group's: .25.
+    rewards, prompts = [1.0, 0.0, 0.0, 0.0], "aabb"
+    assert baselines(rewards) == baselines(rewards, prompts) == (0.25,) * 4
+    assert baselines(rewards, prompts, 1.0) == (0.5, 0.5, 0.0, 0.0)
+    assert baselines(rewards, prompts, 0.5) == (0.375, 0.375, 0.125, 0.125)
+
+
+def test_a_prompt_with_one_rollout_is_compared_with_the_group():
+    assert baselines([1.0, 0.0, 0.5], "aab", 1.0) == (0.5, 0.5, 0.5)
+    assert baselines([1.0, 0.0, 1.0, 0.0, 1.0], "aabbc", 1.0) == (0.5, 0.5, 0.5, 0.5, 0.6)
+
+
+def test_advantages_by_prompt_by_hand():
+    # By prompt: left are .5, -.5, 0, 0; the root of their mean square is sqrt(.5 / 4) = .35355.
+    found = advantages([1.0, 0.0, 0.0, 0.0], 0.0, prompts="aabb", own=1.0)
+    assert found == pytest.approx((math.sqrt(2), -math.sqrt(2), 0, 0))
+    assert advantages([1.0, 0.0, 0.0, 0.0], prompts="aabb", own=1.0, scale=False) == (0.5, -0.5, 0, 0)
+    # Half of each: left are .625, -.375, -.125, -.125; mean square (.390625 + .140625 + .03125) / 4 = .140625 = .375^2.
+    assert advantages([1.0, 0.0, 0.0, 0.0], 0.0, prompts="aabb", own=0.5) == pytest.approx((5 / 3, -1, -1 / 3, -1 / 3))
+
+
+def test_a_prompt_that_is_always_better_teaches_across_the_group_and_not_by_prompt():
+    groups = [group(under("a", 1.0), under("a", 1.0), under("b", 0.0), under("b", 0.0))]
+    across, own, mixed = (
+        credit(groups, NO_EPS.with_values({"train.baseline": how})) for how in ("group", "prompt", "mixed")
+    )
+    assert [row.advantage for row in across.rows] == [1.0, 1.0, -1.0, -1.0]
+    assert (own.rows, own.flat_groups) == ((), 1)
+    assert [row.advantage for row in mixed.rows] == [1.0, 1.0, -1.0, -1.0]  # halved, and scaled up again
+    plain = NO_EPS.with_values({"train.baseline": "mixed", "train.baseline_share": 0.75, "train.loss": "dr_grpo"})
+    assert [row.advantage for row in credit(groups, plain).rows] == [0.125, 0.125, -0.125, -0.125]
+
+
+def slow_reference(rewards, prompts, own, eps):
+    """Every step written out, in the words of the settings."""
+    left = []
+    for one, value in zip(prompts, rewards, strict=True):
+        same = [other for prompt, other in zip(prompts, rewards, strict=True) if prompt == one]
+        group_mean = sum(rewards) / len(rewards)
+        prompt_mean = sum(same) / len(same) if len(same) >= 2 else group_mean
+        left.append(value - (own * prompt_mean + (1 - own) * group_mean))
+    spread = (sum(value * value for value in left) / len(left)) ** 0.5
+    return [value / (spread + eps) for value in left]
+
+
+GROUPS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 8)), min_size=2, max_size=12)
+
+
+@given(GROUPS, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_advantages_are_those_of_the_slow_reference(members, own):
+    prompts, rewards = [prompt for prompt, _ in members], [value / 8 for _, value in members]
+    expected = slow_reference(rewards, prompts, own, 1e-4)
+    assert advantages(rewards, 1e-4, prompts=prompts, own=own) == pytest.approx(expected, abs=1e-7)
+
+
+@given(GROUPS)
+def test_with_one_prompt_all_baselines_are_the_same(members):
+    rewards = [value / 8 for _, value in members]
+    ways = [advantages(rewards, prompts="a" * len(rewards), own=own) for own in (0.0, 0.5, 1.0)]
+    assert ways[0] == ways[2] and ways[1] == pytest.approx(ways[0], abs=1e-12)
+
+
+def test_a_predictors_baseline_goes_by_prompt_too():
+    scores = [two(1.0, 1.0), two(0.0, 1.0), two(1.0, 0.0), two(1.0, 0.0)]
+    members = [replace(one, candidate_id=name) for name, one in zip("aabb", scores, strict=True)]
+    found = by_predictor(credit([group(*members)], own(1.0).with_values({"train.baseline": "prompt"})))
+    assert found["first"] == pytest.approx([math.sqrt(2), -math.sqrt(2), 0, 0])
+    assert found["second"] == []  # under each prompt it always earned the same
+
+
+def test_the_default_baseline_is_the_groups_to_the_bit():
+    rewards = [0.1, 0.7, 0.3, 0.3, 0.9, 0.2, 0.05]
+    mean = math.fsum(rewards) / len(rewards)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in rewards) / len(rewards))
+    members = [under(name, value) for name, value in zip("aabbccd", rewards, strict=True)]
+    found = credit([group(*members)], CONFIG)
+    assert [row.advantage for row in found.rows] == [(value - mean) / (std + 1e-4) for value in rewards]
+
+
+# -- what is known of half a group -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rollouts", "nothing"),
+    [
+        ([rollout(1.0), rollout(1.0)], True),
+        ([rollout(0.1 + 0.2), rollout(0.3)], True),  # equal but for rounding
+        ([rollout(1.0), rollout(0.0)], False),
+        ([rollout(1.0)], False),  # one says nothing
+        ([rollout(1.0), rollout(0.0, outcome=Outcome.ENGINE_ERROR)], False),
+        ([rollout(0.0), rollout(0.9, outcome=Outcome.PARSE_ERROR)], True),  # both earn 0
+        ([], False),
+    ],
+)
+def test_rewards_that_are_all_equal_teach_nothing(rollouts, nothing):
+    assert teaches_nothing(rollouts, CONFIG) is nothing
+
+
+def test_with_credit_by_predictor_all_trained_predictors_must_be_equal():
+    same_sum = [two(1.0, 0.0), two(0.0, 1.0)]
+    assert teaches_nothing(same_sum, CONFIG)
+    assert not teaches_nothing(same_sum, own(0.5))
+    second_alone = [two(1.0, 1.0), two(1.0, 0.0)]
+    frozen = own(1.0).with_values({"predictors": {"second": "evolve"}})
+    assert not teaches_nothing(second_alone, own(1.0)) and teaches_nothing(second_alone, frozen)
+    assert teaches_nothing([rollout(0.0, calls=[]), rollout(0.0, calls=[])], own(1.0))

@@ -1,12 +1,8 @@
 from collections import Counter
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from fst_optimizer import FSTConfig
 from fst_optimizer.program.student import Teacher
-from fst_optimizer.rollout.groups import allocate_rollouts, fast_requests, group_requests, grouped
+from fst_optimizer.rollout.groups import fast_requests, group_requests, grouped
 from fst_optimizer.types import Candidate, Item, Outcome, Population, Rollout
 
 A, B, C = (Candidate({"p": text}) for text in "abc")
@@ -71,22 +67,13 @@ def test_rollouts_of_one_example_are_one_group_across_candidates():
     assert (second.example_id, second.rollouts) == ("train-1", (rollouts[1],))
 
 
-@given(st.integers(0, 64), st.integers(1, 12))
-def test_shares_sum_to_the_group_are_even_and_favour_the_first(group_size, candidates):
-    shares = allocate_rollouts(group_size, candidates)
-    assert len(shares) == candidates
-    assert sum(shares) == group_size
-    assert max(shares) - min(shares) <= 1
-    assert list(shares) == sorted(shares, reverse=True)
-
-
-def test_shares_by_hand():
-    assert allocate_rollouts(8, 3) == (3, 3, 2)
-    assert allocate_rollouts(8, 4) == (2, 2, 2, 2)
-    assert allocate_rollouts(2, 3) == (1, 1, 0)
-
-
-@pytest.mark.parametrize(("group_size", "candidates"), [(8, 0), (-1, 2)])
-def test_allocation_refuses_what_cannot_be_shared(group_size, candidates):
-    with pytest.raises(ValueError, match="cannot allocate"):
-        allocate_rollouts(group_size, candidates)
+def test_shares_by_posterior_leave_out_a_prompt_that_is_clearly_worse_and_number_the_rest_through():
+    config = FSTConfig().with_values({"fast.population": 2, "rollout.shares": "posterior"})
+    names = [f"train-{place}" for place in range(8)]
+    population = Population((A, B, C), 1, {A.id: dict.fromkeys(names, 1.0), B.id: dict.fromkeys(names, 0.0)})
+    clear = Population((A, B), 1, population.scores)
+    assert [(one.candidate, one.index) for one in group_requests(clear, ITEMS[:1], config, step=0)] == [
+        (A, index) for index in range(8)
+    ]
+    evenly = group_requests(population, ITEMS[:1], config, step=0)  # C has no scores: nothing is known in common
+    assert Counter(one.candidate.id for one in evenly) == {A.id: 3, B.id: 3, C.id: 2}
