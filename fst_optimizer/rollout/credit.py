@@ -172,8 +172,9 @@ def _shares(members: Sequence[Rollout], rewards: Sequence[float], config: TrainC
 
     def given(earned: Mapping[int, float]) -> dict[int, float]:
         prompts = [members[place].candidate_id for place in earned]
-        how = {"scale": scales(config), "prompts": prompts, "own": own_weight(config)}
-        return dict(zip(earned, advantages(list(earned.values()), config.advantage_eps, **how), strict=True))
+        values, own = list(earned.values()), own_weight(config)
+        found = advantages(values, config.advantage_eps, scale=scales(config), prompts=prompts, own=own)
+        return dict(zip(earned, found, strict=True))
 
     if config.credit == "rollout":
         names = dict.fromkeys(call.predictor for rollout in members for call in rollout.calls)
