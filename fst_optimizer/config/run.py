@@ -105,6 +105,15 @@ class TrainConfig(Section, section="train"):
     """T, slow steps after each fast round."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW on the LoRA matrices."""
+    epochs: int = Field(default=1, ge=1)
+    """Updates that each step makes from its batch, one after the other; still one policy version. From the second on
+    the batch is off-policy: the importance weights, capped by `ratio_cap`, make up for it. Above 1 where rollouts cost
+    more than updates; look at `clipped_share` in the step lines. Without effect in `gepa`."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """KL that a step may make against the version before it, in nats a token of its batch. A step that made more than
+    1.5 times that is shortened, and the next ones begin with less of `lr`, which is then the highest rate: give it and
+    `lr` together where steps are unsteady. None: no measuring, which saves two forward passes. Without effect in
+    `gepa`."""
     warmup_steps: int = Field(default=10, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
     betas: Betas = (0.9, 0.999)
@@ -127,6 +136,10 @@ class TrainConfig(Section, section="train"):
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of the entropy bonus: the mean entropy in nats a token, over the whole vocabulary at each call's
     temperature, is taken off the loss. Above 0, it acts on groups of equal rewards too."""
+    entropy_floor: float | None = Field(default=None, gt=0)
+    """Entropy, in nats a token, below which a bonus on it is switched on, over `entropy_coef`; its weight grows step by
+    step from 0.001 for as long as the batch is below. For runs whose `entropy` falls while rewards are still low. None:
+    no floor. Without effect in `gepa`."""
     average: Literal["token", "rollout", "prompt"] = "token"
     """`token`: every token of the batch counts the same; `rollout`: every rollout does; `prompt`: every group does, and
     in it every token, as in the paper. Not used by dr_grpo, whose divisor is a constant."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fst_optimizer.policy.lm import PolicyLM
-    from fst_optimizer.train.trainer import StepReport, Trainer
+    from fst_optimizer.train.report import StepReport
+    from fst_optimizer.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

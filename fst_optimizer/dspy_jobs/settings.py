@@ -18,8 +18,8 @@ BOTH = (
 )  # fmt: skip
 """Fields of `TrainConfig` that both kinds of jobs take."""
 REINFORCE = (
-    "loss", "ratio_cap", "clip_low", "clip_high", "kl_coef", "entropy_coef", "scale_advantages", "advantage_eps",
-    "train_truncated",
+    "loss", "ratio_cap", "clip_low", "clip_high", "kl_coef", "entropy_coef", "entropy_floor", "scale_advantages",
+    "advantage_eps", "train_truncated", "epochs", "target_kl",
 )  # fmt: skip
 """Those that a reinforce job takes besides."""
 
@@ -47,7 +47,7 @@ REINFORCE_INSTEAD = INSTEAD | {
     "epsilon": "give clip_low and clip_high",
     "epsilon_high": "give ratio_cap for the cispo loss, clip_high for others",
     "mask_truncated_completions": "give train_truncated=False",
-    "num_iterations": "leave it out, one batch is one update",
+    "num_iterations": "give epochs",
     "scale_rewards": "give scale_advantages",
     "per_device_train_batch_size": "give microbatch_tokens; all groups of a step are one update",
     "gradient_accumulation_steps": "give microbatch_tokens; all groups of a step are one update",

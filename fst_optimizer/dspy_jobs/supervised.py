@@ -16,7 +16,8 @@ from torch import Tensor
 from fst_optimizer.dspy_jobs.data import conversations, end_of_turn, text_call
 from fst_optimizer.errors import TrainingError
 from fst_optimizer.train.losses import LossParts
-from fst_optimizer.train.trainer import StepReport, Trainer
+from fst_optimizer.train.report import StepReport
+from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import TrainRow
 
 if TYPE_CHECKING:

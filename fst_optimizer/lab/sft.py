@@ -124,7 +124,15 @@ def settings_for(config: FSTConfig, examples: int, rows: int) -> FinetuneSetting
     per_example = max(1, round(rows / examples))
     # What shapes a policy gradient has no place in a likelihood.
     plain = TrainConfig()
-    train = config.train.changed(loss=plain.loss, kl_coef=0.0, entropy_coef=0.0, average=plain.average)
+    train = config.train.changed(
+        loss=plain.loss,
+        kl_coef=0.0,
+        entropy_coef=0.0,
+        entropy_floor=None,
+        average=plain.average,
+        epochs=1,
+        target_kl=None,
+    )
     return FinetuneSettings(
         train=train,
         epochs=max(1, cap // examples),

@@ -65,7 +65,7 @@ def scales(config: TrainConfig) -> bool:
 
 def trains_flat(config: TrainConfig) -> bool:
     """Whether flat groups are trained on, for what does not come from rewards."""
-    return config.kl_coef > 0 or config.entropy_coef > 0
+    return config.kl_coef > 0 or config.entropy_coef > 0 or config.entropy_floor is not None
 
 
 def own_weight(config: TrainConfig) -> float:

@@ -17,7 +17,7 @@ from fst_optimizer.types import Outcome, Rollout, Stored
 if TYPE_CHECKING:
     from fst_optimizer.rollout.credit import Credit
     from fst_optimizer.run.state import ValidationScore
-    from fst_optimizer.train.trainer import StepReport
+    from fst_optimizer.train.report import StepReport
 
 
 MOST_CHARACTERS = 200

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fst_optimizer.progress.plan import Plan
     from fst_optimizer.rollout.credit import Credit
     from fst_optimizer.run.state import State, ValidationScore
-    from fst_optimizer.train.trainer import StepReport
+    from fst_optimizer.train.report import StepReport
 
 logger = logging.getLogger(__name__)
 
@@ -236,13 +236,17 @@ def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepRepor
         "calls": sum(len(rollout.calls) for rollout in rollouts),
         "tokens": sum(rollout.tokens for rollout in rollouts),
         "updated": report.updated,
+        "epochs": report.epochs,
         "failed": sum(rollout.outcome != "ok" for rollout in rollouts),
         "grad_norm": report.grad_norm,
         "ratio_mean": report.ratio_mean,
+        "ratio_max": report.ratio_max,
         "clipped_share": report.clipped_share,
         "entropy": report.entropy,
+        "entropy_coef": report.entropy_coef,
         "advantage_delta": report.advantage_delta,
         "lr": report.lr,
+        "kl_to_last": report.kl_to_last,
         "step_s": round(step_s, 3),
         "note": "every group was flat or its calls greedy" if credited.greedy and not credited.rows else report.reason,
     }

@@ -72,7 +72,8 @@ that its advantages are not divided by their group's standard deviation (`train.
 def kl_estimate(logprobs_BT: Tensor, base_logprobs_BT: Tensor) -> Tensor:
     """k3 = r - 1 - log r with r = pi_base / pi: never negative, KL(pi || pi_base) in the mean over pi's tokens.
 
-    Shapes: (B, T), (B, T) -> (B, T), in nats.
+    Shapes: (B, T), (B, T) -> (B, T), in nats. As a loss its gradient, (1 - r) grad log pi, is in the mean that of the
+    other direction, KL(pi_base || pi): it is zero at the base as well, and pulls hardest where the base is given up.
 
     Source: Schulman, "Approximating KL Divergence" (2020); used by arXiv 2402.03300.
     """

@@ -20,11 +20,12 @@ def test_without_train_kwargs_a_step_is_our_slow_step():
 def test_reinforce_settings_are_those_of_the_slow_step_and_of_the_job():
     settings = ReinforceSettings.read(
         {"lr": 1e-4, "loss": "grpo", "kl_coef": 0.1, "ratio_cap": 3.0, "average": "rollout", "microbatch_tokens": 64,
-         "gradient_checkpointing": True, "temperature": 0.8, "memory": 9, "num_generations": 8, "output_dir": "there"}
+         "gradient_checkpointing": True, "epochs": 2, "target_kl": 0.01, "entropy_floor": 0.1,
+         "temperature": 0.8, "memory": 9, "num_generations": 8, "output_dir": "there"}
     )  # fmt: skip
     assert settings.train == TrainConfig(
         lr=1e-4, loss="grpo", kl_coef=0.1, ratio_cap=3.0, average="rollout", microbatch_tokens=64,
-        gradient_checkpointing=True,
+        gradient_checkpointing=True, epochs=2, target_kl=0.01, entropy_floor=0.1,
     )  # fmt: skip
     assert (settings.temperature, settings.memory, settings.num_generations, settings.output_dir) == (
         0.8, 9, 8, "there",
@@ -61,7 +62,8 @@ def test_what_is_told_to_give_instead_is_taken():
         ({"kl_coeff": 1}, "unknown 'kl_coeff'; did you mean 'kl_coef'"),
         ({"steps_per_cycle": 3}, "unknown 'steps_per_cycle'"),
         ({"train": {}}, "unknown 'train'"),
-        ({"epochs": 3}, "unknown 'epochs'"),
+        ({"batch_size": 3}, "unknown 'batch_size'"),
+        ({"num_iterations": 2}, "'num_iterations', which is TRL's: give epochs"),
         ({"learning_rate": 1e-3, "lr": 1e-3}, "'learning_rate', which is TRL's: give lr"),
         ({"lr": -1}, "train.lr is -1"),
         ({"loss": "ppo"}, "train.loss is 'ppo'"),

@@ -104,6 +104,9 @@ def test_it_sees_as_many_examples_as_the_others_make_rollouts():
             "rollout.batch_size": 8,
             "train.kl_coef": 0.1,
             "train.entropy_coef": 0.1,
+            "train.entropy_floor": 0.1,
+            "train.epochs": 2,
+            "train.target_kl": 0.01,
             "seed": 3,
         }
     )
@@ -111,6 +114,7 @@ def test_it_sees_as_many_examples_as_the_others_make_rollouts():
     # 4000 / 512 = 7.8: seven whole epochs. Two rows an example, eight examples an update.
     assert (settings.epochs, settings.batch_size, settings.seed) == (7, 16, 3)
     assert (settings.train.kl_coef, settings.train.entropy_coef, settings.train.loss) == (0.0, 0.0, "cispo")
+    assert (settings.train.entropy_floor, settings.train.epochs, settings.train.target_kl) == (None, 1, None)
     assert settings.train.lr == config.train.lr
     assert settings_for(config.with_values({"budget.max_rollouts": 64}), 512, 512).epochs == 1
 

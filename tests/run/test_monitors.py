@@ -6,7 +6,7 @@ from fst_optimizer.config.run import MonitorsConfig
 from fst_optimizer.rollout.credit import Credit
 from fst_optimizer.run.monitors import Watch, after_eval, after_step
 from fst_optimizer.run.state import ValidationScore
-from fst_optimizer.train.trainer import StepReport
+from fst_optimizer.train.report import StepReport
 from fst_optimizer.types import Outcome, Rollout
 
 CONFIG = MonitorsConfig(steps=2, flat_batches=3, falling_evals=2, kl_max=0.5)

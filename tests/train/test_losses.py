@@ -111,6 +111,19 @@ def test_kl_estimate_is_the_kl_in_the_mean() -> None:
     assert (p * kl_estimate(p.log(), q.log())).sum().item() == pytest.approx(exact.item(), abs=1e-6)
 
 
+def test_the_gradient_of_the_kl_estimate_is_that_of_the_other_direction_in_the_mean() -> None:
+    logits, base = torch.tensor([0.5, -1.0, 0.2, 1.5], requires_grad=True), torch.tensor([1.0, 0.0, -0.5, 0.3])
+    logprobs, base_logprobs = torch.log_softmax(logits, -1), torch.log_softmax(base, -1)
+    # The mean over tokens sampled from pi: each with its probability, which is no part of the loss.
+    penalty = (logprobs.exp().detach() * kl_estimate(logprobs, base_logprobs)).sum()
+    (found,) = torch.autograd.grad(penalty, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(full_kl(base, logits), logits)
+    (direct,) = torch.autograd.grad(full_kl(logits, base), logits)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert not torch.allclose(found, direct, atol=1e-2)
+    assert penalty.item() == pytest.approx(full_kl(logits, base).item(), abs=1e-6)
+
+
 def test_full_kl_by_hand() -> None:
     # p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log(3/2) + 1/4 log(1/2). Logits count up to a constant.
     logits_p, logits_q = torch.tensor([[math.log(3) + 7, 7.0]]), torch.tensor([[0.0, 0.0]])

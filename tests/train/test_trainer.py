@@ -22,8 +22,9 @@ from fst_optimizer.train import scoring
 from fst_optimizer.train import trainer as trainer_module
 from fst_optimizer.train.batch import Batch, token_weights
 from fst_optimizer.train.losses import LOSSES
+from fst_optimizer.train.report import StepReport
 from fst_optimizer.train.scoring import kl_to_base
-from fst_optimizer.train.trainer import StepReport, Trainer
+from fst_optimizer.train.trainer import Trainer
 from fst_optimizer.types import TrainRow
 
 MakeRows = Callable[..., list[TrainRow]]
@@ -346,7 +347,7 @@ def test_a_non_finite_step_changes_nothing(model: PeftModel, make_rows: MakeRows
     assert report.reason == "the loss was not finite"
     assert equal(weights, lora.snapshot(model))
     assert equal(state["tensors"], trainer.state()["tensors"])
-    assert trainer.state()["numbers"] == {"updates": 1, "bad_steps": 1}
+    assert trainer.state()["numbers"] == {"updates": 1, "bad_steps": 1, "lr_scale": 1.0, "bonus": 0.0}
     assert all(p.grad is None for p in model.parameters())
 
 
