@@ -28,6 +28,14 @@ LABELS: dict[str, tuple[str, ...]] = {
     "fst+mixed-baseline": ("train.baseline=mixed",),
 }
 """METHOD+LABEL that needs no `--set-method` -> its settings."""
+STEP_LABELS: dict[str, tuple[str, ...]] = {
+    "epochs2": ("train.epochs=2",),
+    "target-kl": ("train.target_kl=0.01", "train.lr=4e-3"),
+    "kl-to-base": ("train.kl_coef=0.02",),
+    "entropy-floor": ("train.entropy_floor=0.1",),
+}
+"""Label of any method with slow steps -> its settings: one change each of the step. The target is given a rate that it
+has something to hold back of."""
 SWEEP = "sweep"
 """The label of a method that is a small sweep of another: `rl+sweep`."""
 
@@ -54,7 +62,9 @@ def swept(method: str) -> str:
 
 def built_in(method: str) -> tuple[str, ...]:
     """The settings of a label that needs none by hand."""
-    return LABELS.get("+".join(filter(None, (plain(method), method.partition("+")[2]))), ())
+    name, label = plain(method), method.partition("+")[2]
+    of_step = STEP_LABELS.get(label, ()) if name in METHODS and name != "gepa" else ()
+    return LABELS.get(f"{name}+{label}", of_step)
 
 
 def reads_feedback(method: str, config: Mapping[str, Any]) -> bool:

@@ -86,6 +86,23 @@ def test_a_label_that_is_built_in_changes_what_it_says_and_nothing_else(label):
     assert {name: value for name, value in has.items() if had[name] != value} == assignments(methods.LABELS[label])
 
 
+def test_a_change_of_the_step_is_a_label_of_every_method_that_trains():
+    made_of = {name: methods.built_in(name) for name in ("rl+epochs2", "fst+epochs2", "once@vllm+epochs2")}
+    assert set(made_of.values()) == {("train.epochs=2",)}
+    assert methods.built_in("gepa+epochs2") == methods.built_in("dspy-grpo+epochs2") == methods.built_in("rl+own") == ()
+    names = ("rl", *(f"rl+{label}" for label in methods.STEP_LABELS))
+    own = {"rl+target-kl": ["train.lr=8e-3"]}
+    jobs = comparison_jobs("programs/letters:dedupe-sort", OUT, names, (0,), Common(400), own)
+    plain, *others = [plan_run(job.request).settings.config.train.to_dict() for job in jobs]
+    changed = [{name: value for name, value in one.items() if value != plain[name]} for one in others]
+    assert changed == [
+        {"epochs": 2},
+        {"target_kl": 0.01, "lr": 8e-3},
+        {"kl_coef": 0.02},
+        {"entropy_floor": 0.1},
+    ]
+
+
 def test_once_with_given_instructions_searches_and_reads_nothing():
     own = Own({"once": ["fast.once_rollouts=64"]}, {"once+given": Path("given.json")})
     assert own.reads_feedback("once") and own.reads_feedback("fst")
