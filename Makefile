@@ -13,7 +13,7 @@ DOCS_READY := $(VENV)/.docs-ready
 VLLM_READY := $(VENV)/.vllm-ready
 
 # What `make demo` runs: the settings are the task's own (`config` in programs/letters/task.py) and these.
-DEMO_TASK := programs/letters
+DEMO_TASK := programs/letters:demo+shown
 DEMO_DIR := runs/demo
 DEMO_ARGS := --seed 0
 
