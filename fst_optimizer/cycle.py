@@ -41,9 +41,6 @@ from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure, tally_
 from fst_optimizer.stream import end_of_stage, watch_round, watch_step
 from fst_optimizer.types import Item, Outcome, Rollout
 
-FIRST_STEP = 3
-"""Phase 1 is the fast round, 2 a validation, 3 the first slow step: its rollouts are the sample kept to read."""
-
 
 def run_cycle(run: Run, state: State) -> State:
     """One fast round, a validation, T slow steps, a validation. Skips the phases that `state` records as done.
@@ -54,9 +51,11 @@ def run_cycle(run: Run, state: State) -> State:
     Raises:
         Paused: A monitor asks for it; the checkpoint is written.
     """
-    batches = schedule.next_batches(run.trainset_at(state), run.config, state.batch)
+    state = schedule.allotted(run.config, state)
+    config = schedule.cycle_config(run.config, state)
+    batches = schedule.next_batches(run.trainset_at(state), config, state.batch)
     phase = Phases(run, done=state.phase)
-    state = phase(state, fast_round, schedule.draw_anchor(batches, run.config, state.cycle), kind="fast")
+    state = phase(state, fast_round, schedule.draw_anchor(batches, config, state.cycle), kind="fast")
     state = phase(state, validate, kind="eval")
     for batch in batches:
         state = phase(state, slow_step, batch, kind="slow")
@@ -65,7 +64,7 @@ def run_cycle(run: Run, state: State) -> State:
 
 def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     """Evolve the population under the newest policy version. Old anchor scores are not used: all are measured anew."""
-    config = run.config
+    config = schedule.cycle_config(run.config, state)
     if not schedule.has_fast_round(config, state):
         return state
     if run.reflector.failure and config.fast.on_reflection_failure == "stop":
@@ -89,7 +88,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         return rollouts
 
     found = evolve(
-        state.population,
+        schedule.searched_population(config, state),
         score,
         anchor,
         run.reflector,
@@ -107,11 +106,14 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     )
     run.meter.add_reused(found.reused)
     write_json(run.files.population(state.cycle), {**found.population.to_json(), "notes": list(found.notes)})
+    population = schedule.kept_population(config, state, found)
     state, switch = watch_round(run, schedule.after_fast_round(config, state, found), ran)
-    run.log("fast", state, tally, **fast_fields(found), search_over=state.search_over or None, **noticed(switch))
+    state, said = schedule.announced(config, state)
+    fields = {**fast_fields(found), "population": len(population.candidates), "search_over": state.search_over or None}
+    run.log("fast", state, tally, **fields, **said, **noticed(switch))
     lost = ("the fast round", found.lost, len(anchor), str(tally.first_error))
     watch, alarms = after_loss(config.monitors, state.watch, *lost)
-    return replace(state, population=found.population, watch=watch, alarms=alarms)
+    return replace(state, population=population, watch=watch, alarms=alarms)
 
 
 def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
@@ -121,9 +123,12 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     """
     config = run.config
     population = schedule.trained_population(config, state)
+    batch = schedule.unlearned(config, state, batch)
     requests = group_requests(population, batch, config, run.teachers, step=state.step)
     if run.trainer is None or not schedule.has_slow_steps(config, state):
         return state
+    if not batch:
+        return schedule.after_slow_step(config, state)
     if cap := schedule.cap_before_step(config, state, len(requests)):
         if state.stream and cap == "max_rollouts":
             return state  # the stage's: the next cycle is another one's
@@ -140,12 +145,14 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     run.warn_once(state, credited.unlearned)
     report = run.trainer.step(credited.rows)
     version = run.policy.publish() if report.updated else state.policy_version
+    state = schedule.after_slow_step(config, state, rollouts, report.updated)
     state = replace(state, population=population, step=state.step + 1, policy_version=version)
-    if state.phase == FIRST_STEP:
+    if state.phase == schedule.FIRST_STEP:  # the sample kept to read
         keep_rollouts(run.files, state.cycle, rollouts)
     fields = step_fields(rollouts, credited, report, run.metrics.time_s - collected_s)
     state, switch = watch_step(run, state, rollouts)
-    run.log("step", state, tally_of(rollouts), **fields, **noticed(switch))
+    state, said = schedule.announced(config, state)
+    run.log("step", state, tally_of(rollouts), **fields, **said, **noticed(switch))
     watch, alarms = after_step(config.monitors, state.watch, rollouts, credited, report)
     return replace(state, watch=watch, alarms=alarms)
 
@@ -156,6 +163,8 @@ def validate(run: Run, state: State, again: bool = False) -> State:
     A pair that is scored already is not scored again: evaluation is greedy. With `again` it still gets its line in the
     log, so that each cycle ends with one. In a stream nothing is chosen: the leading candidate's pair is kept.
     """
+    if not again and not schedule.validation_due(run.config, state, ends=False):
+        return state
     version, config, valset = state.policy_version, run.config.eval, run.valset_at(state)
     leading = state.population.leading(config.candidates)
     for candidate in leading:
@@ -172,9 +181,10 @@ def validate(run: Run, state: State, again: bool = False) -> State:
                 on_sampled=run.metrics.counting("kl", len(valset[: config.kl_examples])),
             )
             others = {name: one for name, one in state.validated.items() if one.policy_version == version}
-            state = replace(state, validated={**others, candidate.id: known})
+            state = replace(state, validated={**others, candidate.id: known}, validated_at=state.rollouts.training)
         if new or again:
-            run.log("eval", state, known.tally, **eval_fields(candidate, known))
+            state, said = schedule.announced(run.config, state)
+            run.log("eval", state, known.tally, **eval_fields(candidate, known), **said)
             examples, first = known.lost + len(known.scores), str(known.tally.first_error)
             watch, alarms = after_loss(run.config.monitors, state.watch, "the validation", known.lost, examples, first)
             state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
@@ -189,12 +199,13 @@ def end_of_cycle(run: Run, state: State) -> State:
     Raises:
         ProgramError: The first cycle ends, and not one rollout of the run ended `ok`.
     """
-    if schedule.leaves_evaluation(state):
+    due = schedule.validation_due(run.config, state, ends=True)
+    if due and schedule.leaves_evaluation(state):
         state = stopped_if_asked(run, within_caps(run, state, "eval", validate, True))
     if not state.cycle and state.ended != "stopped" and (why := nothing_ended_well(state)):
         raise ProgramError(why)
     (leader,) = state.population.leading(1)
-    if found := state.validation(leader):  # otherwise a cap stopped the validation
+    if due and (found := state.validation(leader)):  # otherwise a cap stopped the validation
         best, before = state.best.score, state.val_score_before
         watch, alarms = after_eval(run.config.monitors, state.watch, found, best=best, best_before=before)
         state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))

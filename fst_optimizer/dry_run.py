@@ -19,12 +19,13 @@ from fst_optimizer.evolve.reflection_lm import is_policy
 from fst_optimizer.finding import Finding
 from fst_optimizer.keys import without_secrets
 from fst_optimizer.parts import sizes_of
+from fst_optimizer.planned import Planned, RunSizes, planned, rollouts_per_step
 from fst_optimizer.program.texts import seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.rollout.credit import greedy_calls
 from fst_optimizer.rollout.outcome import raised_alike
 from fst_optimizer.rollout.threads import REMEDY, stray_calls
-from fst_optimizer.schedule import NO_CAP, Planned, RunSizes, planned, rollouts_per_step
+from fst_optimizer.schedule import NO_CAP
 from fst_optimizer.store import files
 from fst_optimizer.store.meter import cost_usd, model_cost_usd, unknown_cost
 from fst_optimizer.types import Candidate, Outcome, Rollout, Usage, total_usage

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from fst_optimizer.evolve.extractive import ExtractiveReflector
 from fst_optimizer.evolve.reflect import LMReflector, Reflector
 from fst_optimizer.phases import commit
+from fst_optimizer.planned import RunSizes
 from fst_optimizer.program.texts import apply_texts, seed_texts
 from fst_optimizer.rollout.collector import Collector
 from fst_optimizer.run.state import Best, State, Stream
-from fst_optimizer.schedule import RunSizes
 from fst_optimizer.types import Candidate, Population
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def first_state(run: Run, program: dspy.Module, dry_run: DryRun | None) -> State
     spent = dry_run.spent if dry_run else {}
     seed, version = Candidate(seed_texts(program)), run.policy.version
     stream = Stream(len(run.stages)) if run.stages else None
-    state = State(Population((seed,), version), Best(seed, version), policy_version=version, stream=stream, **spent)
+    population, best = Population((seed,), version), Best(seed, version)
+    state = State(population, best, seed=seed, policy_version=version, stream=stream, **spent)
     run.meter.resume(state, 0.0)
     return commit(run, state)

@@ -7,16 +7,28 @@ The methods are one cycle with parts left out, so that comparing them compares t
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.data import batch_at
+from fst_optimizer.rollout.credit import is_flat, reward
+from fst_optimizer.rollout.groups import grouped
+from fst_optimizer.run.allocation import (
+    Allocation,
+    Ledger,
+    Means,
+    after_round,
+    after_step,
+    decide,
+    under_others,
+    worn_out,
+)
+from fst_optimizer.run.gains import worth_training
 from fst_optimizer.run.state import State, Stream
-from fst_optimizer.types import Item, Population
+from fst_optimizer.types import Item, Population, Rollout
 
 if TYPE_CHECKING:
     from fst_optimizer.evolve.round import FastRound
@@ -24,13 +36,68 @@ if TYPE_CHECKING:
 NO_CAP = 1 << 62
 """Rollouts left where the run has no cap on them."""
 BARREN_ROUNDS = 2
+FIRST_STEP = 3
+"""Phase 1 of a cycle is the fast round, 2 a validation, 3 the first slow step."""
 MOST_TRIED = 5000
 """Candidates that a search remembers as tried."""
 
 
+def allotted(config: FSTConfig, state: State) -> State:
+    """The state, with what the cycle before it is to do. A cycle that is under way keeps what was decided."""
+    if not config.adapts or state.phase:
+        return state
+    ledger = state.ledger or Ledger()
+    now = decide(ledger, _means(config, state), f"allocation/{config.seed}/{state.cycle}")
+    if now.steps and worn_out(ledger, config.train.steps_per_cycle):
+        ledger = replace(ledger, flat=(), still=0)  # other draws may differ
+    return replace(state, ledger=replace(ledger, now=now))
+
+
+def allotment(config: FSTConfig, state: State) -> Allocation | None:
+    """What was decided for this cycle. None: it is fixed."""
+    return state.ledger.now if config.adapts and state.ledger else None
+
+
+def announced(config: FSTConfig, state: State) -> tuple[State, dict[str, Any]]:
+    """What the next line of `metrics.jsonl` says of this cycle's decision, once; the state in which it has said so."""
+    now = allotment(config, state)
+    if now is None or now.told or state.ledger is None:
+        return state, {}
+    said = {"proposals": now.proposals, "examples": now.examples, "steps": now.steps}
+    state = replace(state, ledger=replace(state.ledger, now=replace(now, told=True)))
+    return state, {"allocation": said, "reason": now.reason}
+
+
+def _means(config: FSTConfig, state: State) -> Means:
+    left, most = reflections_left(config, state), config.budget.max_steps
+    closed = (state.ledger is not None and state.ledger.closed) or (left is not None and left <= 0)
+    last = max(state.validated.values(), key=lambda one: one.policy_version, default=state.best)
+    length = config.train.steps_per_cycle
+    return Means(
+        rollouts=rollouts_left(config, state),
+        round_rollouts=config.fast.max_rollouts,
+        proposals=0 if closed else config.fast.max_proposals,
+        examples=config.fast.anchor_size,
+        candidates=len(searched_population(config, state).candidates),
+        steps=length if most is None else max(0, min(length, most - state.step)),
+        step_rollouts=config.rollout.batch_size * config.rollout.group_size,
+        version=state.policy_version,
+        kl=last.kl_to_base,
+    )
+
+
+def cycle_config(config: FSTConfig, state: State) -> FSTConfig:
+    """The settings for this cycle's fast round: what was decided for it stands for what was set."""
+    now = allotment(config, state)
+    if now is None:
+        return config
+    return config.with_values({"fast.max_proposals": now.proposals, "fast.anchor_size": max(1, now.examples)})
+
+
 def has_fast_round(config: FSTConfig, state: State) -> bool:
     """Whether this cycle evolves prompts: the search is not over, and one candidate on the anchor can be paid for."""
-    if config.method == "rl" or state.search_over:
+    now = allotment(config, state)
+    if config.method == "rl" or state.search_over or (now and not now.examples):
         return False
     return fast_rollouts_left(config, state) >= config.fast.anchor_size
 
@@ -39,6 +106,9 @@ def has_slow_steps(config: FSTConfig, state: State) -> bool:
     """Whether this cycle updates the weights."""
     if config.searches_first:
         return not has_fast_round(config, state)
+    now = allotment(config, state)
+    if now and state.phase >= FIRST_STEP + now.steps:
+        return False
     return config.method in ("fst", "rl") and not (state.stream and state.stream.hurry)
 
 
@@ -47,6 +117,56 @@ def trained_population(config: FSTConfig, state: State) -> Population:
     if not config.searches_first:
         return state.population
     return Population((state.best.candidate,), state.policy_version)
+
+
+def searched_population(config: FSTConfig, state: State) -> Population:
+    """The candidates that a fast round starts from: the population, and the seed instructions where they are tried.
+
+    After a switch in a stream they are, and in every round that decides whether to train under others.
+    """
+    seed, ledger, candidates = state.seed, state.ledger, state.population.candidates
+    if seed is None:
+        return state.population
+    if config.adapts:
+        others = (one for one in (*candidates, *(ledger.waiting if ledger else ())) if one.id != seed.id)
+        candidates = (*list(others)[: max(1, config.fast.population - 1)], seed)
+    elif state.stream and state.stream.retry and seed.id not in {one.id for one in candidates}:
+        candidates = (*candidates, seed)
+    return replace(state.population, candidates=candidates)
+
+
+def kept_population(config: FSTConfig, state: State, found: FastRound) -> Population:
+    """The candidates that are trained under after a fast round."""
+    if not config.adapts or state.seed is None:
+        return found.population
+    if not found.scores:  # it could not score anything
+        return state.population
+    candidates = worth_training(found.population.candidates, found.scores, state.seed, found.accepted)
+    known = {name: found.scores[name] for name in (*found.population.scores, state.seed.id) if name in found.scores}
+    return replace(found.population, candidates=candidates, scores=known)
+
+
+def unlearned(config: FSTConfig, state: State, batch: Sequence[Item]) -> tuple[Item, ...]:
+    """The examples of a batch without those whose groups are known to be flat under these weights and prompts."""
+    known = state.ledger.flat if config.adapts and state.ledger else ()
+    return tuple(item for item in batch if item.id not in known)
+
+
+def after_slow_step(config: FSTConfig, state: State, rollouts: Sequence[Rollout] = (), updated: bool = False) -> State:
+    """The state, with what a slow step says of the next ones; it may have had no example with signal left."""
+    if not config.adapts or state.ledger is None:
+        return state
+    groups = grouped([one for one in rollouts if not one.lost])
+    rewards = {one.example_id: [reward(rollout, config.rollout) for rollout in one.rollouts] for one in groups}
+    ledger = after_step(
+        state.ledger,
+        {name: sum(some) / len(some) for name, some in rewards.items()},
+        [name for name, some in rewards.items() if is_flat(some)],
+        rollouts=len(rollouts),
+        spent=state.rollouts.slow + len(rollouts),
+        updated=updated,
+    )
+    return replace(state, ledger=ledger)
 
 
 def rollouts_left(config: FSTConfig, state: State) -> int:
@@ -83,9 +203,20 @@ def leaves_evaluation(state: State) -> bool:
     return not state.ended or state.cap in ("max_rollouts", "max_steps")
 
 
+def validation_due(config: FSTConfig, state: State, *, ends: bool) -> bool:
+    """Whether enough was learned from since the last validation. With `ends`, a cycle's: or no other may come."""
+    if not state.started or state.rollouts.training - state.validated_at >= config.eval.every_rollouts:
+        return True
+    if not ends:
+        return False
+    return bool(next_cycle(config, state).ended) or (state.stream is not None and stage_over(config, state))
+
+
 def next_cycle(config: FSTConfig, state: State) -> State:
     """The state before the next cycle, or the run's last one."""
-    state = replace(state, cycle=state.cycle + 1, batch=state.batch + config.train.steps_per_cycle, phase=0)
+    now = allotment(config, state)
+    steps = now.steps if now else config.train.steps_per_cycle
+    state = replace(state, cycle=state.cycle + 1, batch=state.batch + steps, phase=0)
     state = replace(state, kept=kept_versions(state, config.run.keep_versions))
     budget = config.budget
     if state.ended:
@@ -100,6 +231,9 @@ def next_cycle(config: FSTConfig, state: State) -> State:
         return replace(state, ended="stopped")
     if budget.max_steps is not None and state.step >= budget.max_steps:
         return replace(state, ended="budget", cap="max_steps")  # no fast round for steps that will not be taken
+    if config.adapts:
+        now = allotment(config, allotted(config, state))
+        return state if now and (now.examples or now.steps) else replace(state, ended="budget", cap="max_rollouts")
     if not has_fast_round(config, state) and not has_slow_steps(config, state):
         return replace(state, ended="done") if state.search_over else replace(state, ended="budget", cap="max_rollouts")
     return state
@@ -128,6 +262,10 @@ def after_fast_round(config: FSTConfig, state: State, found: FastRound) -> State
     row, each on examples of its own, another one costs more than it finds. A round that tried new texts and rejected
     them all was unlucky, and counts for going on.
     """
+    if state.stream:
+        state = replace(state, stream=replace(state.stream, retry=False))
+    if config.adapts:
+        return _after_adaptive_round(config, state, found)
     if config.method == "fst":
         return state
     barren = state.barren + 1 if found.outlook == "barren" else 0
@@ -138,6 +276,31 @@ def after_fast_round(config: FSTConfig, state: State, found: FastRound) -> State
     ids = (one.id for one in (*state.population.candidates, *found.population.candidates))
     tried = tuple(dict.fromkeys((*state.tried, *ids, *found.tried)))[-MOST_TRIED:]
     return replace(state, barren=barren, tried=() if over else tried, search_over=over)
+
+
+def _after_adaptive_round(config: FSTConfig, state: State, found: FastRound) -> State:
+    """With what the round says of the next ones, and what is trained under from now on."""
+    old, means = state.ledger or Ledger(), _means(config, state)
+    ledger = after_round(
+        old,
+        found.scores,
+        [one.id for one in searched_population(config, state).candidates],
+        state.seed.id if state.seed else "",
+        rollouts=found.rollouts,
+        accepted=found.accepted,
+        outlook=found.outlook,
+        version=state.policy_version,
+        kl=means.kl,
+    )
+    trained = {one.id for one in kept_population(config, state, found).candidates}
+    if found.scores:
+        unsure = (one for one in found.population.candidates if one.id not in trained and one != state.seed)
+        ledger = replace(ledger, waiting=tuple(unsure))
+    if trained != {one.id for one in state.population.candidates}:
+        ledger = under_others(ledger)
+    # Rounds under the same weights are one search: what it has tried is nothing new.
+    before = state.tried if old.round_version == state.policy_version else ()
+    return replace(state, ledger=ledger, tried=tuple(dict.fromkeys((*before, *found.tried)))[-MOST_TRIED:])
 
 
 def stage_over(config: FSTConfig, state: State) -> bool:
@@ -171,77 +334,3 @@ def draw_anchor(batches: Sequence[Sequence[Item]], config: FSTConfig, cycle: int
     pool = list({item.id: item for batch in batches for item in batch}.values())
     random.Random(f"anchor/{config.seed}/{cycle}").shuffle(pool)
     return tuple(pool[: config.fast.anchor_size])
-
-
-@dataclass(frozen=True)
-class RunSizes:
-    """What a run's length depends on besides its settings."""
-
-    train: int
-    """Examples."""
-    val: int
-    test: int = 0
-    components: int = 1
-    """Predictors whose instruction may change."""
-    teachers: int = 0
-    start_version: int = 0
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The most that a run may spend: a search that ends early, and pairs that are known already, take less."""
-
-    cycles: int
-    steps: int
-    fast: int
-    slow: int
-    training: int
-    """Fast and slow together: less than their sum where `budget.max_rollouts` caps it."""
-    eval: int
-    reflection_calls: int
-
-    @property
-    def rollouts(self) -> int:
-        """Program runs of all kinds."""
-        return self.training + self.eval
-
-
-def rollouts_per_step(config: FSTConfig, sizes: RunSizes) -> int:
-    """Those of one batch."""
-    group = config.rollout.group_size + sizes.teachers * config.rollout.teacher_rollouts
-    return min(config.rollout.batch_size, sizes.train) * group
-
-
-def planned(config: FSTConfig, sizes: RunSizes, dry_run: int = 0) -> Planned:
-    """An upper bound on what a run spends, `dry_run` rollouts before it included; resumes may repeat some."""
-    budget, length = config.budget, config.train.steps_per_cycle
-    evolves, trains = config.search_rollouts != 0 and sizes.components > 0, config.method != "gepa"
-    cycles, cap = budget.max_cycles, NO_CAP if budget.max_rollouts is None else budget.max_rollouts
-    steps = min(cycles * length * trains, cap // rollouts_per_step(config, sizes))
-    if budget.max_steps is not None:
-        steps = min(steps, budget.max_steps)
-        if config.method in ("fst", "rl"):  # the others have cycles without steps
-            cycles = min(cycles, math.ceil(budget.max_steps / length))
-    fast_cap = cap if config.search_rollouts is None else min(cap, config.search_rollouts)
-    examples = min(sizes.val, config.eval.max_examples or sizes.val)
-    kl_examples = min(sizes.val, config.eval.kl_examples)
-    pair = examples + kl_examples * (trains or sizes.start_version > 0)
-    pairs = min(config.eval.candidates, config.fast.population if evolves else 1)
-    first = examples + kl_examples * (sizes.start_version > 0)
-    # The cycle in which a search ends has slow steps too: it validates new prompts and new weights, as `fst` does.
-    validations = cycles * pairs * (2 if config.method == "fst" else 1) + pairs * config.searches_first * evolves
-    reflections = cycles * config.fast.max_proposals * evolves
-    reflections *= sizes.components if config.fast.components == "all" else 1
-    if config.fast.reflection_calls is not None:
-        reflections = min(reflections, config.fast.reflection_calls)
-    fast = min(cycles * config.fast.max_rollouts * evolves, fast_cap)
-    slow = steps * rollouts_per_step(config, sizes)
-    return Planned(
-        cycles=cycles,
-        steps=steps,
-        fast=fast,
-        slow=slow,
-        training=min(fast + slow, cap),
-        eval=dry_run + first + validations * pair + 2 * sizes.test,
-        reflection_calls=reflections,
-    )

@@ -3,8 +3,9 @@
 Weights, population and optimizer go on from stage to stage, the seed instructions are one for all, and nothing but the
 data depends on the stage: no validation score chooses anything, so the pair that a stage ends with is its last one. A
 switch is noticed from what the phases see (`run.switches`). What follows is modest: `fst` leaves out the rest of the
-cycle's steps, so that a fast round comes at once, from the population as it is; `sequential` searches for prompts
-again; `rl` and `once` do nothing. Nothing is forgotten.
+cycle's steps, so that a fast round comes at once; `sequential` searches for prompts again; both try the seed
+instructions beside the population, in which there may be nothing but what the old task asked for. `rl` and `once` do
+nothing. Nothing is forgotten.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fst_optimizer.evolve.extractive import sentences
 from fst_optimizer.evolve.reflect import PERFECT
 from fst_optimizer.rollout.credit import reward
 from fst_optimizer.rollout.groups import grouped
+from fst_optimizer.run.allocation import after_switch
 from fst_optimizer.run.evaluate import evaluate
 from fst_optimizer.run.record import digest
 from fst_optimizer.run.state import StageEnd, State, Stream
@@ -152,7 +154,8 @@ def _watched(run: Run, state: State, seen: Lookout, switch: bool, *, hurry: bool
     assert state.stream is not None
     stream = replace(state.stream, lookout=seen)
     if switch:
-        stream = replace(stream, switches=(*stream.switches, run.meter.rollouts.training), hurry=hurry)
+        stream = replace(stream, switches=(*stream.switches, run.meter.rollouts.training), hurry=hurry, retry=True)
+        state = replace(state, ledger=state.ledger and after_switch(state.ledger))
         if run.config.method == "sequential":
             stream = replace(stream, searched=state.rollouts.fast)
             state = replace(state, barren=0, tried=(), search_over="")

@@ -131,7 +131,7 @@ def _without_rollouts(step: Steps, request: RunRequest, found: Loaded, run_dir: 
     from fst_optimizer.dry_run import check_budget, check_reflection, check_run_dir
     from fst_optimizer.evolve.reflect import LMReflector
     from fst_optimizer.evolve.reflection_lm import POLICY
-    from fst_optimizer.schedule import RunSizes
+    from fst_optimizer.planned import RunSizes
 
     why = ", ".join(step.failed())
     step.findings.extend(filter(None, [check_run_dir(run_dir)]))

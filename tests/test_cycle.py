@@ -1,5 +1,6 @@
 """The cycle on a scripted policy: what each part takes from the one before it, and hands on."""
 
+import json
 from dataclasses import replace
 
 import dspy
@@ -48,6 +49,26 @@ def run(scripted, tmp_path):
     fst.run_dir.mkdir()
     yield made
     made.saver.close()
+
+
+def test_weights_are_trained_under_the_seed_where_a_prompt_is_not_better(run):
+    adaptive = replace(run, config=run.config.with_values({"allocation": "adaptive"}))
+    searched = run_cycle(adaptive, start(OTHER, seed=SEED, started=True))  # both are right on the anchor
+    assert searched.population.candidates == (SEED,)
+    trained = run_cycle(adaptive, searched)
+    assert [line["kind"] for line in lines(run)] == ["fast", "eval", "eval", "step", "step", "eval"]
+    kept = (run.files.root / "rollouts" / "cycle-000001.jsonl").read_text().splitlines()
+    assert {json.loads(line)["candidate"] for line in kept} == {SEED.id}
+    assert trained.ledger.spent_weights == trained.rollouts.slow == 2 * 2 * 4
+    # What was decided is said in the first line of its cycle.
+    assert [line.get("reason", "") for line in lines(run)] == [
+        "nothing is known of the prompts yet",
+        "",
+        "",
+        "the last fast round had nothing new to try, and the weights are still version 0",
+        "",
+        "",
+    ]
 
 
 def start(*candidates, **fields):

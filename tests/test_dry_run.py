@@ -14,7 +14,7 @@ from fst_optimizer import FST, ProgramError, UserError
 from fst_optimizer.config.run import METHODS, FSTConfig
 from fst_optimizer.dry_run import check_budget, check_rollouts, check_scores, planned_cost_usd
 from fst_optimizer.errors import MetricError
-from fst_optimizer.schedule import RunSizes, planned
+from fst_optimizer.planned import RunSizes, planned
 from fst_optimizer.store.files import read_json
 from fst_optimizer.testing import chat_answer
 from fst_optimizer.types import Call, Outcome, Raised, Rollout, Usage

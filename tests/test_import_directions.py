@@ -16,7 +16,8 @@ LEVELS = (
     "children errors failpoints finding sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),
-    *("dspy_jobs", "evolve", "run", "schedule", "stream", "phases", "cycle", "ends", "parts", "dry_run", "optimizer"),
+    *("dspy_jobs", "evolve", "run", "schedule", "planned", "stream", "phases", "cycle", "ends", "parts", "dry_run"),
+    "optimizer",
     *("tasks", "finished", "task_run", "task_check"),
     *("testing", "lab", "tuning", "cli"),
 )

@@ -38,8 +38,8 @@ Methods = Annotated[
     str,
     typer.Option(
         help="Of fst, rl, gepa, sequential, once, sft, dspy-gepa, dspy-grpo, dspy-together. fst@vllm: on the vLLM "
-        "engine. fst+k1: one prompt at a time. rl+sweep: the best of a small sweep. rl+own: with settings of its own "
-        "by --set-method rl+own.NAME=VALUE."
+        "engine. fst+k1: one prompt at a time. fst+adaptive: each cycle goes to the side that gains more. "
+        "rl+sweep: the best of a small sweep. rl+own: with settings of its own by --set-method rl+own.NAME=VALUE."
     ),
 ]
 MaxRollouts = Annotated[int, typer.Option(min=1, help="Fast and slow rollouts of each run, the same cap for all.")]

@@ -179,6 +179,10 @@ class EvalConfig(Section, section="eval"):
     """Validation examples used, the first ones. None: all."""
     temperature: float = Field(default=0.0, ge=0)
     """0: greedy decoding, as every score in the docs."""
+    every_rollouts: int = Field(default=0, ge=0)
+    """Fewest fast + slow rollouts from one validation to the next; what comes sooner is left out, but for those at the
+    end of the run or of a stage. Raise it where validations take much of the time: pairs in between cannot be the best
+    one, and `budget.patience` counts the cycles that were validated. 0: after each cycle and each new leader."""
     kl_examples: int = Field(default=32, ge=1)
     """Held-out examples on whose sampled tokens `kl_to_base` is measured."""
 
@@ -266,6 +270,11 @@ class FSTConfig(Section):
     """`fst`; `rl` (K = 1, seed instruction, no fast rounds); `gepa` (fast rounds only); `sequential` (half of the
     rollouts on GEPA, then the rest on RL with its best candidate); `once` (the same with `fast.once_rollouts` on GEPA).
     """
+    allocation: Literal["fixed", "adaptive"] = "fixed"
+    """`fixed`: each cycle has a fast round and then T slow steps. `adaptive`: each cycle goes to the side that gains
+    more for a rollout, as far as is known (up to `fast.max_proposals` proposals, or up to T steps), and weights are
+    trained under prompts that lead the seed instructions with some confidence, else under these. Cycles are shorter
+    then: let `budget.max_rollouts` end the run. Only the method fst has it."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random choice of a run follows from it, but for the adapter's first weights and its dropout: those follow
     from `Policy(seed=)`, to which the command line gives the same number."""
@@ -295,6 +304,11 @@ class FSTConfig(Section):
                 "budget.max_rollouts is None: the sequential method spends half of it on GEPA, so give a number"
             )
         return self
+
+    @property
+    def adapts(self) -> bool:
+        """Whether what is known of both sides' gains decides what a cycle does."""
+        return self.method == "fst" and self.allocation == "adaptive"
 
     @property
     def searches_first(self) -> bool:

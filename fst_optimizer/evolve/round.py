@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gepa.proposer.base import CandidateProposal
@@ -16,7 +16,7 @@ from gepa.proposer.base import CandidateProposal
 from fst_optimizer.config.run import FastConfig
 from fst_optimizer.evolve.budget import RolloutBudget, Score
 from fst_optimizer.evolve.gepa_adapter import GepaAdapter, GepaSearch, Wanted
-from fst_optimizer.evolve.population import common_examples, frontier, select
+from fst_optimizer.evolve.population import Scores, common_examples, frontier, select
 from fst_optimizer.evolve.proposer import LONGEST, Proposer
 from fst_optimizer.evolve.reflect import PERFECT, Reflector
 from fst_optimizer.types import Candidate, Item, Population, Rollout
@@ -65,6 +65,8 @@ class FastRound:
     reused: int = 0
     """Of those, rollouts that served a second purpose."""
     reflection_calls: int = 0
+    scores: Scores = field(default_factory=dict)
+    """Of all that were scored on the whole anchor, those that are not kept included. Empty: nothing was rescored."""
 
     @property
     def best_score(self) -> float:
@@ -144,6 +146,7 @@ def evolve(
         population=select(Population(tuple(candidates), policy_version, scores), config.population),
         frontier=frontier(scores),
         notes=tuple(notes),
+        scores=scores,
         lost=search.lost,
         outlook=search.outlook,
         tried=tuple(proposer.new),

@@ -20,6 +20,7 @@ COLORS = {
     "once": "#d4ac0d",
     "sft": "#17a2a2",
     "fst+k1": "#d98880",
+    "fst+adaptive": "#641e16",
     "rl+sweep": "#7fb3d5",
     "dspy-gepa": "#7f8c2d",
     "dspy-grpo": "#e67e22",

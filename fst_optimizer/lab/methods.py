@@ -23,6 +23,7 @@ BLIND = ("rl", "dspy-grpo", SFT)
 """Methods that read no word of feedback: one run of them serves all kinds."""
 LABELS: dict[str, tuple[str, ...]] = {
     "fst+k1": ("fast.population=1",),
+    "fst+adaptive": ("allocation=adaptive",),
     "fst+posterior": ("rollout.shares=posterior",),
     "fst+prompt-baseline": ("train.baseline=prompt",),
     "fst+mixed-baseline": ("train.baseline=mixed",),

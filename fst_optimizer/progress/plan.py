@@ -59,6 +59,7 @@ class Plan:
             max_steps=budget.max_steps,
             max_time_s=budget.max_time_s,
             may_end_early=config.method == "gepa"
+            or config.adapts
             or any(cap is not None for cap in (budget.patience, budget.max_tokens, budget.max_cost_usd)),
         )
 

@@ -42,8 +42,10 @@ def lines_of(event: Event, before: Snapshot, now: Snapshot, last_line_s: float) 
     elif kind == "accepted":
         yield from _accepted(event, now)
     elif kind == "fast":
+        yield from _decided(event, now)
         yield _fast(event, now)
     elif kind == "step":
+        yield from _decided(event, now)
         yield _step(event, now)
     elif kind == "eval":
         yield _eval(event, before, now)
@@ -130,6 +132,20 @@ def _accepted(event: Event, now: Snapshot) -> Iterator[str]:
     for name, text in event["after"].items():
         yield f"{_stamp(event)} {_cycle(now, event['cycle'])}: new instruction for {plain(name)}, {scores}"
         yield f"    {plain(diff(event['before'][name], text))}"
+
+
+def _decided(event: Event, now: Snapshot) -> Iterator[str]:
+    """What a cycle does and why, where that was decided: with its first line."""
+    if decided := event.get("allocation"):
+        parts = []
+        if decided["proposals"]:
+            parts.append(f"prompts, up to {decided['proposals']} proposals")
+        elif decided["examples"]:
+            parts.append(f"candidates scored on {decided['examples']} examples")
+        if decided["steps"]:
+            parts.append(f"weights, up to {decided['steps']} steps")
+        what = ", then ".join(parts) or "nothing"
+        yield f"{_stamp(event)} {_cycle(now, event['cycle'])} goes to {what}: {plain(event['reason'])}"
 
 
 def _fast(event: Event, now: Snapshot) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from fst_optimizer.run.allocation import Ledger
 from fst_optimizer.run.monitors import Alarm, Watch
 from fst_optimizer.run.switches import Lookout
 from fst_optimizer.store.tally import Tally
@@ -99,6 +100,8 @@ class Stream(Stored):
     """Fast and slow rollouts when a switch was noticed."""
     searched: int = 0
     """Fast rollouts before the last switch that was noticed: a method that searches first does so again then."""
+    retry: bool = False
+    """Whether the next fast round tries the seed instructions beside the population, as a switch was noticed."""
     hurry: bool = False
     """Whether a switch was noticed in this cycle, so that its steps are left out for the next fast round."""
 
@@ -109,6 +112,8 @@ class State(Stored):
 
     population: Population
     best: Best
+    seed: Candidate | None = None
+    """The program's instructions as given. None: an earlier version, which did not keep them, began the run."""
     cycle: int = 0
     """Cycles done."""
     phase: int = 0
@@ -156,6 +161,10 @@ class State(Stored):
     """Cycles done -> the policy version that is kept from there, though no resume needs it: `run.keep_versions`."""
     stream: Stream | None = None
     """None: the run has one task."""
+    ledger: Ledger | None = None
+    """What decides where the next rollouts go. None: that is fixed, or nothing is decided yet."""
+    validated_at: int = 0
+    """Fast and slow rollouts at the last validation."""
     alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 

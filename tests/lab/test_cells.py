@@ -76,6 +76,8 @@ def test_fst_with_one_prompt_needs_no_settings_by_hand_and_takes_more():
     config = plan_run(k1.request).settings.config
     assert (config.method, config.fast.population, config.fast.anchor_size) == ("fst", 1, 8)
     assert methods.built_in("fst@vllm+k1") == ("fast.population=1",)
+    ((adaptive,),) = [[entry.jobs[0] for entry in cell.entries] for cell in made("fst+adaptive", tasks=TASKS[:1])]
+    assert plan_run(adaptive.request).settings.config.adapts
 
 
 @pytest.mark.parametrize("label", methods.LABELS)

@@ -2,6 +2,8 @@
 
 from itertools import accumulate
 
+import pytest
+
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.progress.plan import Plan
 from fst_optimizer.progress.snapshot import Snapshot, advance
@@ -103,6 +105,23 @@ def test_each_event_that_is_worth_one_is_a_line():
         "no update (every group was flat)",
         "[1:05] after cycle 1 of 4: val score 0.600, KL to base 0.0100, the best so far",
     ]
+
+
+@pytest.mark.parametrize(
+    ("decided", "said"),
+    [
+        ((12, 16, 0), "goes to prompts, up to 12 proposals: why"),
+        ((0, 0, 3), "goes to weights, up to 3 steps: why"),
+        ((0, 32, 3), "goes to candidates scored on 32 examples, then weights, up to 3 steps: why"),
+        ((0, 0, 0), "goes to nothing: why"),
+    ],
+)
+def test_what_was_decided_for_a_cycle_stands_before_its_first_line(decided, said):
+    allocation = dict(zip(("proposals", "examples", "steps"), decided, strict=True))
+    for line in (FAST, STEP):
+        heard = [started(), phase(1, "fast"), {**line, "allocation": allocation, "reason": "why\x1b[31m"}]
+        first, second = lines(heard)
+        assert first == f"[1:05] cycle 1 of 4 {said}\\x1b[31m" and second.startswith("[1:05] cycle 1 of 4")
 
 
 def test_the_plan_is_told_as_it_is():
