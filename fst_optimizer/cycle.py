@@ -101,6 +101,7 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
         reflections_left=schedule.reflections_left(config, state),
         tried=frozenset(state.tried),
         count_tokens=run.policy.count_tokens,
+        root=run.root,
         halted=lambda: bool(run.meter.reached()),
         on_accepted=lambda accepted: run.metrics.tell("accepted", cycle=state.cycle, **accepted_fields(accepted)),
     )

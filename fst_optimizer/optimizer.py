@@ -51,7 +51,7 @@ from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked,
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.stream import described, result_fields, stream_config
-from fst_optimizer.types import items_of
+from fst_optimizer.types import Candidate, items_of
 
 logger = logging.getLogger(__name__)
 
@@ -344,6 +344,7 @@ class FST(Teleprompter):  # type: ignore[misc]
             meter=meter,
             reflector=reflector,
             components=components_of(given),
+            root=Candidate(seed_texts(given.student)),
             teachers=given.teachers,
             trainset=given.train,
             valset=given.val,

@@ -106,7 +106,7 @@ class Candidate(Stored):
     parents: tuple[str, ...] = ()
     """Ids of the candidates that it was made from."""
     origin: str = "seed"
-    """`seed` (the program as given), `reflection` or `teacher`."""
+    """`seed` (the program as given), `reflection`, `merge` or `teacher`."""
     cycle: int = 0
     """The cycle whose fast round proposed it."""
     id: str = ""

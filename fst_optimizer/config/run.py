@@ -50,6 +50,15 @@ class FastConfig(Section, section="fast"):
     """Proposals in flight, each from a parent of its own draw: their reflections are asked for side by side, their
     minibatches run as one batch. Raise it, to 4 or 8, where the reflection LM takes seconds to answer. The more, the
     fewer of them are made from what the others found, and a cap on time or dollars is passed by as many calls."""
+    accept: Literal["sum", "paired"] = "sum"
+    """How a proposal is compared with its parent. `sum`: its sum of scores over the minibatch is higher. `paired`: more
+    examples of the anchor are drawn until a paired test has decided, or all are used and their sum decides. Take
+    `paired` where scores are noisy or proposals that were written for four examples fail on others: it rejects on more
+    rollouts, and accepts less of what is no better."""
+    merge: bool = False
+    """Whether two candidates of the frontier are merged, text by text, before a round's first proposal and after each
+    that is accepted. A merge counts as a proposal, without a reflection. Try it in programs of several predictors; with
+    one there is nothing to merge."""
     max_instruction_tokens: int | None = Field(default=None, ge=1)
     """Tokens, as the policy counts them, beyond which a proposed text is rejected before any rollout; the reflection LM
     is told. Set it where long prompts cost too much. None: no limit."""

@@ -5,7 +5,7 @@ A rollout that the engine failed is run once more. If that is lost too, it stays
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from fst_optimizer.errors import FSTError
@@ -53,6 +53,15 @@ class RolloutBudget:
         """`scores` of several candidates, run as one batch."""
         found = self.run(wanted, capture=False, reserve=reserve)
         return [{one.example_id: one.score for one in rollouts if not one.lost} for rollouts in found]
+
+    def part_scores(self, candidate: str, examples: Collection[str]) -> dict[str, float]:
+        """`EXAMPLE PREDICTOR` -> the predictor's own score; of what is kept, so of greedy rollouts alone."""
+        return {
+            f"{example} {predictor}": score
+            for example in examples
+            if (rollout := self._kept.get((candidate, example))) is not None and not rollout.lost
+            for predictor, score in rollout.predictor_scores.items()
+        }
 
     def run(self, wanted: Wanted, *, capture: bool, reserve: int = 0) -> list[list[Rollout]]:
         """One rollout per candidate and item, in order; what comes twice in one call is run once.

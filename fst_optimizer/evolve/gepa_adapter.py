@@ -161,14 +161,6 @@ class GepaSearch:
             raise FSTError("building the examples to reflect on failed") from self._adapter.failure
         return proposals
 
-    def conclusive(self, proposal: CandidateProposal[Any]) -> bool:
-        """Whether at least half of the minibatch was answered both under the parent and under the proposal."""
-        return 2 * len(_answered(proposal)) >= len(proposal.subsample_scores_before or ())
-
-    def improves(self, proposal: CandidateProposal[Any]) -> bool:
-        """GEPA's rule: the minibatch's sum of scores went up; over what was answered under both."""
-        return sum(after for _, after in _answered(proposal)) > sum(before for before, _ in _answered(proposal))
-
     def add(self, candidate: Candidate, parents: list[int], scores: Mapping[str, float]) -> None:
         """Take in an accepted proposal, scored on the whole anchor."""
         self._state.update_state_with_new_program(parents, dict(candidate.texts), _evaluation(scores), None, 0)
@@ -181,12 +173,6 @@ class GepaSearch:
                 scores.pop(example, None)
         for example in examples:
             state.program_at_pareto_front_valset.pop(example, None)
-
-
-def _answered(proposal: CandidateProposal[Any]) -> list[tuple[float, float]]:
-    """The parent's and the proposal's score on each example of the minibatch that neither lost."""
-    pairs = zip(proposal.subsample_scores_before or (), proposal.subsample_scores_after or (), strict=True)
-    return [pair for pair in pairs if not any(map(math.isnan, pair))]
 
 
 def _evaluation(scores: Mapping[str, float]) -> ValsetEvaluation[Any, Any]:

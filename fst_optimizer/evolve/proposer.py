@@ -70,6 +70,11 @@ class Proposer:
         """Whether the run's reflections are used up."""
         return self._spent(0)
 
+    @property
+    def known(self) -> Mapping[str, Candidate]:
+        """Every candidate of the round by its id, those that were rejected too."""
+        return self._known
+
     def candidate(self, texts: Texts) -> Candidate:
         """The candidate with these texts, with its lineage."""
         return self._known[Candidate(texts).id]

@@ -185,4 +185,5 @@ def fast_round(task: Task, policy: Policy, config: FSTConfig, reflector: LMRefle
         seed=config.seed,
         components=tuple(seed.texts),
         count_tokens=policy.count_tokens,
+        root=seed,
     )

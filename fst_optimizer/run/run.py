@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fst_optimizer.store.meter import Meter
     from fst_optimizer.store.metrics import MetricsLog
     from fst_optimizer.train.trainer import Trainer
-    from fst_optimizer.types import Item
+    from fst_optimizer.types import Candidate, Item
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Run:
     reflector: Reflector
     components: tuple[str, ...]
     """The predictors whose instructions may change."""
+    root: Candidate
+    """The program's own instructions."""
     teachers: tuple[Teacher, ...]
     """Programs that join every group of the slow steps."""
     trainset: tuple[Item, ...]

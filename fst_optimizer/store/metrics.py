@@ -19,7 +19,8 @@ from fst_optimizer.store.files import sync, writing
 from fst_optimizer.types import Candidate, Rollout, RolloutCounts
 
 if TYPE_CHECKING:
-    from fst_optimizer.evolve.round import Accepted, FastRound
+    from fst_optimizer.evolve.round import FastRound
+    from fst_optimizer.evolve.search import Accepted
     from fst_optimizer.progress.plan import Plan
     from fst_optimizer.rollout.credit import Credit
     from fst_optimizer.run.state import State, ValidationScore

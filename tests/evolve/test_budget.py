@@ -1,5 +1,7 @@
 """The rollouts of a round: counted, never above the limit, and greedy ones never run twice."""
 
+from dataclasses import replace
+
 import pytest
 
 from fst_optimizer.errors import FSTError
@@ -41,6 +43,32 @@ def test_greedy_rollouts_are_run_once_captured_at_once_and_counted_as_reused_onc
     run(budget, A, ITEMS[1:2], capture=True)
     assert score.asked == [(["train-0", "train-1", "train-2"], True), (["train-3"], True)]
     assert (budget.spent, budget.left, budget.reused) == (4, 6, 1)
+
+
+def test_the_predictors_own_scores_of_greedy_rollouts_are_kept():
+    class Parts(Score):
+        def rollout(self, candidate, name):
+            found = super().rollout(candidate, name)
+            return replace(found, predictor_scores={"p": found.score / 2})
+
+    for reuse, parts in ((True, {"train-2 p": 1.0}), (False, {})):
+        budget = RolloutBudget(Parts(train_3=9), 10, reuse=reuse)
+        budget.scores(A, ITEMS)
+        assert budget.part_scores(A.id, ["train-2", "train-3"]) == parts
+        assert budget.part_scores(B.id, ["train-2"]) == {}
+
+
+def test_several_candidates_are_one_batch_and_each_gets_its_own():
+    score = Score()
+    budget = RolloutBudget(score, 10, reuse=True)
+    budget.scores(A, ITEMS[:1])
+    a, b = budget.run([(A, ITEMS[:2]), (B, ITEMS[1:])], capture=False)
+    assert [(one.candidate_id, one.example_id) for one in (*a, *b)] == [
+        *((A.id, "train-0"), (A.id, "train-1")),
+        *((B.id, "train-1"), (B.id, "train-2"), (B.id, "train-3")),
+    ]
+    assert score.asked[1:] == [(["train-1", "train-1", "train-2", "train-3"], True)]
+    assert (budget.spent, budget.reused) == (5, 1)
 
 
 def test_another_candidate_shares_no_rollouts():

@@ -70,7 +70,8 @@ def evolved(config, reflector, **more):
         batches.append((len(wanted), sum(len(items) for _, items in wanted)))
         return [one for pair in wanted for one in world(*pair, capture=capture)]
 
-    known = {"policy_version": 3, "cycle": 2, "seed": 0, "components": tuple(RULES), "count_tokens": len, **more}
+    known = {"policy_version": 3, "cycle": 2, "seed": 0, "components": tuple(RULES), "count_tokens": len, "root": SEED}
+    known |= more
     return evolve(Population((SEED,)), score, items(), reflector, config, **known), batches
 
 

@@ -96,7 +96,7 @@ def numbered():
 
 
 def fast(world=None, population=None, reflector=None, anchor=None, *, config=None, seed=0, **more):
-    arguments = {"policy_version": 3, "cycle": 2, "components": tuple(RULES), "count_tokens": len, **more}
+    arguments = {"policy_version": 3, "cycle": 2, "components": tuple(RULES), "count_tokens": len, "root": SEED, **more}
     world = world or World()
     return evolve(
         population or Population((SEED,)),
