@@ -125,16 +125,13 @@ class GepaSearch:
         self._state.named_predictor_id_to_update_next_for_program_candidate = [turn % len(components)] * len(candidates)
         every = config.components == "all"
         self._sampling = PxNSampling(p=1, n=1)
-        self._drawn = 0
         self._proposer = ReflectiveMutationProposer(
             logger=_DebugLog(),
             trainset=list(items),
             adapter=adapter,  # type: ignore[arg-type]  # GEPA allows None for propose_new_texts, its protocol does not say so
             candidate_selector=ParetoCandidateSelector(random.Random(f"parents/{seed}")),
             module_selector=AllReflectionComponentSelector() if every else RoundRobinReflectionComponentSelector(),
-            batch_sampler=EpochShuffledBatchSampler(
-                min(config.minibatch, len(items)), random.Random(f"minibatches/{seed}")
-            ),
+            batch_sampler=_OneAfterTheOther(min(config.minibatch, len(items)), random.Random(f"minibatches/{seed}")),
             perfect_score=PERFECT,
             skip_perfect_score=True,
             experiment_tracker=ExperimentTracker(),
@@ -151,10 +148,8 @@ class GepaSearch:
         Raises:
             FSTError: The examples to reflect on could not be built.
         """
-        # What GEPA's engine does before each proposal, and its proposer relies on. It draws minibatches from this
-        # number on: one for each proposal, so that the next ones get others.
-        self._state.i, self._drawn = self._drawn, self._drawn + count
-        self._state.full_program_trace.append({"i": self._state.i})
+        # What GEPA's engine does before each proposal, and its proposer relies on.
+        self._state.full_program_trace.append({"i": self._state.i + 1})
         self._sampling.p = count
         proposals = self._proposer.propose(self._state)
         if self._adapter.failure is not None:
@@ -177,6 +172,21 @@ class GepaSearch:
 
 def _evaluation(scores: Mapping[str, float]) -> ValsetEvaluation[Any, Any]:
     return ValsetEvaluation(outputs_by_val_id={}, scores_by_val_id=dict(scores))
+
+
+class _OneAfterTheOther(EpochShuffledBatchSampler[Any, Any]):
+    """The minibatches of proposals in flight together are those that they would get one after the other.
+
+    GEPA shuffles anew only between iterations: in one that draws more than an epoch, the same minibatches come again,
+    and with them the same prompts.
+    """
+
+    drawn = 0
+
+    def next_minibatch_ids(self, loader: Any, state: GEPAState[Any, Any]) -> list[Any]:
+        state.i, self.drawn = self.drawn, self.drawn + 1
+        ids: list[Any] = super().next_minibatch_ids(loader, state)
+        return ids
 
 
 class _DebugLog:

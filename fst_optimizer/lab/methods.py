@@ -37,6 +37,12 @@ STEP_LABELS: dict[str, tuple[str, ...]] = {
 }
 """Label of any method with slow steps -> its settings: one change each of the step. The target is given a rate that it
 has something to hold back of."""
+SEARCH_LABELS: dict[str, tuple[str, ...]] = {
+    "parallel": ("fast.parallel_proposals=4",),
+    "paired": ("fast.accept=paired",),
+    "merge": ("fast.merge=true",),
+}
+"""Label of any method with fast rounds -> its settings: one change each of the search."""
 SWEEP = "sweep"
 """The label of a method that is a small sweep of another: `rl+sweep`."""
 
@@ -65,7 +71,8 @@ def built_in(method: str) -> tuple[str, ...]:
     """The settings of a label that needs none by hand."""
     name, label = plain(method), method.partition("+")[2]
     of_step = STEP_LABELS.get(label, ()) if name in METHODS and name != "gepa" else ()
-    return LABELS.get(f"{name}+{label}", of_step)
+    of_search = SEARCH_LABELS.get(label, ()) if name in METHODS and name != "rl" else ()
+    return LABELS.get(f"{name}+{label}", of_step or of_search)
 
 
 def reads_feedback(method: str, config: Mapping[str, Any]) -> bool:

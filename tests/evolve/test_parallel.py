@@ -128,6 +128,25 @@ def test_several_parents_are_reflected_on_together():
     assert {current for component, current in seen[0] if component == "first"} == {"0", "1"}
 
 
+def test_what_is_reflected_on_together_is_what_would_be_one_after_the_other_and_never_the_same_twice():
+    """Eight minibatches of four from sixteen examples: after four of them they are shuffled anew."""
+
+    def read(parallel):
+        seen = []
+
+        class Reads(Scripted):
+            def __call__(self, component, current, dataset):
+                seen.append((component, tuple(entry["Inputs"].get("letters", entry["Feedback"]) for entry in dataset)))
+                return super().__call__(component, current, dataset)
+
+        counter = iter(range(99))
+        reflector = Reads(lambda component, current: f"Try {next(counter)}.")
+        fast(reflector=reflector, config=FastConfig(parallel_proposals=parallel, max_proposals=10, patience=0))
+        return seen
+
+    assert read(1) == read(4) == read(8) and len(set(read(8)[:8])) == 8
+
+
 def test_one_failing_reflection_of_several_loses_none_of_the_others(caplog):
     class Third(Batches):
         def __call__(self, component, current, dataset):
@@ -197,6 +216,18 @@ def test_answers_and_costs_belong_to_their_questions_whoever_is_answered_first()
     assert [one.text and one.text.partition(",")[0] for one in answers] == ["Text 1", "Text 2", None, "Text 4"]
     assert answers[2].note == "the reflection LM failed: RuntimeError: slow down"
     assert (reflector.calls, reflector.cost_usd, reflector.failure) == (4, 7.0, "")
+
+
+def test_a_wrong_key_is_seen_in_a_batch_and_forgotten_once_one_is_answered():
+    with SlowAnswers(0.0, lambda number, prompt: 401) as server:
+        reflector = LMReflector(server.lm())
+        answers = reflector.many(asks(1, 2, 3), 3)
+        assert [(one.text, one.lost) for one in answers] == [(None, False)] * 3
+        assert "status 401" in reflector.failure
+        with SlowAnswers(0.0, new_text) as right:
+            reflector.lm = right.lm()
+            assert reflector.many(asks(4), 3)[0].text
+        assert reflector.failure == ""
 
 
 def test_no_more_calls_are_in_flight_than_allowed():

@@ -105,6 +105,17 @@ def test_a_change_of_the_step_is_a_label_of_every_method_that_trains():
     ]
 
 
+def test_a_change_of_the_search_is_a_label_of_every_method_with_fast_rounds():
+    made_of = {name: methods.built_in(name) for name in ("gepa+paired", "fst+paired", "once@vllm+paired")}
+    assert set(made_of.values()) == {("fast.accept=paired",)}
+    assert methods.built_in("rl+paired") == methods.built_in("dspy-gepa+merge") == ()
+    names = ("gepa", *(f"gepa+{label}" for label in methods.SEARCH_LABELS))
+    jobs = comparison_jobs("programs/letters:dedupe-sort", OUT, names, (0,), Common(400), {})
+    plain, *others = [plan_run(job.request).settings.config.fast.to_dict() for job in jobs]
+    changed = [{name: value for name, value in one.items() if value != plain[name]} for one in others]
+    assert changed == [{"parallel_proposals": 4}, {"accept": "paired"}, {"merge": True}]
+
+
 def test_once_with_given_instructions_searches_and_reads_nothing():
     own = Own({"once": ["fast.once_rollouts=64"]}, {"once+given": Path("given.json")})
     assert own.reads_feedback("once") and own.reads_feedback("fst")
