@@ -2,7 +2,8 @@
 
 - rollouts through the collector against raw batched `generate` on the same prompts (aim: 0.7 or more);
 - tokens through the slow step against TRL's GRPOTrainer on the same rows and model (aim: 1 or more);
-- how far the trainer's log-probs are from the sampler's; milliseconds to publish a version; peak memory.
+- how far the trainer's log-probs are from the sampler's; milliseconds to publish a version; peak memory, ours alone and
+  with TRL, which loads vLLM where that is installed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
     collect = collecting(task, policy, config, examples)
     rollouts, collect_s, raw_s = _rollout_times(policy, collect, config, repeats)
     rows = credit(grouped(rollouts), config).rows
-    ours_s, trl_s = _step_times(policy, rows, config.train, repeats)
+    ours_s, trl_s, ours_mib = _step_times(policy, rows, config.train, repeats)
     prompt_and_completion = sum(len(row.call.prompt_ids) + len(row.call.completion_ids) for row in rows)
     calls = sum(len(rollout.calls) for rollout in rollouts)
     return {
@@ -56,8 +57,14 @@ def bench(task: Task, policy: Policy, config: FSTConfig, *, examples: int = 64, 
         "slow_step_over_trl": None if trl_s is None else trl_s / ours_s,
         "logprob_difference_max": _logprob_difference(policy, rows, config.train),
         "publish_ms": 1e3 * take_turns({"publish": policy.publish}, 5)["publish"].seconds,
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_ours_mib": ours_mib,
+        "peak_memory_mib": _peak_mib(),
     }
+
+
+def _peak_mib() -> float:
+    """The most memory that this process has had until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def collecting(
@@ -108,11 +115,16 @@ def _rollout_times(
 
 def _step_times(
     policy: Policy, rows: Sequence[TrainRow], config: TrainConfig, repeats: int
-) -> tuple[float, float | None]:
-    """Seconds of our slow step, and of TRL's on the same rows; None for TRL where it is not installed."""
+) -> tuple[float, float | None, float]:
+    """Seconds of our slow step, and of TRL's on the same rows; the peak memory in MiB before TRL is loaded.
+
+    None for TRL where it is not installed.
+    """
     trainer = policy.trainer(config)
     start = policy.tensors(policy.version)
     contenders: dict[str, Callable[[], Any]] = {"ours": lambda: trainer.step(rows)}
+    trainer.step(rows)
+    ours_mib = _peak_mib()
     with tempfile.TemporaryDirectory() as folder:
         if find_spec("trl"):
             from fst_optimizer.lab.trl_step import TRLStep
@@ -120,7 +132,7 @@ def _step_times(
             contenders["trl"] = TRLStep(policy, rows, config, folder)
         turns = take_turns(contenders, repeats)
     policy.restore(policy.version, start)
-    return turns["ours"].seconds, turns["trl"].seconds if "trl" in turns else None
+    return turns["ours"].seconds, turns["trl"].seconds if "trl" in turns else None, ours_mib
 
 
 def _logprob_difference(policy: Policy, rows: Sequence[TrainRow], config: TrainConfig) -> float:

@@ -228,7 +228,7 @@ def test_rows_cancel_out_and_flat_groups_are_those_of_one_value(scores):
     assert len(found.rows) == sum(len(row) for row in scores if len(set(row)) > 1)
 
 
-@pytest.mark.parametrize("values", [{"train.kl_coef": 0.1}, {"train.entropy_coef": 0.1}])
+@pytest.mark.parametrize("values", [{"train.kl_coef": 0.1}, {"train.entropy_coef": 0.1}, {"train.entropy_floor": 0.1}])
 def test_flat_groups_give_rows_without_advantage_where_something_else_acts_on_them(values):
     groups = [
         group(rollout(1.0), rollout(1.0, calls=[call(5), call(6)]), example="train-1"),

@@ -232,6 +232,12 @@ def test_a_step_is_shortened_to_the_target_and_the_next_begins_there(
     assert again.kl_to_last is not None and again.kl_to_last <= 1.5e-3
 
 
+def test_a_rate_that_was_held_back_comes_back_by_doubling(model: PeftModel, moved: Moved, make_rows: MakeRows) -> None:
+    trainer = Trainer(moved(model), 0, TrainConfig(lr=1e-3, warmup_steps=0, target_kl=100.0))
+    trainer.load_state({"tensors": {}, "numbers": {"lr_scale": 0.25}})
+    assert [trainer.step(make_rows()).lr for _ in range(4)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
+
+
 def test_steps_stay_near_their_target(model: PeftModel, moved: Moved, make_rows: MakeRows) -> None:
     trainer = Trainer(moved(model), 0, TrainConfig(target_kl=1e-3, lr=5e-2, warmup_steps=0))
     kls = [trainer.step(make_rows(seed=seed)).kl_to_last or 0.0 for seed in range(10)]
