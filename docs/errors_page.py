@@ -35,6 +35,7 @@ PARTS = {
     "Rollouts and the metric": ("rollout", "dry_run", "run/evaluate", "store/meter"),
     "The policy and its model": ("policy", "model"),
     "The slow step": ("train",),
+    "Distillation": ("distill", "task_distill"),
     "Engines": ("engines",),
     "Run directories": ("store", "run"),
     "Tasks": ("tasks", "task_run", "task_kit", "sandbox"),

@@ -190,7 +190,7 @@ def validate(run: Run, state: State, again: bool = False) -> State:
             watch, alarms = after_loss(run.config.monitors, state.watch, "the validation", known.lost, examples, first)
             state = replace(state, watch=watch, alarms=(*state.alarms, *alarms))
         if candidate == leading[0] if state.stream else (new or again) and state.best.beaten_by(known):
-            state = replace(state, best=Best(candidate, version, known.score, known.kl_to_base, known.scores))
+            state = replace(state, best=Best.of(candidate, known))
     return state
 
 

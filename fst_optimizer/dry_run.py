@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.distill.lesson import rendering
 from fst_optimizer.errors import EngineError, FSTError, ProgramError, UserError
 from fst_optimizer.evolve.reflect import LMReflector, Reflector, will_pass
 from fst_optimizer.evolve.reflection_lm import is_policy
@@ -111,6 +112,7 @@ def dry_run(
     """
     config, meter, sizes = collector.config, collector.meter, sizes_of(given, test)
     ended: list[Rollout] = []
+    under_teacher = given.lesson.under_teacher() if given.lesson else None
     broken: FSTError | None = None
     with meter.uncapped(), meter.charging("eval"):
         try:
@@ -121,6 +123,7 @@ def dry_run(
                 temperature=config.rollout.temperature,
                 capture=True,
                 on_rollout=ended.append,
+                under_teacher=under_teacher,
             )
         except FSTError as error:
             broken = error
@@ -134,6 +137,7 @@ def dry_run(
             if broken is None or isinstance(broken, ProgramError)
             else [_broken(broken)]
         ),
+        *(rendering(under_teacher) if under_teacher else ()),
         *check_prices(config, meter.usage),
         check_reflection(config, sizes, reflector),
         Finding("ok", "plan", described(plan, config, meter.usage, len(rollouts), reflector)),

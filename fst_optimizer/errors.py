@@ -9,7 +9,7 @@ Three kinds of things go wrong, and each is handled in one way:
   records it as the rollout's `Outcome`, and it earns its configured reward. It never raises.
 - **A broken part** (the metric, the engine, the trainer, the disk) raises `MetricError`, `EngineError`,
   `TrainingError` or `StorageError`, chained with `from` to its cause and saying what was being done. The run stops; its
-  last checkpoint stands.
+  last checkpoint stands. `NotDistilled` is no broken part, but a result that is refused.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class ReflectionError(FSTError):
 
 class TrainingError(FSTError):
     """The slow step broke, or was skipped too many times in a row."""
+
+
+class NotDistilled(FSTError):
+    """A distilled program is not good enough without its long prompt: none was written."""
 
 
 class StorageError(FSTError):

@@ -27,6 +27,8 @@ from fst_optimizer.config.overrides import base_config
 from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.cycle import run_cycle
 from fst_optimizer.data import listed, split_data, stages_of
+from fst_optimizer.distill.cycle import distill, gate
+from fst_optimizer.distill.lesson import Lesson, before_compiling, short_texts
 from fst_optimizer.dry_run import DryRun, dry_run
 from fst_optimizer.ends import start, tested
 from fst_optimizer.errors import UserError
@@ -34,7 +36,7 @@ from fst_optimizer.evolve.reflect import LMReflector
 from fst_optimizer.evolve.reflection_lm import check_lm, name_of
 from fst_optimizer.logs import FROM_PYTHON, KeptWarnings, kept_warnings
 from fst_optimizer.model.load import path_to_say
-from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of
+from fst_optimizer.parts import collector_of, components_of, first_state, reflector_of, trainer_of
 from fst_optimizer.phases import warned
 from fst_optimizer.program.lms import attach_policy, keep_keys_of
 from fst_optimizer.program.student import check_roles, checked_student, checked_teachers
@@ -51,7 +53,7 @@ from fst_optimizer.store.files import RunFiles, check_run_dir, checksum, locked,
 from fst_optimizer.store.meter import Meter
 from fst_optimizer.store.metrics import Callback, MetricsLog
 from fst_optimizer.stream import described, result_fields, stream_config
-from fst_optimizer.types import Candidate, items_of
+from fst_optimizer.types import Candidate, Texts, items_of
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +125,9 @@ class FST(Teleprompter):  # type: ignore[misc]
         self.task = task
         self.instructions_given = False
         """Whether the students' instructions were given beside a task whose own are others, for `config.json`."""
+        self.seed_instructions: Texts | None = None
+        self.distilled_from: Mapping[str, Any] | None = None
+        """What a run's files say of a program to be distilled: what it was compiled from, and where it comes from."""
         self.testset = None if testset is None else items_of(listed(testset, "testset"), "test")
         if self.testset == ():
             raise UserError("testset is empty: give examples, or None for no test scores")
@@ -208,6 +213,46 @@ class FST(Teleprompter):  # type: ignore[misc]
         config = stream_config(given.config, len(found))
         return self._compiled(replace(given, config=config, train=found[0].train, val=found[0].val, stages=found))
 
+    def distill(
+        self,
+        program: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None = None,
+        instructions: Mapping[str, str] | None = None,
+    ) -> dspy.Module:
+        """Teach the policy to do without a compiled program's long prompt: its instructions go into the weights.
+
+        The teacher is the program as it is, and is not changed. The student begins with the same weights, under the
+        instructions from before `program` was compiled; it samples, and learns at each of its tokens what the teacher
+        would have said (reverse KL). The run directory is one like any other; its `result.json` has besides
+        `distilled_from`, `teacher_score`, `tokens_per_answer` and `token_entropy`. `config.method` is not looked at.
+
+        Args:
+            program: What `compile` or `load` returned.
+            trainset: Examples; no answer in them is looked at but by the metric, for the record.
+            valset: Examples to score teacher and student on. None: a seeded fifth of `trainset` is held out.
+            instructions: Others for the student, by predictor. None, and for predictors that are not named: those
+                that `program` was compiled from, which a program of `load` does not know. Predictors whose calls do
+                not train the policy keep theirs.
+
+        Returns:
+            A copy with the student's instructions, its LM serving the best version, and `detailed_results`.
+
+        Raises:
+            NotDistilled: the student keeps too little of the prompt's gain (`distill.keep_gain`), or too little entropy
+                (`distill.min_entropy`). The run directory has no result then, and can be resumed.
+            Others: as `compile` does; UserError also for a call that cannot be rendered under the teacher's prompt.
+        """
+        given = self.check(program, trainset, None, valset)
+        seed, origin = before_compiling(program)
+        config = given.config.with_values({"method": "rl"})
+        texts = short_texts(program, self.seed_instructions or seed, instructions, config, "instructions")
+        teacher, student = Candidate(seed_texts(program)), Candidate(texts)
+        origin = {"policy_version": given.start_version, **origin, **(self.distilled_from or {})}
+        lesson = Lesson(teacher, student, given.start_version, {**origin, "candidate": dict(teacher.texts)})
+        return self._compiled(replace(given, config=config, student=apply_texts(program, texts), lesson=lesson))
+
     def _compiled(self, given: Given, *, student_follows: bool = False) -> dspy.Module:
         """What `compile` returns for what it was given."""
         run_dir = self.run_dir or new_run_dir(type(given.student).__name__)
@@ -292,9 +337,12 @@ class FST(Teleprompter):  # type: ignore[misc]
     def _cycles(self, run: Run, given: Given, state: State, *, resumed: bool) -> dspy.Module:
         try:
             run.begin(state, test=len(self.testset or ()), resumed=resumed)
-            state = start(run, state, self.testset)
-            while not state.over:
-                state = run_cycle(run, state)
+            if given.lesson:
+                state = distill(run, state, given.lesson, self.testset)
+            else:
+                state = start(run, state, self.testset)
+                while not state.over:
+                    state = run_cycle(run, state)
             return self._finish(given, run, state)
         except KeyboardInterrupt:
             again = "interrupted; go on from here with FST(..., run_dir=%r, resume=True)"
@@ -316,10 +364,13 @@ class FST(Teleprompter):  # type: ignore[misc]
         }
         if given.stages:
             description["data"]["stages"] = described(given.stages)
+        if given.lesson:
+            description["distilled_from"] = dict(given.lesson.origin)
         if not resuming:
             write_json(files.config, {**description, "run_id": uuid4().hex})
             return []
         before = read_config(files.config)
+        record.check_same_kind(before, description)
         changes = record.changes(before, description)
         record.check_same_run(changes, allowed=self.allow_changes)
         if changes:
@@ -333,7 +384,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         reflector = reflector_of(self.reflection_lm, config)
         meter = Meter(config.budget, reflector)
         collector = collector_of(program, given, self.metric, meter)
-        trainer = policy.trainer(config.train) if config.method != "gepa" else None
+        trainer = trainer_of(given)
         metrics = MetricsLog(files.metrics, (*listeners, *self.listeners))
         payers = (collector, reflector) if isinstance(reflector, LMReflector) else (collector,)
         return Run(
@@ -358,7 +409,9 @@ class FST(Teleprompter):  # type: ignore[misc]
 
     def _finish(self, given: Given, run: Run, state: State) -> dspy.Module:
         """The compiled program, on disk and in hand."""
-        policy, best = run.policy, state.best
+        policy, best, more = run.policy, state.best, dict[str, Any]()
+        if given.lesson:
+            state, more = gate(run, state, given.lesson)
         version = best.policy_version
         policy.restore(version, policy.tensors(version) if version else None)
         compiled = apply_texts(attach_policy(given.student, policy, version), best.candidate.texts)
@@ -367,7 +420,7 @@ class FST(Teleprompter):  # type: ignore[misc]
         # Before result.json, whose presence means finished: a crash while testing is mended by a resume.
         state, test_score = tested(run, state, self.testset)
         state = warned(run, state)  # what the last checkpoint came too early for
-        result = record.result_of(given.config, given.task, state, run.metrics.time_s, test_score)
+        result = record.result_of(given.config, given.task, state, run.metrics.time_s, test_score) | more
         if state.stream:
             result |= result_fields(run.stages, state.stream)
         sums = {path.name: checksum(path) for path in (run.files.program, run.files.config)}

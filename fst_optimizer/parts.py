@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fst_optimizer.rollout.metric import Metric
     from fst_optimizer.run.run import Given, Run
     from fst_optimizer.store.meter import Meter
+    from fst_optimizer.train.trainer import Trainer
 
 
 def components_of(given: Given) -> tuple[str, ...]:
@@ -59,6 +60,14 @@ def collector_of(program: dspy.Module, given: Given, metric: Metric, meter: Mete
         meter,
         must_work=True,
     )
+
+
+def trainer_of(given: Given) -> Trainer | None:
+    """What updates the weights; None where the method leaves them as they are."""
+    config, lesson = given.config, given.lesson
+    if lesson:
+        return given.policy.distiller(config.train, lesson.version, full=config.distill.full_vocabulary)
+    return given.policy.trainer(config.train) if config.method != "gepa" else None
 
 
 def first_state(run: Run, program: dspy.Module, dry_run: DryRun | None) -> State:

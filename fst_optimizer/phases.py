@@ -23,12 +23,15 @@ Phase = Callable[..., State]
 
 
 class Phases:
-    """The phases of one cycle, in the order in which they are called; the first `done` of them are skipped."""
+    """The phases of one cycle, in the order in which they are called; the first `done` of them are skipped.
 
-    def __init__(self, run: Run, done: int) -> None:
+    `before`: how many phases at the cycle's beginning this kind of run does not have.
+    """
+
+    def __init__(self, run: Run, done: int, before: int = 0) -> None:
         self.run = run
         self._done = done
-        self._number = 0
+        self._number = before
 
     def __call__(self, state: State, phase: Phase, *arguments: Any, kind: str = "") -> State:
         """The state after the next phase, committed.

@@ -168,6 +168,9 @@ class Call:
     """`stop` or `length`."""
     text: str = ""
     """The completion decoded, before any `<think>` part is stripped."""
+    teacher_ids: tuple[int, ...] = ()
+    """What `prompt_ids` would be under a teacher's instructions: in distillation alone, and empty where that cannot be
+    told."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class Rollout:
             **vars(self),
             "feedback": dict(self.feedback),
             "predictor_scores": dict(self.predictor_scores),
-            "calls": [vars(call) for call in self.calls],
+            "calls": [_plain_call(call) for call in self.calls],
             "trace": trace,
             "usage": {model: vars(used) for model, used in self.usage.items()},
             "raised": self.raised and vars(self.raised),
@@ -279,15 +282,26 @@ class Rollout:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rollout:
         """The inverse of `to_json`."""
-        lists = ("prompt_ids", "completion_ids", "logprobs")
+        lists = ("prompt_ids", "completion_ids", "logprobs", "teacher_ids")
         parts = {
             "outcome": Outcome(data["outcome"]),
-            "calls": tuple(Call(**{**call, **{name: tuple(call[name]) for name in lists}}) for call in data["calls"]),
+            "calls": tuple(
+                Call(**{**call, **{name: tuple(call[name]) for name in lists if name in call}})
+                for call in data["calls"]
+            ),
             "trace": tuple(TraceStep(**step) for step in data["trace"]),
             "usage": {model: Usage(**used) for model, used in data["usage"].items()},
             "raised": Raised(**{**raised, "lines": tuple(raised["lines"])}) if (raised := data.get("raised")) else None,
         }
         return cls(**{**data, **parts})
+
+
+def _plain_call(call: Call) -> dict[str, Any]:
+    """All of a call, without what only distillation has where it is none."""
+    data = dict(vars(call))
+    if not call.teacher_ids:
+        del data["teacher_ids"]
+    return data
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ LEVELS = (
     "children errors failpoints finding sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),
-    *("dspy_jobs", "evolve", "run", "schedule", "planned", "stream", "phases", "cycle", "ends", "parts", "dry_run"),
-    "optimizer",
-    *("tasks", "finished", "task_run", "task_check"),
+    *("dspy_jobs", "evolve", "run", "schedule", "planned", "stream", "phases", "cycle", "ends", "distill", "parts"),
+    *("dry_run", "optimizer"),
+    *("tasks", "finished", "task_run", "task_distill", "task_check"),
     *("testing", "lab", "tuning", "cli"),
 )
 """From the lowest to the highest. What shares a line does not import each other."""

@@ -12,6 +12,7 @@ import fst_optimizer.cli.stream  # noqa: F401
 from fst_optimizer.children import end_with_parent
 from fst_optimizer.cli.check import check_command
 from fst_optimizer.cli.compile import compile_command
+from fst_optimizer.cli.distill import distill_command
 from fst_optimizer.cli.finished import eval_command, export_command, serve_command
 from fst_optimizer.cli.lab import lab
 from fst_optimizer.cli.tune import tune_command
@@ -54,6 +55,7 @@ app.command("tune")(tune_command)
 app.command("eval")(eval_command)
 app.command("serve")(serve_command)
 app.command("export")(export_command)
+app.command("distill")(distill_command)
 app.add_typer(lab, name="lab")
 
 

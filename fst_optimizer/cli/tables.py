@@ -22,6 +22,18 @@ def compiled(result: Mapping[str, Any], run_dir: Path, *, task: str | None, mode
     return closing(result, _next_steps(result, run_dir, task, model))
 
 
+def distilled(result: Mapping[str, Any], run_dir: Path, *, task: str | None, model: str | None) -> list[Table | str]:
+    """What a distillation came to: the teacher beside the closing table of any run."""
+    tokens, entropy = result["tokens_per_answer"], result["token_entropy"]
+    rows = [
+        ["validation score", number(result["teacher_score"], 4), number(result["val_score_after"], 4)],
+        ["tokens per answer", number(tokens["before"], 1), number(tokens["after"], 1)],
+        ["entropy, nats a token", number(entropy["before"], 4), number(entropy["after"], 4)],
+    ]
+    table = rich_table("", ("", "with the long prompt", "distilled"), rows)
+    return [table, *compiled(result, run_dir, task=task, model=model)]
+
+
 def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
     """The test score now beside the recorded one."""
     now, recorded = score.evaluation.score, score.recorded

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from fst_optimizer.config.distill import DistillConfig
 from fst_optimizer.config.section import Remedy, Section, has_names, merged
 from fst_optimizer.errors import UserError
 
@@ -294,6 +295,7 @@ class FSTConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     monitors: MonitorsConfig = MonitorsConfig()
     run: RunConfig = RunConfig()
+    distill: DistillConfig = DistillConfig()
     predictors: Annotated[
         Mapping[str, Role], Remedy('give an object of names and roles, e.g. {"answer": "train"}')
     ] = {}

@@ -12,10 +12,10 @@ import hashlib
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.engines.base import Generation, GenerationRequest, ServedPolicy, sampled_call
@@ -34,6 +34,11 @@ COMPONENT = "_fst_component"
 """The attribute that names a predictor; unlike its identity it survives the copies that BestOfN and Refine make."""
 
 
+Messages = list[dict[str, str]]
+UnderTeacher = Callable[[str, Messages], Messages | None]
+"""From a predictor and the messages of its call, the messages under other instructions; None where it cannot tell."""
+
+
 class RolloutCancelled(EngineError):
     """The rollout timed out or was cancelled; its program may not sample any more."""
 
@@ -48,6 +53,8 @@ class Recorder:
     """Used by every call for which the program did not ask for its own."""
     seed_key: tuple[object, ...] = ()
     """What the sampling seeds follow from: (seed, policy version, candidate, example, rollout), and the draw if any."""
+    under_teacher: UnderTeacher | None = None
+    """Renders each call under a teacher's instructions too. None: there is no teacher."""
     calls: list[Call] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     """The last user message of each call, for people to read."""
@@ -136,6 +143,7 @@ class _Pending:
     """None outside of rollouts."""
     component: str
     prompt: str
+    teacher_ids: tuple[int, ...] = ()
 
     @contextmanager
     def errors_noted(self) -> Iterator[None]:
@@ -223,6 +231,9 @@ class RecordingEngine:
             if recorder:
                 recorder.failure = Outcome.PROGRAM_ERROR
             raise
+        teacher_ids: tuple[int, ...] = ()
+        if recorder and recorder.under_teacher and (other := recorder.under_teacher(component, messages)):
+            teacher_ids = self.policy.encode_chat(other)
         context = self.policy.engine.context_length
         if len(prompt_ids) >= context:
             error = PromptTooLong(
@@ -253,7 +264,7 @@ class RecordingEngine:
         future = self.policy.engine.submit(generation_request)
         if recorder:
             recorder.track(future)
-        return _Pending(generation_request, future, recorder, component, messages[-1]["content"])
+        return _Pending(generation_request, future, recorder, component, messages[-1]["content"], teacher_ids)
 
     def _recorder(self) -> Recorder | None:
         """The recorder of the rollout that calls, if its program calls this policy to be trained by it."""
@@ -268,7 +279,8 @@ class RecordingEngine:
         request, sampled = pending.request, self.policy.decode(generation.completion_ids)
         text = visible_text(sampled, request.stop)
         if pending.recorder:
-            pending.recorder.add(sampled_call(request, generation, pending.component, sampled), pending.prompt)
+            call = sampled_call(request, generation, pending.component, sampled)
+            pending.recorder.add(replace(call, teacher_ids=pending.teacher_ids), pending.prompt)
         elif self.trainable and (observer := self.policy.observer) is not None:
             observer.add(request, generation, text)
         return Response(
@@ -294,7 +306,7 @@ class AsyncRecordingEngine:
         return await self.sync.acomplete(request)
 
 
-def chat_messages(request: Request) -> list[dict[str, str]]:
+def chat_messages(request: Request) -> Messages:
     """The request's system text and messages as a chat template wants them."""
     messages = []
     if request.system:

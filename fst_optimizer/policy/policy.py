@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from fst_optimizer.engines.base import CallObserver
     from fst_optimizer.engines.recorder import RecordingEngine
     from fst_optimizer.engines.vllm.server import OnWait
+    from fst_optimizer.train.distill import Distiller
     from fst_optimizer.train.trainer import Trainer
     from fst_optimizer.types import Call
 
@@ -271,6 +272,25 @@ class Policy(PolicyFace):
         return Trainer(
             self.model, self.pad_id, config, lock=self.lock, max_completion_tokens=self.max_tokens, seed=self.seed
         )
+
+    def distiller(self, config: TrainConfig, teacher_version: int, *, full: bool = True) -> Distiller:
+        """A trainer of this policy's adapter whose loss is the KL to a version that is served."""
+        from fst_optimizer.train.distill import Distiller
+
+        teacher = self._tensors[teacher_version] if teacher_version else None
+        return Distiller(self.model, self.pad_id, config, teacher, full=full, lock=self.lock, seed=self.seed)
+
+    def entropy_of(self, calls: Sequence[Call], version: int) -> float:
+        """Mean entropy of a served version on these calls' tokens, in nats, at their temperatures."""
+        from fst_optimizer.train.scoring import mean_entropy
+
+        tensors = self._tensors[version] if version else None
+        with (
+            self.lock,
+            adapters.temporary_adapter(self.model, tensors) as name,
+            adapters.active_adapter(self.model, name),
+        ):
+            return mean_entropy(self.model, self.pad_id, calls)
 
     def kl_to_base(self, calls: Sequence[Call], version: int, microbatch_tokens: int = 8192) -> float:
         """Mean per-token KL(version || base) in nats over the full vocabulary, on these calls' tokens."""

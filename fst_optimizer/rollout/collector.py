@@ -21,6 +21,7 @@ from fst_optimizer.rollout.crashes import Crashes
 from fst_optimizer.rollout.metric import Metric
 from fst_optimizer.rollout.outcome import mistake_in_program
 from fst_optimizer.rollout.pool import run_jobs
+from fst_optimizer.rollout.rerender import UnderTeacher
 from fst_optimizer.rollout.rollout import Request, RolloutJob
 from fst_optimizer.rollout.threads import stray_calls, watched
 from fst_optimizer.rollout.usage import counting_strays
@@ -77,6 +78,7 @@ class Collector:
         capture: bool = False,
         on_rollout: OnRollout | None = None,
         all_may_be_lost: bool = False,
+        under_teacher: UnderTeacher | None = None,
     ) -> list[Rollout]:
         """Run all requests concurrently; the results are in the order of the requests.
 
@@ -87,6 +89,7 @@ class Collector:
             capture: Also ask the metric for every predictor's score and feedback.
             on_rollout: Called in this thread as each one ends.
             all_may_be_lost: No error where the engine fails every one of them: others were answered before.
+            under_teacher: Renders every call under a teacher's instructions too, for `Call.teacher_ids`.
 
         Raises:
             MetricError: The metric raised; the example is named.
@@ -101,7 +104,10 @@ class Collector:
             if request.candidate.id not in programs:
                 programs[request.candidate.id] = program = self.build(request.candidate)
                 name_components(program)
-        jobs = [RolloutJob(self, programs[one.candidate.id], one, version, temperature, capture) for one in requests]
+        jobs = [
+            RolloutJob(self, programs[one.candidate.id], one, version, temperature, capture, under_teacher)
+            for one in requests
+        ]
         rollouts = [job.from_journal() for job in jobs]
         missing = [index for index, rollout in enumerate(rollouts) if rollout is None]
         report = on_rollout or (lambda rollout: None)

@@ -19,6 +19,7 @@ from fst_optimizer.engines.recorder import COMPONENT, SETTING, Recorder
 from fst_optimizer.failpoints import failpoint
 from fst_optimizer.keys import without_keys
 from fst_optimizer.rollout.outcome import describe_failure, outcome_of, raise_ctrl_c, raised_by, unparsed_call
+from fst_optimizer.rollout.rerender import UnderTeacher
 from fst_optimizer.rollout.threads import inherited_by_threads
 from fst_optimizer.rollout.usage import TRACKER, CallTracker
 from fst_optimizer.types import Call, Candidate, Item, Outcome, Rollout, TraceStep, Usage
@@ -53,6 +54,7 @@ class RolloutJob:
         version: The policy version to sample from, unless the request names its own.
         temperature: For calls whose program does not ask for its own.
         capture: Also ask the metric for every predictor's score and feedback.
+        under_teacher: Renders the calls under a teacher's instructions too.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class RolloutJob:
         version: int,
         temperature: float,
         capture: bool,
+        under_teacher: UnderTeacher | None = None,
     ) -> None:
         self.collector = collector
         self.program = program
@@ -75,7 +78,9 @@ class RolloutJob:
         draw = (request.draw,) if request.draw else ()
         self._journal_key = (*key, temperature, capture, *draw)
         seed_key = (collector.config.seed, *key, *draw)
-        self._recorder = Recorder(collector.policy, self.version, temperature, seed_key=seed_key)
+        self._recorder = Recorder(
+            collector.policy, self.version, temperature, seed_key=seed_key, under_teacher=under_teacher
+        )
         self._trace: list[Any] = []
         self._tracker = CallTracker()
         self._lock = threading.Lock()
@@ -181,6 +186,8 @@ class RolloutJob:
             "async_max_workers": 1 << 20,
             "adapter": strict_prompt_format(),
         }
+        if self._recorder.under_teacher is not None:
+            settings["callbacks"] = [*(dspy.settings.callbacks or []), self._recorder.under_teacher]
         inputs = self.request.item.example.inputs()
         with dspy.context(**settings):
             try:

@@ -11,7 +11,7 @@ from fst_optimizer.errors import TrainingError
 from fst_optimizer.rollout.collector import Collector, OnRollout
 from fst_optimizer.run.state import ValidationScore
 from fst_optimizer.store.tally import Tally, tally_of
-from fst_optimizer.types import Candidate, Item
+from fst_optimizer.types import Candidate, Item, Rollout
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Evaluation:
     """How those ended."""
     lost: int
     """Examples on which the engine failed, and failed again: they say nothing about the pair."""
+    tokens_per_answer: float = 0.0
+    """Mean tokens that the policy read and wrote for one example, over all of the program's calls."""
 
 
 def evaluate(
@@ -60,7 +62,16 @@ def evaluate(
         failed=sum(rollout.outcome != "ok" for rollout in rollouts),
         tally=tally_of(rollouts),
         lost=len(rollouts) - len(scores),
+        tokens_per_answer=tokens_per_answer([rollout for rollout in rollouts if not rollout.lost]),
     )
+
+
+def tokens_per_answer(rollouts: Sequence[Rollout]) -> float:
+    """Mean tokens of a rollout's prompts and completions, over all its calls of the policy; 0 without rollouts."""
+    read_and_written = sum(
+        len(call.prompt_ids) + len(call.completion_ids) for rollout in rollouts for call in rollout.calls
+    )
+    return read_and_written / max(1, len(rollouts))
 
 
 def evaluate_pair(
@@ -88,7 +99,15 @@ def evaluate_pair(
         on_rollout=on_rollout,
     )
     measured = ValidationScore(
-        version, found.score, 0.0, found.failed, found.rollouts, found.tally, found.scores, found.lost
+        policy_version=version,
+        score=found.score,
+        kl_to_base=0.0,
+        failed=found.failed,
+        rollouts=found.rollouts,
+        tally=found.tally,
+        scores=found.scores,
+        lost=found.lost,
+        tokens_per_answer=found.tokens_per_answer,
     )
     if not version:
         return measured

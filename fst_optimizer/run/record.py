@@ -55,6 +55,7 @@ MAY_MOVE = (
     *("policy.model", "policy.engine", "policy.start_version", "policy.started_from", "policy.url", "policy.vllm"),
     "policy.dtype",
     *("config.run", "config.monitors", "config.fast.on_reflection_failure", "config.rollout.num_threads"),
+    "config.distill.keep_gain",
     *("data.train.inputs", "data.val.inputs", "data.test.inputs"),
 )
 """What a resumed run may have otherwise: the model's folder may have moved, engines are interchangeable, some
@@ -111,7 +112,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before = {**before, "config": merged(FSTConfig().to_dict(), before["config"])}
     return [
         f"{name}: {old!r} -> {new!r}"
-        for part in ("task", "config", "policy", "data", "teachers", "program", "versions")
+        for part in ("task", "config", "policy", "data", "teachers", "distilled_from", "program", "versions")
         for name, old, new in _differences(part, before.get(part), now.get(part))
         if not f"{name}.".startswith(tuple(f"{moved}." for moved in MAY_MOVE))
     ]
@@ -122,6 +123,14 @@ def _named(description: Mapping[str, Any]) -> Mapping[str, Any]:
     if not description.get("program"):
         return description
     return {**description, "program": {**description["program"], "reflection_lm": recorded_name(description)}}
+
+
+def check_same_kind(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises UserError where a distillation is resumed as another run, or the other way round: whatever is allowed."""
+    kinds = [bool(one.get("distilled_from")) for one in (before, now)]
+    if kinds[0] != kinds[1]:
+        how = "fst distill ... --resume, or FST.distill" if kinds[0] else "fst compile ... --resume, or FST.compile"
+        raise UserError(f"the run to resume is {'a' if kinds[0] else 'no'} distillation: go on with {how}")
 
 
 def check_same_run(changes: Sequence[str], *, allowed: bool) -> None:

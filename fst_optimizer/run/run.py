@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fst_optimizer.config.run import FSTConfig
     from fst_optimizer.data import Stage
+    from fst_optimizer.distill.lesson import Lesson
     from fst_optimizer.evolve.reflect import Reflector
     from fst_optimizer.policy.policy import Policy
     from fst_optimizer.program.student import Teacher
@@ -49,6 +50,8 @@ class Given:
     teachers: tuple[Teacher, ...]
     stages: tuple[Stage, ...] = ()
     """Of a stream; `train` and `val` are then the first one's."""
+    lesson: Lesson | None = None
+    """Of a distillation; the student then has the short prompt."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ class Best(Stored):
     kl_to_base: float = 0.0
     scores: Mapping[str, float] = field(default_factory=dict)
     """Example id -> score, of the examples that were answered. Empty in what an earlier version wrote."""
+    tokens_per_answer: float = 0.0
+    """Mean tokens that the policy read and wrote for one of them. 0 in what an earlier version wrote."""
+
+    @classmethod
+    def of(cls, candidate: Candidate, found: ValidationScore) -> Best:
+        """The pair of a candidate and the version that it was validated at."""
+        names = ("policy_version", "score", "kl_to_base", "scores", "tokens_per_answer")
+        return cls(candidate, **{name: getattr(found, name) for name in names})
 
     def beaten_by(self, found: ValidationScore) -> bool:
         """Whether another pair did better on the examples that both answered.
@@ -69,6 +77,8 @@ class ValidationScore:
     """Example id -> score, of those that were answered: what `score` is the mean of."""
     lost: int = 0
     """Examples that were not answered: the engine failed on them twice."""
+    tokens_per_answer: float = 0.0
+    """Mean tokens that the policy read and wrote for one of them. 0 in what an earlier version wrote."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,15 @@ class Stream(Stored):
     """Whether the next fast round tries the seed instructions beside the population, as a switch was noticed."""
     hurry: bool = False
     """Whether a switch was noticed in this cycle, so that its steps are left out for the next fast round."""
+
+
+@dataclass(frozen=True)
+class Taught(Stored):
+    """What a distillation knows of its teacher: the weights that it begins with, under the long prompt."""
+
+    score: float
+    """On the validation set."""
+    tokens_per_answer: float
 
 
 @dataclass(frozen=True)
@@ -165,6 +184,8 @@ class State(Stored):
     """What decides where the next rollouts go. None: that is fixed, or nothing is decided yet."""
     validated_at: int = 0
     """Fast and slow rollouts at the last validation."""
+    teacher: Taught | None = None
+    """None: the run is no distillation, or its teacher is not scored yet."""
     alarms: Annotated[tuple[Alarm, ...], Field(exclude=True)] = ()
     """What they saw in the phase that just ended; not written down."""
 

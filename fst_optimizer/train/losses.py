@@ -103,6 +103,16 @@ class _TokenEntropy(torch.autograd.Function):
         return (logprobs_NV + 1).mul_(logprobs_NV.exp()).mul_(-gradients[0][:, None])
 
 
+def sampled_kl(logprobs_N: Tensor, teacher_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(student || teacher) by the tokens that the student sampled: a loss, and the estimate itself. Shapes: all (N,).
+
+    The estimate is log pi - log pi_teacher, whose mean is the KL. Its own gradient has a mean of 0: the loss has that
+    of the mean, (log pi - log pi_teacher) times the gradient of log pi.
+    """
+    kl_N = (logprobs_N - teacher_logprobs_N).detach()
+    return kl_N * logprobs_N, kl_N
+
+
 def full_kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     """Exact KL(p || q) over the vocabulary, in nats. Shapes: (..., V), (..., V) -> (...)."""
     logprobs_p = torch.log_softmax(logits_p.float(), -1)

@@ -63,7 +63,7 @@ def token_logprobs(
 
     mask_BT = batch.completion_mask_BT
     temperatures_N1 = batch.temperatures_B[:, None].expand_as(mask_BT)[mask_BT][:, None]
-    chunks = list(_chunks(head, completion_hidden(model, batch), batch.input_ids_BT[mask_BT], temperatures_N1))
+    chunks = list(by_chunks(head, completion_hidden(model, batch), batch.input_ids_BT[mask_BT], temperatures_N1))
     # One chunk fits in memory: recomputing it would only cost time.
     recomputed = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
     scored = [score(*chunk) if len(chunks) == 1 else recomputed(*chunk) for chunk in chunks]
@@ -72,7 +72,7 @@ def token_logprobs(
     return logprobs_BT, torch.cat([entropies for _, entropies in scored])
 
 
-def _chunks(head: Any, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def by_chunks(head: Any, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors that have a row per token, split where their logits would be more than `CHUNK_LOGITS`."""
     size = max(1, CHUNK_LOGITS // head.weight.shape[0])
     return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
@@ -125,8 +125,21 @@ def kl_to_base(
             hidden_NH = completion_hidden(model, batch)
         with active_adapter(model, None):
             base_hidden_NH = completion_hidden(model, batch)
-        total += sum(float(full_kl(head(p), head(q)).sum()) for p, q in _chunks(head, hidden_NH, base_hidden_NH))
+        total += sum(float(full_kl(head(p), head(q)).sum()) for p, q in by_chunks(head, hidden_NH, base_hidden_NH))
     return total / tokens
+
+
+@torch.no_grad()
+def mean_entropy(model: PeftModel, pad_id: int, calls: Sequence[Call], microbatch_tokens: int = 8192) -> float:
+    """Mean entropy over the calls' completion tokens under the adapter that is active, in nats; 0 without tokens.
+
+    The caller holds the model's lock.
+    """
+    total, tokens = 0.0, 0
+    for _, batch in _microbatches(model, pad_id, calls, microbatch_tokens):
+        _, entropy_N = token_logprobs(model, batch, entropy=True)
+        total, tokens = total + float(entropy_N.sum()), tokens + len(entropy_N)
+    return total / max(1, tokens)
 
 
 def check_head(model: PeftModel, pad_id: int) -> None:

@@ -241,7 +241,7 @@ class Trainer:
             share(rows, average, self._max_completion_tokens) for share in (signal_weights, token_weights)
         )
         plan = plan_microbatches([length_of(row) for row in rows], self._microbatch_tokens)
-        totals, largest = torch.zeros(len(_TOTALS), device=self._device), torch.zeros(1, device=self._device)
+        totals, largest = torch.zeros(len(TOTALS), device=self._device), torch.zeros(1, device=self._device)
         self._model.train()
         try:
             for micro in plan[self.processes.process_index :: self.processes.num_processes]:
@@ -254,7 +254,7 @@ class Trainer:
         return self._report(totals, largest, rows)
 
     def _accumulate(self, batch: Batch) -> Tensor:
-        """Adds one microbatch's share of the gradient. Returns its `_TOTALS`, and behind them its largest ratio."""
+        """Adds one microbatch's share of the gradient. Returns its `TOTALS`, and behind them its largest ratio."""
         kl_coef, entropy_coef = self._config.kl_coef, self._entropy_coef
         if kl_coef:
             with torch.no_grad(), active_adapter(self._model, None):
@@ -284,7 +284,7 @@ class Trainer:
         norm, most, loss, *sums = torch.cat([grad_norm[None], largest, totals]).tolist()
         tokens = sum(len(row.call.completion_ids) for row in rows)
         with_signal = sum(len(row.call.completion_ids) for row in rows if not row.flat)
-        means = {name: total / tokens for name, total in zip(_TOTALS[1:], sums, strict=True)}
+        means = {name: total / tokens for name, total in zip(TOTALS[1:], sums, strict=True)}
         means["advantage_delta"] *= tokens / max(1, with_signal)
         if not self._config.kl_coef:
             del means["kl"]
@@ -326,7 +326,7 @@ class Trainer:
         return f"the {what} was not finite"
 
 
-_TOTALS = ("loss", "entropy", "ratio_mean", "clipped_share", "kl", "advantage_delta")
+TOTALS = ("loss", "entropy", "ratio_mean", "clipped_share", "kl", "advantage_delta")
 
 
 def configured_loss(config: TrainConfig) -> Loss:

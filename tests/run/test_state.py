@@ -44,10 +44,10 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
     new = {"outcomes": {}, "first_error": None}
     usage = {"openai/judge": written["usage"]["openai/judge"] | {"untold": 0}}
     validated = {SEED.id: written["validated"][SEED.id] | {"tally": new}}
-    validated[SEED.id] |= {"scores": {}, "lost": 0}
+    validated[SEED.id] |= {"scores": {}, "lost": 0, "tokens_per_answer": 0.0}
     # What it did not have: nothing is known of it.
     assert state.to_json() == written | {
-        "best": written["best"] | {"scores": {}},
+        "best": written["best"] | {"scores": {}, "tokens_per_answer": 0.0},
         **{"barren": 0, "tried": [], "search_over": ""},
         "warnings": [],
         "tally": new,
@@ -57,6 +57,7 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
         "kept": {},
         "stream": None,
         **{"seed": None, "ledger": None, "validated_at": 0},
+        "teacher": None,
     }
     assert (state.watch.evals, state.validated[SEED.id].failed, state.best.score) == (((0.6, 0.7),), 1, -math.inf)
 
