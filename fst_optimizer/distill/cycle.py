@@ -21,7 +21,7 @@ from typing import Any
 
 from fst_optimizer import schedule
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.cycle import FIRST_STEP, end_of_cycle, validate
+from fst_optimizer.cycle import end_of_cycle, validate
 from fst_optimizer.data import batch_at
 from fst_optimizer.distill.gate import Measured, keeps, refusal
 from fst_optimizer.distill.lesson import Lesson, unrendered
@@ -91,7 +91,7 @@ def score_teacher(run: Run, state: State, lesson: Lesson) -> State:
 
 def run_cycle(run: Run, state: State, lesson: Lesson) -> State:
     """T steps and a validation. Skips the phases that `state` records as done."""
-    phase, first = Phases(run, done=state.phase, before=FIRST_STEP - 1), state.batch
+    phase, first = Phases(run, done=state.phase, before=schedule.FIRST_STEP - 1), state.batch
     for offset in range(run.config.train.steps_per_cycle):
         state = phase(state, distill_step, first + offset, lesson, kind="slow")
     return phase(state, end)
@@ -119,7 +119,7 @@ def distill_step(run: Run, state: State, batch: int, lesson: Lesson) -> State:
     report = run.trainer.step(learnt.rows)
     version = run.policy.publish() if report.updated else state.policy_version
     state = replace(state, step=state.step + 1, policy_version=version)
-    if state.phase == FIRST_STEP:
+    if state.phase == schedule.FIRST_STEP:
         keep_rollouts(run.files, state.cycle, rollouts)
     credited = learnt.credit(rollouts, config)
     fields: dict[str, Any] = step_fields(rollouts, credited, report, run.metrics.time_s - collected_s)
