@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from fst_optimizer import schedule
+from fst_optimizer import FSTConfig, UserError, schedule
 from fst_optimizer.evolve.round import FastRound
 from fst_optimizer.failpoints import inject, raising
 from fst_optimizer.run.allocation import Allocation, Ledger
@@ -98,6 +98,14 @@ def test_nothing_is_scored_again_when_there_was_nothing_new_and_the_weights_stay
     assert lines[-1]["policy_version"] == 0
 
 
+def test_an_adaptive_run_needs_a_cap_on_rollouts():
+    with pytest.raises(UserError, match=r"budget.max_rollouts is None: with allocation 'adaptive' a cycle is the turn"):
+        FSTConfig(allocation="adaptive")
+    assert not FSTConfig(allocation="adaptive", method="rl").adapts
+    with pytest.raises(UserError, match="allocation is 'adaptiv': did you mean 'adaptive'"):
+        FSTConfig(allocation="adaptiv")
+
+
 def state(**fields):
     """Under way, with the seed known."""
     start = State(Population((SEED,), 3), Best(SEED, 2, 0.5), seed=SEED, started=True, policy_version=3)
@@ -106,6 +114,7 @@ def state(**fields):
 
 def config(**values):
     small = {"fast.anchor_size": 4, "fast.population": 3, "rollout.group_size": 6, "rollout.batch_size": 2}
+    small |= {"budget.max_rollouts": 10**6}
     return optimizer(None, values={**small, "allocation": "adaptive", **values}).config
 
 

@@ -52,7 +52,7 @@ def run(scripted, tmp_path):
 
 
 def test_weights_are_trained_under_the_seed_where_a_prompt_is_not_better(run):
-    adaptive = replace(run, config=run.config.with_values({"allocation": "adaptive"}))
+    adaptive = replace(run, config=run.config.with_values({"allocation": "adaptive", "budget.max_rollouts": 999}))
     searched = run_cycle(adaptive, start(OTHER, seed=SEED, started=True))  # both are right on the anchor
     assert searched.population.candidates == (SEED,)
     trained = run_cycle(adaptive, searched)

@@ -143,3 +143,35 @@ def test_ids_differ_between_stages_and_a_fifth_of_each_is_held_out():
 def test_sequential_searches_for_half_of_a_stage():
     config = FSTConfig.from_dict(SETTINGS).with_values({"method": "sequential", "budget.stage_rollouts": 96})
     assert config.search_rollouts == 48
+
+
+def test_after_a_switch_the_next_fast_round_tries_the_seed_again(scripted, tmp_path):
+    ran, rounds = [], []
+
+    def keep(rollout):
+        ran.append(rollout.candidate_id)
+        return rollout
+
+    def listen(event):
+        if event["kind"] == "phase":
+            ran.clear()
+        if event["kind"] == "fast":
+            rounds.append((event.get("switch", False), set(ran)))
+
+    with inject("rollout.end", keep):
+        run_stream(tmp_path, scripted(answer), VALUES | {"budget.stage_rollouts": 96}, callbacks=[listen])
+    state = read_json(tmp_path / "state.json")["state"]
+    place = next(number for number, (switch, _) in enumerate(rounds) if switch)
+    assert state["seed"]["id"] not in rounds[place][1] and state["seed"]["id"] in rounds[place + 1][1]
+    assert not state["stream"]["retry"]
+
+
+def test_an_adaptive_stream_that_was_killed_comes_to_the_same(scripted, tmp_path):
+    values = VALUES | {"allocation": "adaptive"}
+    result = run_stream(tmp_path / "whole", scripted(answer), values)
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert result["switches"] and any(line.get("reason") == "a switch of the task was noticed" for line in lines)
+    with inject("rollout.end", raising(KeyboardInterrupt()), after=90), pytest.raises(KeyboardInterrupt):
+        run_stream(tmp_path / "run", scripted(answer), values)
+    run_stream(tmp_path / "run", scripted(answer), values, resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")

@@ -283,8 +283,9 @@ class FSTConfig(Section):
     allocation: Literal["fixed", "adaptive"] = "fixed"
     """`fixed`: each cycle has a fast round and then T slow steps. `adaptive`: each cycle goes to the side that gains
     more for a rollout, as far as is known (up to `fast.max_proposals` proposals, or up to T steps), and weights are
-    trained under prompts that lead the seed instructions with some confidence, else under these. Cycles are shorter
-    then: let `budget.max_rollouts` end the run. Only the method fst has it."""
+    trained under prompts that lead the seed instructions with some confidence, else under these. A cycle is then the
+    turn of one side: `budget.max_rollouts` must be given, and `budget.max_cycles` be large. Use it where it is unclear
+    whether prompts or weights have more to gain. Only the method fst has it."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Every random choice of a run follows from it, but for the adapter's first weights and its dropout: those follow
     from `Policy(seed=)`, to which the command line gives the same number."""
@@ -310,7 +311,13 @@ class FSTConfig(Section):
                 f"rollout.group_size is {group}: it must be divisible by fast.population ({population}), so that every "
                 "candidate gets G/K rollouts"
             )
-        if self.method == "sequential" and self.budget.max_rollouts is None and self.budget.stage_rollouts is None:
+        uncapped = self.budget.max_rollouts is None and self.budget.stage_rollouts is None
+        if self.adapts and uncapped:
+            raise UserError(
+                "budget.max_rollouts is None: with allocation 'adaptive' a cycle is the turn of one side, and cycles "
+                "do not say how much is spent; give a number, and a budget.max_cycles that does not end the run sooner"
+            )
+        if self.method == "sequential" and uncapped:
             raise UserError(
                 "budget.max_rollouts is None: the sequential method spends half of it on GEPA, so give a number"
             )
