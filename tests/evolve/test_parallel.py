@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 
 import pytest
 
@@ -197,11 +198,14 @@ class Turned:
             assert full or self.lock.wait_for(lambda: len(self.waiting) == self.width, 20)
             assert self.lock.wait_for(lambda: len(self.done) == self.width - 1 - self.waiting.index(number), 20)
             self.done.append(number)
+            if number not in self.fails:
+                self.history.append({"prompt": prompt, "cost": float(number)})
             self.lock.notify_all()
+            # None returns before all are in the history.
+            assert self.lock.wait_for(lambda: len(self.done) == self.width, 20)
             if number in self.fails:
                 raise RuntimeError("slow down")
-            self.history.append({"prompt": prompt, "cost": float(number)})
-        return [f"```\nText {number}, answer {len(self.done)}.\n```"]
+        return [f"```\nText {number}, answer {self.done.index(number)}.\n```"]
 
 
 def asks(*numbers):
@@ -265,18 +269,27 @@ def test_the_same_prompt_twice_in_flight_gets_its_own_answer_back_after_a_crash(
 
 
 def test_an_interrupt_leaves_those_in_flight_the_time_to_be_written_down(tmp_path, caplog):
-    reflector = LMReflector(Turned(4), grace_s=20.0)
-    reflector.journal = Journal(tmp_path / "1.jsonl")
-    with inject("reflection.answer", raising(KeyboardInterrupt()), times=1), pytest.raises(KeyboardInterrupt):
-        reflector.many(asks(1, 2, 3, 4), 4)
-    reflector.journal.close()
-    assert "reflections (again to drop them)" in caplog.text or len(reflector.lm.done) == 4
-    lm = Turned(1)
-    again = LMReflector(lm)
-    again.journal = Journal(tmp_path / "1.jsonl")
-    answers = again.many(asks(1, 2, 3, 4), 4)
-    assert len(lm.done) == 1  # the interrupted one alone
-    assert [one.text.partition(",")[0] for one in answers] == ["Text 1", "Text 2", "Text 3", "Text 4"]
+    """The first answer brings the interrupt, the others come 2.5 s later: a pool that is stopped waits for 2 s."""
+
+    def late(number, prompt):
+        if number > 1:
+            time.sleep(2.5)
+        return new_text(number, prompt)
+
+    path = tmp_path / "1.jsonl"
+    with SlowAnswers(0.0, late) as server:
+        reflector = LMReflector(server.lm(), grace_s=30.0)
+        reflector.journal = Journal(path)
+        with inject("reflection.answer", raising(KeyboardInterrupt()), times=1), pytest.raises(KeyboardInterrupt):
+            reflector.many(asks(1, 2, 3, 4), 4)
+        assert len(path.read_bytes().splitlines()) == 3
+        assert "interrupted; waiting up to 30 s for 3 reflections (again to drop them)" in caplog.text
+        reflector.journal.close()
+        again = LMReflector(server.lm())
+        again.journal = Journal(path)
+        answers = again.many(asks(1, 2, 3, 4), 4)
+    assert len(server.prompts) == 5  # the interrupted one alone
+    assert len({one.text for one in answers} - {None}) == 4
 
 
 def test_an_answer_of_several_that_cannot_be_written_down_ends_the_round():
