@@ -9,6 +9,7 @@ from fst_optimizer import FSTConfig, UserError, schedule
 from fst_optimizer.evolve.round import FastRound
 from fst_optimizer.failpoints import inject, raising
 from fst_optimizer.run.allocation import Allocation, Ledger
+from fst_optimizer.run.gains import Point
 from fst_optimizer.run.state import Best, State, Stream
 from fst_optimizer.store.files import read_json
 from fst_optimizer.store.metrics import read_metrics
@@ -174,6 +175,17 @@ def test_what_is_not_surely_better_than_the_seed_waits():
     assert schedule.kept_population(config(allocation="fixed"), state(), unsure) == unsure.population
     nothing = FastRound(Population((GOOD, SEED), 3), (), ("ended: no rollouts left",))
     assert schedule.kept_population(config(), state(), nothing) == state().population
+
+
+def test_a_prompt_that_was_trained_under_is_dropped_when_it_no_longer_leads():
+    known = Ledger(points=(Point(8, 0.5, 0.01), Point(16, 0.6, 0.01)), flat=("a",))
+    trained = state(population=Population((UNSURE,), 3), ledger=known)
+    stays = schedule.after_fast_round(config(), trained, found(0.1))
+    assert stays.ledger.points == known.points and stays.ledger.waiting == ()
+    dropped = found(0.0)
+    assert schedule.kept_population(config(), trained, dropped).candidates == (SEED,)
+    after = schedule.after_fast_round(config(), trained, dropped).ledger
+    assert (after.points, after.flat, after.waiting) == ((), (), (UNSURE,)) and after.weights.precision > 0
 
 
 def test_rounds_under_the_same_weights_are_one_search():

@@ -447,9 +447,11 @@ def test_teachers_the_start_version_and_the_dry_run_are_in_the_plan():
     assert plan.eval == 2 + (10 + 5) + 4 * (10 + 5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_run_spends_more_than_was_planned(policy, tmp_path, method):
-    values = {"method": method, "budget.max_cycles": 2, "budget.max_rollouts": 40}
+@pytest.mark.parametrize(
+    "own", [*({"method": method} for method in METHODS), {"allocation": "adaptive", "budget.max_cycles": 4}]
+)
+def test_no_run_spends_more_than_was_planned(policy, tmp_path, own):
+    values = {"budget.max_cycles": 2, "budget.max_rollouts": 40, **own}
     fst = optimizer(tmp_path / "run", settings=SHORT, values={**ON, **values})
     plan = fst.dry_run(student_of(policy), trainset=TRAIN, valset=VAL).planned
     result = fst.compile(student_of(policy), trainset=TRAIN, valset=VAL).detailed_results.result
