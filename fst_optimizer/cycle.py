@@ -21,15 +21,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fst_optimizer import schedule
+from fst_optimizer.data import with_groups
 from fst_optimizer.errors import ProgramError, ReflectionError
 from fst_optimizer.evolve.budget import Wanted
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
+from fst_optimizer.rollout.gather import gather, known_places, worth_keeping
 from fst_optimizer.rollout.groups import fast_requests, group_requests, grouped
+from fst_optimizer.run.batches import draw_anchor, next_batches, spare_examples
 from fst_optimizer.run.evaluate import evaluate_pair
 from fst_optimizer.run.monitors import after_eval, after_loss, after_step
 from fst_optimizer.run.run import Run
@@ -53,17 +57,20 @@ def run_cycle(run: Run, state: State) -> State:
     """
     state = schedule.allotted(run.config, state)
     config = schedule.cycle_config(run.config, state)
-    batches = schedule.next_batches(run.trainset_at(state), config, state.batch)
+    batches = next_batches(run.trainset_at(state), config, state.batch, state.success)
     phase = Phases(run, done=state.phase)
-    state = phase(state, fast_round, schedule.draw_anchor(batches, config, state.cycle), kind="fast")
+    state = phase(state, fast_round, draw_anchor(batches, config, state.cycle), batches[0], kind="fast")
     state = phase(state, validate, kind="eval")
     for batch in batches:
         state = phase(state, slow_step, batch, kind="slow")
     return phase(state, end_of_cycle)
 
 
-def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
-    """Evolve the population under the newest policy version. Old anchor scores are not used: all are measured anew."""
+def fast_round(run: Run, state: State, anchor: Sequence[Item], batch: Sequence[Item]) -> State:
+    """Evolve the population under the newest policy version. Old anchor scores are not used: all are measured anew.
+
+    With `rollout.reuse`, rollouts on the `batch` of the next step are kept for its groups.
+    """
     config = schedule.cycle_config(run.config, state)
     if not schedule.has_fast_round(config, state):
         return state
@@ -76,10 +83,12 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     version, temperature = state.policy_version, config.fast.temperature
     count = run.metrics.counting("fast", min(config.fast.max_rollouts, left))
     tally, asked, ran = Tally(), Counter[tuple[str, str]](), list[Rollout]()
+    reuse = config.rollout.reuse != "none" and run.trainer is not None
 
     def score(wanted: Wanted, **how: Any) -> list[Rollout]:
         nonlocal tally
         # A whole batch that is lost means that the engine is down only where nothing was answered before.
+        how["capture"] |= reuse and config.train.credit == "predictor"
         how |= {"version": version, "temperature": temperature, "on_rollout": count, "all_may_be_lost": tally.total > 0}
         requests = [one for pair in wanted for one in fast_requests(*pair, temperature, state.cycle, asked)]
         rollouts = run.collector.run(requests, **how)
@@ -114,7 +123,8 @@ def fast_round(run: Run, state: State, anchor: Sequence[Item]) -> State:
     run.log("fast", state, tally, **fields, **said, **noticed(switch))
     lost = ("the fast round", found.lost, len(anchor), str(tally.first_error))
     watch, alarms = after_loss(config.monitors, state.watch, *lost)
-    return replace(state, population=population, watch=watch, alarms=alarms)
+    for_groups = worth_keeping(ran, population, batch, config.rollout.group_size) if reuse else ()
+    return replace(state, population=population, for_groups=for_groups, watch=watch, alarms=alarms)
 
 
 def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
@@ -125,36 +135,48 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
     config = run.config
     population = schedule.trained_population(config, state)
     batch = schedule.unlearned(config, state, batch)
-    requests = group_requests(population, batch, config, run.teachers, step=state.step)
     if run.trainer is None or not schedule.has_slow_steps(config, state):
         return state
     if not batch:
         return schedule.after_slow_step(config, state)
-    if cap := schedule.cap_before_step(config, state, len(requests)):
+    group_of = group_requests(population, config, run.teachers, step=state.step)
+    groups = [group_of(item) for item in batch]
+    known = known_places(groups, state.for_groups, state.policy_version)
+    rollouts = sum(map(len, groups)) - len(known)
+    if cap := schedule.cap_before_step(config, state, rollouts):
         if state.stream and cap == "max_rollouts":
             return state  # the stage's: the next cycle is another one's
         return replace(state, ended="budget", cap=cap)
-    rollouts = run.collector.run(
-        requests,
+    execute = partial(
+        run.collector.run,
         version=state.policy_version,
         temperature=config.rollout.temperature,
         capture=config.train.credit == "predictor",
-        on_rollout=run.metrics.counting("slow", len(requests)),
+        on_rollout=run.metrics.counting("slow", rollouts),
     )
+    others = spare_examples(run.trainset_at(state), batch, config, state.step, state.success)
+    left = schedule.rollouts_left(config, state)
+    found = gather(
+        groups, execute, config, known=known, spare=map(group_of, schedule.unlearned(config, state, others)), left=left
+    )
+    run.meter.add_reused(found.reused)
     collected_s = run.metrics.time_s
-    credited = credit(grouped(rollouts), config)
+    collected = grouped(found.rollouts)
+    credited = credit(collected, config)
     run.warn_once(state, credited.unlearned)
     report = run.trainer.step(credited.rows)
     version = run.policy.publish() if report.updated else state.policy_version
-    state = schedule.after_slow_step(config, state, rollouts, report.updated)
-    state = replace(state, population=population, step=state.step + 1, policy_version=version)
+    state = schedule.after_slow_step(config, state, found.rollouts, len(found.ran), report.updated)
+    state = replace(state, population=population, step=state.step + 1, policy_version=version, for_groups=())
+    if config.rollout.order == "undecided":
+        state = replace(state, success_now=with_groups(state.success_now, collected))
     if state.phase == schedule.FIRST_STEP:  # the sample kept to read
-        keep_rollouts(run.files, state.cycle, rollouts)
-    fields = step_fields(rollouts, credited, report, run.metrics.time_s - collected_s)
-    state, switch = watch_step(run, state, rollouts)
+        keep_rollouts(run.files, state.cycle, found.rollouts)
+    fields = step_fields(found, config.rollout, credited, report, run.metrics.time_s - collected_s)
+    state, switch = watch_step(run, state, found.rollouts)
     state, said = schedule.announced(config, state)
-    run.log("step", state, tally_of(rollouts), **fields, **said, **noticed(switch))
-    watch, alarms = after_step(config.monitors, state.watch, rollouts, credited, report)
+    run.log("step", state, tally_of(found.ran), **fields, **said, **noticed(switch))
+    watch, alarms = after_step(config.monitors, state.watch, found.rollouts, credited, report)
     return replace(state, watch=watch, alarms=alarms)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.errors import UserError
 from fst_optimizer.text import shown
-from fst_optimizer.types import Item, items_of
+from fst_optimizer.types import Group, Item, items_of
 
 if TYPE_CHECKING:
     import dspy
@@ -176,8 +177,81 @@ def batch_at(items: Sequence[Item], index: int, size: int, seed: int) -> tuple[I
     A batch may span two epochs, and never holds an example twice unless it is larger than the data.
     """
     size = min(size, len(items))
+    return _in_order(items, index * size, size, seed)
+
+
+def undecided_batch(
+    items: Sequence[Item], index: int, size: int, seed: int, known: Mapping[str, Success]
+) -> tuple[Item, ...]:
+    """The same with one half in that order and the other drawn by how undecided examples are (`by_undecided`).
+
+    The first half is why no example starves: all have their turn within two epochs, whatever is known of them.
+    """
+    size = min(size, len(items))
+    before, after = index * size // 2, (index + 1) * size // 2
+    turns = _in_order(items, before, after - before, seed)
+    own = {item.id for item in turns}
+    others = [item for item in items if item.id not in own]
+    return (*turns, *by_undecided(others, known, f"undecided/{seed}/{index}")[: size - len(turns)])
+
+
+@dataclass(frozen=True)
+class Success:
+    """How an example went in slow steps lately."""
+
+    mean: float
+    """Of its scores, from 0 to 1."""
+    square: float
+    """Mean of their squares."""
+    groups: int = 1
+
+    @property
+    def undecided(self) -> float:
+        """Four times the variance of its scores: 1 where half of them are 1 and half 0; 0 where all are the same."""
+        return min(1.0, 4 * max(0.0, self.square - self.mean**2))
+
+
+NEWEST = 0.3
+"""Weight of an example's newest group in what is known of it; of the first ones more, so that all count the same."""
+DECIDED = 0.1
+"""Weight of an example in a drawing whose scores are all the same, beside 1 of one that is not known or undecided."""
+MOST_KNOWN = 5000
+"""Examples of which a run remembers how they went, those of the last steps."""
+
+
+def by_undecided(items: Sequence[Item], known: Mapping[str, Success], name: str) -> list[Item]:
+    """All items, drawn one after the other, the more undecided ones with larger weights; `name` is the seed.
+
+    Source: P. Efraimidis and P. Spirakis, Weighted random sampling with a reservoir (2006).
+    """
+    rng = random.Random(name)
+    weights = [known[item.id].undecided if item.id in known else 1.0 for item in items]
+    waits = [-math.log(1.0 - rng.random()) / (DECIDED + (1 - DECIDED) * weight) for weight in weights]
+    return [items[place] for place in sorted(range(len(items)), key=waits.__getitem__)]
+
+
+def with_groups(known: Mapping[str, Success], groups: Sequence[Group]) -> dict[str, Success]:
+    """What is known of examples after these groups. Scores outside [0, 1] count as the nearest in it."""
+    found = dict(known)
+    for group in groups:
+        scores = [min(1.0, max(0.0, one.score)) for one in group.rollouts if not one.lost]
+        if not scores:
+            continue
+        now = Success(math.fsum(scores) / len(scores), math.fsum(score**2 for score in scores) / len(scores))
+        if old := found.pop(group.example_id, None):  # what was seen last comes last
+            weight = max(NEWEST, 1 / (old.groups + 1))
+            mean, square = (
+                old_value + weight * (value - old_value)
+                for old_value, value in ((old.mean, now.mean), (old.square, now.square))
+            )
+            now = Success(mean, square, old.groups + 1)
+        found[group.example_id] = now
+    return dict(list(found.items())[-MOST_KNOWN:])
+
+
+def _in_order(items: Sequence[Item], position: int, size: int, seed: int) -> tuple[Item, ...]:
+    """The next `size` different items from a position of the endless stream on."""
     batch: dict[str, Item] = {}
-    position = index * size
     while len(batch) < size:
         epoch, offset = divmod(position, len(items))
         order = list(range(len(items)))

@@ -43,9 +43,23 @@ class Planned:
 
 
 def rollouts_per_step(config: FSTConfig, sizes: RunSizes) -> int:
-    """Those of one batch."""
-    group = config.rollout.group_size + sizes.teachers * config.rollout.teacher_rollouts
-    return min(config.rollout.batch_size, sizes.train) * group
+    """Those of one batch, all of them new and no group given up."""
+    return min(config.rollout.batch_size, sizes.train) * _group(config, sizes)
+
+
+def _group(config: FSTConfig, sizes: RunSizes) -> int:
+    return config.rollout.group_size + sizes.teachers * config.rollout.teacher_rollouts
+
+
+def _rollouts_of_steps(config: FSTConfig, sizes: RunSizes, cycles: int, cap: int) -> tuple[int, int]:
+    """Most steps that `cap` rollouts last for, and most rollouts of one."""
+    whole, group, rollout = rollouts_per_step(config, sizes), _group(config, sizes), config.rollout
+    half, least, most = (group + 1) // 2, whole, whole
+    if rollout.stop_flat or rollout.refill:  # a step of flat groups alone takes half of its rollouts
+        least = whole // group * half
+        most += min(rollout.refill, max(0, sizes.train - rollout.batch_size)) * half
+    free = cycles if rollout.reuse != "none" else 0  # the first of each cycle may have all of its rollouts already
+    return cap // least + free, most
 
 
 def planned(config: FSTConfig, sizes: RunSizes, dry_run: int = 0) -> Planned:
@@ -53,7 +67,8 @@ def planned(config: FSTConfig, sizes: RunSizes, dry_run: int = 0) -> Planned:
     budget, length = config.budget, config.train.steps_per_cycle
     evolves, trains = config.search_rollouts != 0 and sizes.components > 0, config.method != "gepa"
     cycles, cap = budget.max_cycles, NO_CAP if budget.max_rollouts is None else budget.max_rollouts
-    steps = min(cycles * length * trains, cap // rollouts_per_step(config, sizes))
+    most_steps, most_of_step = _rollouts_of_steps(config, sizes, cycles, cap)
+    steps = min(cycles * length * trains, most_steps)
     if budget.max_steps is not None:
         steps = min(steps, budget.max_steps)
         if config.method in ("fst", "rl"):  # the others have cycles without steps
@@ -71,7 +86,7 @@ def planned(config: FSTConfig, sizes: RunSizes, dry_run: int = 0) -> Planned:
     if config.fast.reflection_calls is not None:
         reflections = min(reflections, config.fast.reflection_calls)
     fast = min(cycles * config.fast.max_rollouts * evolves, fast_cap)
-    slow = steps * rollouts_per_step(config, sizes)
+    slow = steps * most_of_step
     return Planned(
         cycles=cycles,
         steps=steps,

@@ -7,13 +7,11 @@ The methods are one cycle with parts left out, so that comparing them compares t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.data import batch_at
 from fst_optimizer.rollout.credit import is_flat, reward
 from fst_optimizer.rollout.groups import grouped
 from fst_optimizer.run.allocation import (
@@ -152,8 +150,13 @@ def unlearned(config: FSTConfig, state: State, batch: Sequence[Item]) -> tuple[I
     return tuple(item for item in batch if item.id not in known)
 
 
-def after_slow_step(config: FSTConfig, state: State, rollouts: Sequence[Rollout] = (), updated: bool = False) -> State:
-    """The state, with what a slow step says of the next ones; it may have had no example with signal left."""
+def after_slow_step(
+    config: FSTConfig, state: State, rollouts: Sequence[Rollout] = (), ran: int = 0, updated: bool = False
+) -> State:
+    """The state, with what a slow step says of the next ones; it may have had no example with signal left.
+
+    `ran` of its rollouts were run in it; the others were known.
+    """
     if not config.adapts or state.ledger is None:
         return state
     groups = grouped([one for one in rollouts if not one.lost])
@@ -162,8 +165,8 @@ def after_slow_step(config: FSTConfig, state: State, rollouts: Sequence[Rollout]
         state.ledger,
         {name: sum(some) / len(some) for name, some in rewards.items()},
         [name for name, some in rewards.items() if is_flat(some)],
-        rollouts=len(rollouts),
-        spent=state.rollouts.slow + len(rollouts),
+        rollouts=ran,
+        spent=state.rollouts.slow + ran,
         updated=updated,
     )
     return replace(state, ledger=ledger)
@@ -217,7 +220,7 @@ def next_cycle(config: FSTConfig, state: State) -> State:
     now = allotment(config, state)
     steps = now.steps if now else config.train.steps_per_cycle
     state = replace(state, cycle=state.cycle + 1, batch=state.batch + steps, phase=0)
-    state = replace(state, kept=kept_versions(state, config.run.keep_versions))
+    state = replace(state, kept=kept_versions(state, config.run.keep_versions), success=state.success_now)
     budget = config.budget
     if state.ended:
         return state
@@ -319,18 +322,3 @@ def next_stage(config: FSTConfig, state: State, stream: Stream) -> State:
     if stream.stage + 1 == stream.stages:
         return replace(state, stream=stream, ended="done")
     return replace(state, stream=replace(stream, stage=stream.stage + 1), validated={})
-
-
-def next_batches(trainset: Sequence[Item], config: FSTConfig, first: int) -> list[tuple[Item, ...]]:
-    """The T batches of a cycle, from batch number `first` of the data order on."""
-    return [
-        batch_at(trainset, first + offset, config.rollout.batch_size, config.seed)
-        for offset in range(config.train.steps_per_cycle)
-    ]
-
-
-def draw_anchor(batches: Sequence[Sequence[Item]], config: FSTConfig, cycle: int) -> tuple[Item, ...]:
-    """Examples to score candidates on, drawn from those that the cycle's batches will use."""
-    pool = list({item.id: item for batch in batches for item in batch}.values())
-    random.Random(f"anchor/{config.seed}/{cycle}").shuffle(pool)
-    return tuple(pool[: config.fast.anchor_size])

@@ -13,7 +13,7 @@ a *phase*, with a checkpoint after it. The fast round is *evolve*; a slow step i
    *anchor*). A reflector reads rollouts with the metric's feedback and proposes new candidates. Old and new together,
    those that are best on some anchor example are the frontier; its best K (`fast.population`) stay.
 2. *collect*: G rollouts (`rollout.group_size`) of every example (`Item`) of a batch, as evenly over the candidates as
-   they divide. Those of one example are a `Group`.
+   they divide (or as `rollout.shares` says). Those of one example are a `Group`.
 3. *credit*: a rollout's reward is the metric's score if its outcome is `ok`, otherwise the number configured for that
    outcome. Its advantage is the reward minus the group's mean, over the group's standard deviation. Each `Call` in it
    becomes a `TrainRow` with that advantage (by default; `train.credit="predictor"` gives each predictor a mean of its
@@ -23,7 +23,7 @@ a *phase*, with a checkpoint after it. The fast round is *evolve*; a slow step i
 
 What is trained on: the tokens that the policy sampled in slow steps, under the candidates and under *teachers* (other
 programs on the same policy, whose rollouts join the groups). The tokens of prompts are context alone; rollouts of the
-fast round and of validations, and what other LMs say, are not trained on.
+fast round (but with `rollout.reuse`) and of validations, and what other LMs say, are not trained on.
 
 An anchor score holds at one policy version: the next fast round measures every candidate anew, and until then the old
 ones only say who leads. The best *pair* of candidate and policy version on the validation set keeps its score for the
@@ -329,7 +329,10 @@ class TrainRow:
 
 @dataclass(frozen=True)
 class RolloutCounts(Stored):
-    """Program runs really executed, by purpose; `reused`: those that a fast round used again without running them."""
+    """Program runs really executed, by purpose; `reused`: those of fast rounds that were used again without running.
+
+    In the same round or, with `rollout.reuse`, in the groups of the step after it.
+    """
 
     fast: int = 0
     slow: int = 0

@@ -7,6 +7,7 @@ import pytest
 
 from fst_optimizer import schedule
 from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.run.batches import draw_anchor, next_batches
 from fst_optimizer.run.monitors import Watch
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.types import Candidate, Item, Population, RolloutCounts
@@ -180,14 +181,14 @@ def test_gepa_whose_search_is_over_is_done_and_sequential_goes_on():
 
 def test_the_anchor_is_drawn_from_what_the_cycle_trains_on():
     items = [Item(f"train-{number}", None) for number in range(20)]
-    batches = schedule.next_batches(items, config(), 6)
+    batches = next_batches(items, config(), 6)
     assert [len(batch) for batch in batches] == [2, 2, 2]
-    anchor = schedule.draw_anchor(batches, config(), cycle=2)
+    anchor = draw_anchor(batches, config(), cycle=2)
     assert len(set(anchor)) == 4 and set(anchor) <= {item for batch in batches for item in batch}
-    assert anchor == schedule.draw_anchor(batches, config(), cycle=2)
-    others = {schedule.draw_anchor(batches, config(), cycle) for cycle in range(8)}
+    assert anchor == draw_anchor(batches, config(), cycle=2)
+    others = {draw_anchor(batches, config(), cycle) for cycle in range(8)}
     assert len(others) > 1
-    assert len(schedule.draw_anchor(batches, config(**{"fast.anchor_size": 16}), 0)) == 6  # all there are
+    assert len(draw_anchor(batches, config(**{"fast.anchor_size": 16}), 0)) == 6  # all there are
 
 
 def test_the_ends_of_cycles_that_are_kept_lie_ever_farther_apart():

@@ -92,6 +92,19 @@ class RolloutConfig(Section, section="rollout"):
     """Rollouts that each teacher program adds to every group."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of training rollouts, where the program does not ask for another."""
+    stop_flat: bool = False
+    """Whether the first half of every group is run first, and a group whose rewards are all equal by then is given up.
+    Try it where most groups are flat (`flat_groups` in `metrics.jsonl`). `gepa`: without effect."""
+    refill: int = Field(default=0, ge=0)
+    """Most other examples a step that are drawn in the place of groups that were given up so; above 0, flat groups are
+    stopped as with `stop_flat`. A step never spends more than the run has left. `gepa`: without effect."""
+    order: Literal["shuffled", "undecided"] = "shuffled"
+    """How the steps' examples are drawn: `shuffled`, every epoch anew; `undecided`, half of every batch so and half by
+    how much the scores of an example's last groups differ. Try it where many examples are always or never right."""
+    reuse: Literal["none", "first_step"] = "none"
+    """Whether rollouts of a fast round take places in the groups of the step after it, under the same weights, prompt
+    and example. They must be sampled as the step's are: set `fast.temperature` to `temperature`. `rl`, `gepa`: without
+    effect."""
     timeout_s: float = Field(default=120.0, gt=0)
     """Wall-clock limit of one rollout, in seconds."""
     num_threads: int = Field(default=64, ge=1)
@@ -310,6 +323,12 @@ class FSTConfig(Section):
             raise UserError(
                 f"rollout.group_size is {group}: it must be divisible by fast.population ({population}), so that every "
                 "candidate gets G/K rollouts"
+            )
+        sampled, temperature = self.fast.temperature, self.rollout.temperature
+        if self.rollout.reuse != "none" and self.method not in ("rl", "gepa") and sampled != temperature:
+            raise UserError(
+                f"rollout.reuse is {self.rollout.reuse!r} and fast.temperature is {sampled}: a group takes rollouts "
+                f"sampled at rollout.temperature alone; set fast.temperature={temperature}, or rollout.reuse='none'"
             )
         uncapped = self.budget.max_rollouts is None and self.budget.stage_rollouts is None
         if self.adapts and uncapped:

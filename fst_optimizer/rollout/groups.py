@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fst_optimizer.config.run import FSTConfig
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def group_requests(
-    population: Population, batch: Sequence[Item], config: FSTConfig, teachers: Sequence[Teacher] = (), *, step: int
-) -> list[Request]:
-    """G rollouts an example, shared over the candidates as `rollout.shares` says, and those of the teachers.
+    population: Population, config: FSTConfig, teachers: Sequence[Teacher] = (), *, step: int
+) -> Callable[[Item], list[Request]]:
+    """Gives the requests of an example's group: G by `rollout.shares`, and those of the teachers.
 
     The step's number is in their seeds: where no weight has changed since an example's last turn, its old texts would
     come again, in flat groups again, for ever.
@@ -28,9 +28,8 @@ def group_requests(
         (candidate, None) for candidate, share in zip(population.candidates, shares, strict=True) for _ in range(share)
     ]
     members += [(one.candidate, one.version) for one in teachers for _ in range(config.rollout.teacher_rollouts)]
-    return [
+    return lambda item: [
         Request(candidate, item, index, version, draw=f"step {step}")
-        for item in batch
         for index, (candidate, version) in enumerate(members)
     ]
 

@@ -12,11 +12,12 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from fst_optimizer.data import Success
 from fst_optimizer.run.allocation import Ledger
 from fst_optimizer.run.monitors import Alarm, Watch
 from fst_optimizer.run.switches import Lookout
 from fst_optimizer.store.tally import Tally
-from fst_optimizer.types import Candidate, Population, RolloutCounts, Stored, Usage
+from fst_optimizer.types import Candidate, Population, Rollout, RolloutCounts, Stored, Usage
 
 Score = Annotated[
     float,
@@ -24,6 +25,13 @@ Score = Annotated[
     BeforeValidator(lambda score: -math.inf if score is None else score),
 ]
 """-inf is null in `state.json`: JSON has no infinities."""
+
+
+Rollouts = Annotated[
+    tuple[Rollout, ...],
+    PlainSerializer(lambda rollouts: [one.to_json() for one in rollouts]),
+    BeforeValidator(lambda rollouts: tuple(map(Rollout.from_json, rollouts))),
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,12 @@ class State(Stored):
     reflection_calls: int = 0
     reflection_cost_usd: float | None = 0.0
     """None once a price was unknown."""
+    for_groups: Rollouts = ()
+    """Rollouts of the last fast round that the next step's groups have a place for, with `rollout.reuse`."""
+    success: Mapping[str, Success] = field(default_factory=dict)
+    """Example id -> how it went before this cycle, with `rollout.order="undecided"`: what its batches are drawn by."""
+    success_now: Mapping[str, Success] = field(default_factory=dict)
+    """The same with what this cycle's steps saw: what the next cycle goes by."""
     usage: Mapping[str, Usage] = field(default_factory=dict)
     """Model -> what the rollouts asked of LMs that are not trained."""
     tally: Tally = field(default_factory=Tally)

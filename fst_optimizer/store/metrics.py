@@ -19,10 +19,12 @@ from fst_optimizer.store.files import sync, writing
 from fst_optimizer.types import Candidate, Rollout, RolloutCounts
 
 if TYPE_CHECKING:
+    from fst_optimizer.config.run import RolloutConfig
     from fst_optimizer.evolve.round import FastRound
     from fst_optimizer.evolve.search import Accepted
     from fst_optimizer.progress.plan import Plan
     from fst_optimizer.rollout.credit import Credit
+    from fst_optimizer.rollout.gather import Gathered
     from fst_optimizer.run.state import State, ValidationScore
     from fst_optimizer.train.report import StepReport
 
@@ -226,13 +228,19 @@ def eval_fields(candidate: Candidate, found: ValidationScore) -> dict[str, Any]:
     }
 
 
-def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepReport, step_s: float) -> dict[str, Any]:
-    """What a `step` line has. `step_s`: seconds from the last rollout to the published version."""
+def step_fields(
+    found: Gathered, config: RolloutConfig, credited: Credit, report: StepReport, step_s: float
+) -> dict[str, Any]:
+    """What a `step` line has. `step_s`: seconds from the last rollout to the published version.
+
+    What was spent is that of the rollouts that were run now.
+    """
+    rollouts, halves = found.ran, config.stop_flat or config.refill
     return {
         "reward_mean": credited.reward_mean,
         "groups": credited.groups,
         "flat_groups": credited.flat_groups,
-        "mixed_groups": mixed_groups(rollouts),
+        "mixed_groups": mixed_groups(found.rollouts),
         "greedy_calls": sum(credited.greedy.values()),
         "calls": sum(len(rollout.calls) for rollout in rollouts),
         "tokens": sum(rollout.tokens for rollout in rollouts),
@@ -250,6 +258,8 @@ def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepRepor
         "kl_to_last": report.kl_to_last,
         "step_s": round(step_s, 3),
         "note": "every group was flat or its calls greedy" if credited.greedy and not credited.rows else report.reason,
+        **({"given_up": found.given_up, "refilled": found.refilled} if halves else {}),
+        **({"reused": found.reused} if config.reuse != "none" else {}),
     }
 
 

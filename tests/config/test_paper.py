@@ -2,10 +2,10 @@
 
 import pytest
 
-from fst_optimizer import schedule
 from fst_optimizer.config.overrides import flat
 from fst_optimizer.config.presets import preset
 from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.run.batches import draw_anchor, next_batches
 from fst_optimizer.types import Item
 
 PAPER = preset("paper")
@@ -65,8 +65,8 @@ def test_only_the_calls_end_a_round():
 def test_the_anchor_of_192_is_all_that_the_cycles_batches_use():
     train = tuple(Item(f"train-{index}", None) for index in range(192 * 3))
     for cycle in range(3):
-        batches = schedule.next_batches(train, PAPER, cycle * PAPER.train.steps_per_cycle)
-        anchor = schedule.draw_anchor(batches, PAPER, cycle)
+        batches = next_batches(train, PAPER, cycle * PAPER.train.steps_per_cycle)
+        anchor = draw_anchor(batches, PAPER, cycle)
         assert len(anchor) == len({item.id for item in anchor}) == 192
         assert {item.id for item in anchor} == {item.id for batch in batches for item in batch}
 
@@ -76,6 +76,6 @@ def test_the_anchor_is_smaller_where_batches_see_examples_again(examples, least)
     # A cycle that begins in one epoch and ends in the next may meet up to 58 of 250 examples twice: 192 - 58 = 134.
     train = tuple(Item(f"train-{index}", None) for index in range(examples))
     for cycle in range(12):
-        anchor = schedule.draw_anchor(schedule.next_batches(train, PAPER, cycle * 6), PAPER, cycle)
+        anchor = draw_anchor(next_batches(train, PAPER, cycle * 6), PAPER, cycle)
         assert least <= len(anchor) <= min(192, examples)
         assert len(anchor) == len({item.id for item in anchor})

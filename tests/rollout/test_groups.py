@@ -11,7 +11,8 @@ ITEMS = (Item("train-0", None), Item("train-1", None))
 
 def test_a_group_is_shared_over_the_candidates_and_its_rollouts_are_numbered_through():
     config = FSTConfig().with_values({"rollout.group_size": 4, "fast.population": 4})
-    requests = group_requests(Population((A, B, C)), ITEMS, config, step=0)
+    group_of = group_requests(Population((A, B, C)), config, step=0)
+    requests = [one for item in ITEMS for one in group_of(item)]
     assert [(one.item.id, one.candidate, one.index, one.version) for one in requests] == [
         (item, candidate, index, None)
         for item in ("train-0", "train-1")
@@ -22,7 +23,7 @@ def test_a_group_is_shared_over_the_candidates_and_its_rollouts_are_numbered_thr
 def test_teachers_come_on_top_of_the_group_with_a_version_of_their_own():
     config = FSTConfig().with_values({"rollout.group_size": 2, "fast.population": 1, "rollout.teacher_rollouts": 2})
     teacher = Teacher(B, None, 7)
-    requests = group_requests(Population((A,)), ITEMS[:1], config, [teacher], step=0)
+    requests = group_requests(Population((A,)), config, [teacher], step=0)(ITEMS[0])
     assert [(one.candidate, one.index, one.version) for one in requests] == [
         (A, 0, None),
         (A, 1, None),
@@ -33,7 +34,7 @@ def test_teachers_come_on_top_of_the_group_with_a_version_of_their_own():
 
 def test_every_step_draws_anew_and_the_same_step_draws_the_same():
     config = FSTConfig().with_values({"rollout.group_size": 4})
-    steps = [group_requests(Population((A,)), ITEMS, config, step=step) for step in (3, 4, 3)]
+    steps = [group_requests(Population((A,)), config, step=step)(ITEMS[0]) for step in (3, 4, 3)]
     assert steps[0] == steps[2]
     assert not {one.draw for one in steps[0]} & {one.draw for one in steps[1]}
 
@@ -72,8 +73,8 @@ def test_shares_by_posterior_leave_out_a_prompt_that_is_clearly_worse_and_number
     names = [f"train-{place}" for place in range(8)]
     population = Population((A, B, C), 1, {A.id: dict.fromkeys(names, 1.0), B.id: dict.fromkeys(names, 0.0)})
     clear = Population((A, B), 1, population.scores)
-    assert [(one.candidate, one.index) for one in group_requests(clear, ITEMS[:1], config, step=0)] == [
+    assert [(one.candidate, one.index) for one in group_requests(clear, config, step=0)(ITEMS[0])] == [
         (A, index) for index in range(8)
     ]
-    evenly = group_requests(population, ITEMS[:1], config, step=0)  # C has no scores: nothing is known in common
+    evenly = group_requests(population, config, step=0)(ITEMS[0])  # C has no scores: nothing is known in common
     assert Counter(one.candidate.id for one in evenly) == {A.id: 3, B.id: 3, C.id: 2}
