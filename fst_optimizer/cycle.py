@@ -155,10 +155,9 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
         on_rollout=run.metrics.counting("slow", rollouts),
     )
     others = spare_examples(run.trainset_at(state), batch, config, state.step, state.success)
+    spare = map(group_of, schedule.unlearned(config, state, others))
     left = schedule.rollouts_left(config, state)
-    found = gather(
-        groups, execute, config, known=known, spare=map(group_of, schedule.unlearned(config, state, others)), left=left
-    )
+    found = gather(groups, execute, config, known=known, spare=spare, left=left)
     run.meter.add_reused(found.reused)
     collected_s = run.metrics.time_s
     collected = grouped(found.rollouts)

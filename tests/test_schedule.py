@@ -7,7 +7,9 @@ import pytest
 
 from fst_optimizer import schedule
 from fst_optimizer.config.run import FSTConfig
-from fst_optimizer.run.batches import draw_anchor, next_batches
+from fst_optimizer.data import Success, undecided_batch
+from fst_optimizer.planned import RunSizes, planned
+from fst_optimizer.run.batches import draw_anchor, next_batches, spare_examples
 from fst_optimizer.run.monitors import Watch
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.types import Candidate, Item, Population, RolloutCounts
@@ -189,6 +191,58 @@ def test_the_anchor_is_drawn_from_what_the_cycle_trains_on():
     others = {draw_anchor(batches, config(), cycle) for cycle in range(8)}
     assert len(others) > 1
     assert len(draw_anchor(batches, config(**{"fast.anchor_size": 16}), 0)) == 6  # all there are
+
+
+def test_with_reuse_the_anchor_begins_with_the_first_batch():
+    items = [Item(f"train-{number}", None) for number in range(20)]
+    reuse = config(**{"rollout.reuse": "first_step", "fast.temperature": 1.0, "fast.anchor_size": 3})
+    for cycle in range(8):
+        batches = next_batches(items, reuse, 3 * cycle)
+        anchor = draw_anchor(batches, reuse, cycle)
+        assert set(anchor[:2]) == set(batches[0]) and anchor[2] in {*batches[1], *batches[2]}
+
+
+def test_batches_are_drawn_by_what_was_known_before_the_cycle():
+    items = [Item(f"train-{number}", None) for number in range(20)]
+    undecided = config(**{"rollout.order": "undecided", "rollout.batch_size": 8})
+    known = {item.id: Success(1.0, 1.0, 9) for item in items[:10]}
+    batches = next_batches(items, undecided, 0, known)
+    assert batches != next_batches(items, undecided, 0)
+    assert batches == [undecided_batch(items, number, 8, undecided.seed, known) for number in range(3)]
+    plain = config(**{"rollout.batch_size": 8})
+    assert next_batches(items, plain, 0, known) == next_batches(items, plain, 0)
+    at = state(success=known, success_now={"train-3": Success(0.5, 0.5)}, cycle=1)
+    assert schedule.next_cycle(undecided, at).success == {"train-3": Success(0.5, 0.5)}
+
+
+def test_what_may_take_the_place_of_flat_groups_is_all_else_in_another_order_each_step():
+    items = [Item(f"train-{number}", None) for number in range(20)]
+    spare = spare_examples(items, items[:5], config(), 4)
+    assert sorted(spare, key=items.index) == items[5:] != spare
+    assert spare == spare_examples(items, items[:5], config(), 4)
+    assert spare != spare_examples(items, items[:5], config(), 5)
+    known = {item.id: Success(1.0, 1.0, 9) for item in items[:15]}
+    undecided = config(**{"rollout.order": "undecided"})
+    firsts = [spare_examples(items, (), undecided, step, known)[0] for step in range(200)]
+    assert sum(item in items[15:] for item in firsts) > 120  # 5 of weight 1 beside 15 of weight .1: 77%
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "slow"),
+    [
+        # 2 examples x 4 rollouts a step, a cap of 40, 3 steps a cycle.
+        ({}, 5, 40),
+        ({"rollout.stop_flat": True}, 10, 40),  # 4 rollouts a step, where all are flat
+        ({"rollout.stop_flat": True, "budget.max_cycles": 1}, 3, 24),
+        ({"rollout.refill": 3, "budget.max_cycles": 1}, 3, 40),  # 8 + 3 x 2 a step, 42: the cap comes first
+        ({"rollout.refill": 3, "budget.max_cycles": 1, "budget.max_rollouts": 100}, 3, 42),
+        ({"rollout.reuse": "first_step", "fast.temperature": 1.0, "budget.max_cycles": 4}, 9, 40),
+    ],
+)
+def test_most_steps_and_rollouts_where_groups_may_be_given_up_or_refilled_or_known(values, steps, slow):
+    found = planned(config(**{"budget.max_rollouts": 40, **values}), RunSizes(train=20, val=4))
+    assert found.steps == steps
+    assert min(found.slow, config(**{"budget.max_rollouts": 40, **values}).budget.max_rollouts) == slow
 
 
 def test_the_ends_of_cycles_that_are_kept_lie_ever_farther_apart():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from fst_optimizer.config.run import MonitorsConfig
+from fst_optimizer.config.monitors import MonitorsConfig
 from fst_optimizer.store.tally import REMEDIES, UNREADABLE, commonest_failure, tally_of
 from fst_optimizer.types import Outcome, Rollout, Stored
 

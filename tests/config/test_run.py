@@ -43,6 +43,9 @@ from fst_optimizer.errors import UserError
         (lambda: TrainConfig(average="rollouts"), r"did you mean 'rollout'\?"),
         (lambda: TrainConfig(baseline="prompts"), r"train.baseline is 'prompts': did you mean 'prompt'\?"),
         (lambda: TrainConfig(baseline_share=1.5), "train.baseline_share is 1.5: give a share from 0 to 1"),
+        (lambda: RolloutConfig(refill=-1), "rollout.refill is -1: give a whole number of at least 0"),
+        (lambda: RolloutConfig(order="random"), "rollout.order is 'random'"),
+        (lambda: RolloutConfig(reuse="all"), "rollout.reuse is 'all'"),
         (lambda: RolloutConfig(shares="even"), "rollout.shares is 'even': choose one of equal, posterior"),
         (lambda: TrainConfig(betas=(0.9,)), "train.betas"),
         (lambda: TrainConfig(betas=0.9), "train.betas is 0.9"),
@@ -65,6 +68,20 @@ def test_a_wrong_value_is_refused_with_field_value_and_remedy(make, named):
 def test_the_group_must_be_divisible_by_the_population():
     with pytest.raises(UserError, match=r"rollout.group_size is 6: it must be divisible by fast.population \(4\)"):
         FSTConfig(rollout=RolloutConfig(group_size=6))
+
+
+def test_rollouts_are_reused_only_where_they_are_sampled_alike():
+    text = (
+        "rollout.reuse is 'first_step' and fast.temperature is 0.0: a group takes rollouts sampled at "
+        "rollout.temperature alone; set fast.temperature=1.0, or rollout.reuse='none'"
+    )
+    with pytest.raises(UserError) as raised:
+        FSTConfig().with_values({"rollout.reuse": "first_step"})
+    assert str(raised.value) == text
+    alike = {"rollout.reuse": "first_step", "rollout.temperature": 0.7, "fast.temperature": 0.7}
+    assert FSTConfig().with_values(alike).rollout.reuse == "first_step"
+    for method in ("rl", "gepa"):  # where it has no effect, nothing must fit
+        assert FSTConfig().with_values({"rollout.reuse": "first_step", "method": method}).method == method
 
 
 @pytest.mark.parametrize("method", ["rl", "gepa"])

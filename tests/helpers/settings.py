@@ -1,12 +1,12 @@
 """Every setting there is."""
 
+from fst_optimizer.config.monitors import MonitorsConfig
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.run import (
     BudgetConfig,
     EvalConfig,
     FastConfig,
     FSTConfig,
-    MonitorsConfig,
     RolloutConfig,
     RunConfig,
     TrainConfig,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fst_optimizer.config.run import MonitorsConfig
+from fst_optimizer.config.monitors import MonitorsConfig
 from fst_optimizer.rollout.credit import Credit
 from fst_optimizer.run.monitors import Watch, after_eval, after_step
 from fst_optimizer.run.state import ValidationScore
