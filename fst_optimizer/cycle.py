@@ -40,7 +40,7 @@ from fst_optimizer.run.run import Run
 from fst_optimizer.run.samples import keep_rollouts
 from fst_optimizer.run.state import Best, State
 from fst_optimizer.store.files import write_json
-from fst_optimizer.store.metrics import accepted_fields, eval_fields, fast_fields, step_fields
+from fst_optimizer.store.metrics import accepted_fields, eval_fields, fast_fields, group_fields, step_fields
 from fst_optimizer.store.tally import REMEDIES, Tally, commonest_failure, tally_of
 from fst_optimizer.stream import end_of_stage, watch_round, watch_step
 from fst_optimizer.types import Item, Outcome, Rollout
@@ -171,7 +171,8 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
         state = replace(state, success_now=with_groups(state.success_now, collected))
     if state.phase == schedule.FIRST_STEP:  # the sample kept to read
         keep_rollouts(run.files, state.cycle, found.rollouts)
-    fields = step_fields(found, config.rollout, credited, report, run.metrics.time_s - collected_s)
+    fields = step_fields(found.ran, credited, report, run.metrics.time_s - collected_s)
+    fields |= group_fields(found, config.rollout)
     state, switch = watch_step(run, state, found.rollouts)
     state, said = schedule.announced(config, state)
     run.log("step", state, tally_of(found.ran), **fields, **said, **noticed(switch))

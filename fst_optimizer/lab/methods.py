@@ -27,6 +27,11 @@ LABELS: dict[str, tuple[str, ...]] = {
     "fst+posterior": ("rollout.shares=posterior",),
     "fst+prompt-baseline": ("train.baseline=prompt",),
     "fst+mixed-baseline": ("train.baseline=mixed",),
+    "fst+stop": ("rollout.stop_flat=true",),
+    "fst+refill": ("rollout.refill=8",),
+    "fst+undecided": ("rollout.order=undecided",),
+    "fst+sampled": ("fast.temperature=1.0",),
+    "fst+reuse": ("rollout.reuse=first_step", "fast.temperature=1.0"),
 }
 """METHOD+LABEL that needs no `--set-method` -> its settings."""
 STEP_LABELS: dict[str, tuple[str, ...]] = {

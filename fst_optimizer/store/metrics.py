@@ -228,19 +228,13 @@ def eval_fields(candidate: Candidate, found: ValidationScore) -> dict[str, Any]:
     }
 
 
-def step_fields(
-    found: Gathered, config: RolloutConfig, credited: Credit, report: StepReport, step_s: float
-) -> dict[str, Any]:
-    """What a `step` line has. `step_s`: seconds from the last rollout to the published version.
-
-    What was spent is that of the rollouts that were run now.
-    """
-    rollouts, halves = found.ran, config.stop_flat or config.refill
+def step_fields(rollouts: Sequence[Rollout], credited: Credit, report: StepReport, step_s: float) -> dict[str, Any]:
+    """What a `step` line has. `step_s`: seconds from the last rollout to the published version."""
     return {
         "reward_mean": credited.reward_mean,
         "groups": credited.groups,
         "flat_groups": credited.flat_groups,
-        "mixed_groups": mixed_groups(found.rollouts),
+        "mixed_groups": mixed_groups(rollouts),
         "greedy_calls": sum(credited.greedy.values()),
         "calls": sum(len(rollout.calls) for rollout in rollouts),
         "tokens": sum(rollout.tokens for rollout in rollouts),
@@ -258,6 +252,14 @@ def step_fields(
         "kl_to_last": report.kl_to_last,
         "step_s": round(step_s, 3),
         "note": "every group was flat or its calls greedy" if credited.greedy and not credited.rows else report.reason,
+    }
+
+
+def group_fields(found: Gathered, config: RolloutConfig) -> dict[str, Any]:
+    """What a `step` line has of groups that were not just run; its other fields are of the rollouts that were."""
+    halves = config.stop_flat or config.refill > 0
+    return {
+        "mixed_groups": mixed_groups(found.rollouts),
         **({"given_up": found.given_up, "refilled": found.refilled} if halves else {}),
         **({"reused": found.reused} if config.reuse != "none" else {}),
     }
