@@ -58,6 +58,7 @@ def test_a_state_that_an_earlier_version_wrote_is_read_and_written_the_same():
         "stream": None,
         **{"seed": None, "ledger": None, "validated_at": 0},
         "teacher": None,
+        **{"for_groups": [], "success": {}, "success_now": {}},
     }
     assert (state.watch.evals, state.validated[SEED.id].failed, state.best.score) == (((0.6, 0.7),), 1, -math.inf)
 
