@@ -11,7 +11,6 @@ from fst_optimizer.cli import options
 from fst_optimizer.cli.console import consoles, quiet_libraries, user_errors
 from fst_optimizer.cli.tables import distilled
 from fst_optimizer.progress.tables import show
-from fst_optimizer.task_distill import DistillRequest, distill_run
 from fst_optimizer.task_run import Sizes
 from fst_optimizer.tasks import shipped_task
 
@@ -69,6 +68,8 @@ def distill_command(
         fst distill runs/first --out runs/short --instructions short.json
         fst distill runs/first --out runs/short --resume --set distill.keep_gain=0.8
     """
+    from fst_optimizer.task_distill import DistillRequest, distill_run
+
     request = DistillRequest(
         run_dir=run_dir,
         out=out,

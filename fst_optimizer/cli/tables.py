@@ -31,7 +31,8 @@ def distilled(result: Mapping[str, Any], run_dir: Path, *, task: str | None, mod
         ["entropy, nats a token", number(entropy["before"], 4), number(entropy["after"], 4)],
     ]
     table = rich_table("", ("", "with the long prompt", "distilled"), rows)
-    return [table, *compiled(result, run_dir, task=task, model=model)]
+    _, *rest = compiled(result, run_dir, task=task, model=model)
+    return [f"distilled: {result['task']}, seed {result['seed']}", table, *rest]
 
 
 def evaluation(name: str, run_dir: Path, score: TestScore) -> list[Table | str]:
