@@ -34,9 +34,9 @@ class FastRound:
     tried: tuple[str, ...] = ()
     """Ids of the proposals whose texts were new to the search, accepted or not."""
     proposals: int = 0
-    """Reflective mutations tried, those that came to nothing included."""
+    """Reflective mutations and merges tried, those that came to nothing included."""
     accepted: int = 0
-    """Proposals that beat their parent on the minibatch and joined the search."""
+    """Proposals that were found better than their parent and joined the search."""
     rollouts: int = 0
     """Rollouts executed, those of rescoring included."""
     reused: int = 0

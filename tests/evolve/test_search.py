@@ -103,6 +103,15 @@ def test_a_sampled_round_pays_for_what_it_draws_and_scores_the_anchor_afresh():
     assert found.rollouts == len(world.runs) == 16 + 4 + 4 + 8 + 16
 
 
+@pytest.mark.parametrize(("limit", "proposals"), [(55, 0), (56, 1)])
+def test_a_sampled_proposal_starts_only_where_all_that_it_may_draw_is_left(limit, proposals):
+    # 16 to rescore; then two minibatches of 4, up to the 16 of the anchor to draw, and 16 to score it.
+    config = PAIRED.model_copy(update={"temperature": 1.0, "max_rollouts": limit})
+    found = fast(reflector=Scripted(GOOD.texts["first"]), config=config)
+    assert (found.proposals, found.accepted) == (proposals, proposals)
+    assert found.notes[-1] == ("ended: max_proposals" if proposals else "ended: the rollout budget")
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     limit=st.integers(1, 120),
