@@ -95,7 +95,9 @@ def test_a_resumed_cycle_goes_on_behind_the_phases_that_are_done(run):
 
 def test_a_candidate_is_validated_once_at_a_version(run):
     state = validate(run, start())
-    assert state.best == Best(SEED, 0, 1.0, 0.0, dict.fromkeys(("val-0", "val-1", "val-2", "val-3"), 1.0))
+    scores = dict.fromkeys(("val-0", "val-1", "val-2", "val-3"), 1.0)
+    assert state.best.tokens_per_answer > 0
+    assert replace(state.best, tokens_per_answer=0.0) == Best(SEED, 0, 1.0, 0.0, scores)
     spent = run.meter.rollouts.eval
     assert validate(run, state) == state
     assert run.meter.rollouts.eval == spent == 4
