@@ -24,6 +24,13 @@ WAYS = {
     "refill by predictor": {"rollout.refill": 3, "train.credit": "predictor"},
     "undecided": {"rollout.order": "undecided", "rollout.refill": 2},
     "reuse": REUSE,
+    "adaptive": {
+        **REUSE,
+        "rollout.refill": 2,
+        "allocation": "adaptive",
+        "budget.max_rollouts": 90,
+        "budget.max_cycles": 12,
+    },
     "reuse by predictor": {**REUSE, "train.credit": "predictor", "rollout.refill": 2},
 }
 UNSETTLED = {"monitors.flat": "off", "rollout.group_size": 4}
@@ -62,7 +69,7 @@ def asked(monkeypatch):
     ("way", "after"),
     [
         *[("posterior", 40), ("prompt", 40), ("stop", 38), ("refill", 36), ("refill", 44), ("refill by predictor", 40)],
-        *[("undecided", 55), ("reuse", 30), ("reuse", 38), ("reuse by predictor", 36)],
+        *[("undecided", 55), ("reuse", 30), ("reuse", 38), ("reuse by predictor", 36), ("adaptive", 40)],
     ],
 )
 def test_a_run_that_is_killed_and_resumed_is_the_whole_one(scripted, tmp_path, way, after):
