@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.policy import LoraConfig, VLLMConfig
-from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, RolloutConfig, TrainConfig
+from fst_optimizer.config.rollout import RolloutConfig
+from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, TrainConfig
 from fst_optimizer.errors import (
     EngineError,
     FSTError,

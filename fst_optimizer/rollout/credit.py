@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fst_optimizer.config.run import FSTConfig, RolloutConfig, TrainConfig
+from fst_optimizer.config.rollout import RolloutConfig
+from fst_optimizer.config.run import FSTConfig, TrainConfig
 from fst_optimizer.types import Group, Outcome, Rollout, TrainRow
 
 FLAT_RELATIVE, FLAT_ABSOLUTE = 1e-6, 1e-9

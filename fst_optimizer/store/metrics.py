@@ -19,7 +19,7 @@ from fst_optimizer.store.files import sync, writing
 from fst_optimizer.types import Candidate, Rollout, RolloutCounts
 
 if TYPE_CHECKING:
-    from fst_optimizer.config.run import RolloutConfig
+    from fst_optimizer.config.rollout import RolloutConfig
     from fst_optimizer.evolve.round import FastRound
     from fst_optimizer.evolve.search import Accepted
     from fst_optimizer.progress.plan import Plan

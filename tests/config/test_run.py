@@ -8,15 +8,8 @@ import pytest
 
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
 from fst_optimizer.config.presets import preset
-from fst_optimizer.config.run import (
-    METHODS,
-    BudgetConfig,
-    EvalConfig,
-    FastConfig,
-    FSTConfig,
-    RolloutConfig,
-    TrainConfig,
-)
+from fst_optimizer.config.rollout import RolloutConfig
+from fst_optimizer.config.run import METHODS, BudgetConfig, EvalConfig, FastConfig, FSTConfig, TrainConfig
 from fst_optimizer.errors import UserError
 
 

@@ -2,15 +2,8 @@
 
 from fst_optimizer.config.monitors import MonitorsConfig
 from fst_optimizer.config.policy import LoraConfig, PolicyConfig, VLLMConfig
-from fst_optimizer.config.run import (
-    BudgetConfig,
-    EvalConfig,
-    FastConfig,
-    FSTConfig,
-    RolloutConfig,
-    RunConfig,
-    TrainConfig,
-)
+from fst_optimizer.config.rollout import RolloutConfig
+from fst_optimizer.config.run import BudgetConfig, EvalConfig, FastConfig, FSTConfig, RunConfig, TrainConfig
 
 SECTIONS = (
     *(FSTConfig, FastConfig, RolloutConfig, TrainConfig, EvalConfig, BudgetConfig, MonitorsConfig, RunConfig),

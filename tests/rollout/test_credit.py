@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fst_optimizer.config.run import FSTConfig, RolloutConfig
+from fst_optimizer.config.rollout import RolloutConfig
+from fst_optimizer.config.run import FSTConfig
 from fst_optimizer.rollout.credit import (
     FLAT_ABSOLUTE,
     FLAT_RELATIVE,
