@@ -57,7 +57,7 @@ class Lesson:
         return f"```\n{self.instruction}\n```{END}"
 
 
-MAX_WRITTEN = 24
+MAX_WRITTEN = 48
 """Most tokens that a reflector is let write when it is measured."""
 PART = 16
 """Lessons that go through the model together."""

@@ -5,6 +5,11 @@
 A lesson shows parcels that a predictor answered under some instruction, with feedback of the kind `shown`, and wants
 the rule's sentences. Four examples hardly tell a rule of three clauses: what is learned is to guess well, and to keep
 of the current instruction what the examples do not contradict.
+
+Time: 3,000 batches of 64 (23 million tokens) in 45 minutes of one CPU core, with `--bf16`.
+
+Scores on 100 lessons of four examples, all of the rule told, greedy / any of 8 at temperature 1: one clause .24 / .37, two
+clauses .03 / .10, two clauses withheld .04 / .08. Who obeys the best of 8 scores .80, .68 and .63; .37, .37 and .35 before.
 """
 
 import random
@@ -99,7 +104,7 @@ def draw_early(rng: random.Random, size: int) -> Lesson:
     return draw_lesson(rng, size, draw=lambda stage: rules.draw_trained(rng, stage, 1, 0.0))
 
 
-RECIPE = reflecting.Recipe(draw_lesson, VOCABULARY, PIECES, early=draw_early, early_steps=1500)
+RECIPE = reflecting.Recipe(draw_lesson, VOCABULARY, PIECES, early=draw_early, early_steps=800)
 
 
 # --- Training and measuring ------------------------------------------------------------------------------------------
@@ -190,7 +195,8 @@ def main(
     ] = False,
     out: Annotated[Path, typer.Option(help="The model's folder.")] = REFLECTOR,
     snapshot: Annotated[Path, typer.Option(help="Where a training that was cut off goes on.")] = Path("snapshot.pt"),
-    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 lessons.")] = 4000,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 64 lessons.")] = 3000,
+    bf16: Annotated[bool, typer.Option(help="Multiply in bfloat16, for CPUs that have instructions for it.")] = False,
     seed: int = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; results depend on it in the last digits.")] = 1,
 ) -> None:
@@ -198,7 +204,7 @@ def main(
     torch.set_num_threads(threads)
     transformers_logging.disable_progress_bar()
     if not evaluate_only:
-        reflecting.train(RECIPE, out, steps, seed, snapshot)
+        reflecting.train(RECIPE, out, steps, seed, snapshot, bf16)
     evaluate(out)
 
 

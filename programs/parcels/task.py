@@ -252,24 +252,13 @@ def reflection_lm(variant: str | None = None) -> dspy.LM | None:
 
     Where the feedback shows what was right, it is the reflector that `reflect.py` made; where it tells nothing but the
     score, one that writes sentences at random.
-
-    Raises:
-        ValueError: the reflector was not made.
     """
     from fst_optimizer.evolve.task_lms import random_sentences, trained_reflector
 
     kind = task_named(variant)[1]
     if kind == "scored":
         return random_sentences("parcels", random_instruction)
-    if kind == "told":
-        return None
-    folder = Path(__file__).parent / "reflector"
-    if not folder.is_dir():
-        raise ValueError(
-            f"the kind {kind!r} has no trained reflector yet: make it with "
-            "`python -m programs.parcels.reflect`, name an LM with --reflection-lm, or take the kind told or scored"
-        )
-    return trained_reflector(folder)
+    return None if kind == "told" else trained_reflector(Path(__file__).parent / "reflector")
 
 
 def model() -> str:
