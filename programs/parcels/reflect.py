@@ -8,8 +8,9 @@ of the current instruction what the examples do not contradict.
 
 Time: 3,000 batches of 64 (23 million tokens) in 45 minutes of one CPU core, with `--bf16`.
 
-Scores on 100 lessons of four examples, all of the rule told, greedy / any of 8 at temperature 1: one clause .24 / .37, two
-clauses .03 / .10, two clauses withheld .04 / .08. Who obeys the best of 8 scores .80, .68 and .63; .37, .37 and .35 before.
+Scores on 100 lessons of four examples, all of the rule told, greedy / any of 8 at temperature 1: one clause .24 / .37,
+two clauses .03 / .10, two clauses withheld .04 / .08, three clauses .04 / .05. Who obeys the best of 8 scores .80, .68,
+.63 and .59; .35 to .38 before.
 """
 
 import random
