@@ -21,19 +21,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fst_optimizer import schedule
-from fst_optimizer.data import with_groups
+from fst_optimizer.collect import collect, groups_of_step
 from fst_optimizer.errors import ProgramError, ReflectionError
 from fst_optimizer.evolve.budget import Wanted
 from fst_optimizer.evolve.round import evolve
 from fst_optimizer.phases import Phases, stopped_if_asked, within_caps
 from fst_optimizer.rollout.credit import credit
-from fst_optimizer.rollout.gather import gather, known_places, worth_keeping
-from fst_optimizer.rollout.groups import fast_requests, group_requests, grouped
-from fst_optimizer.run.batches import draw_anchor, next_batches, spare_examples
+from fst_optimizer.rollout.gather import worth_keeping
+from fst_optimizer.rollout.groups import fast_requests, grouped
+from fst_optimizer.run.batches import draw_anchor, next_batches
 from fst_optimizer.run.evaluate import evaluate_pair
 from fst_optimizer.run.monitors import after_eval, after_loss, after_step
 from fst_optimizer.run.run import Run
@@ -139,36 +138,19 @@ def slow_step(run: Run, state: State, batch: Sequence[Item]) -> State:
         return state
     if not batch:
         return schedule.after_slow_step(config, state)
-    group_of = group_requests(population, config, run.teachers, step=state.step)
-    groups = [group_of(item) for item in batch]
-    known = known_places(groups, state.for_groups, state.policy_version)
-    rollouts = sum(map(len, groups)) - len(known)
-    if cap := schedule.cap_before_step(config, state, rollouts):
+    groups = groups_of_step(run, state, population, batch)
+    if cap := schedule.cap_before_step(config, state, groups.to_run):
         if state.stream and cap == "max_rollouts":
             return state  # the stage's: the next cycle is another one's
         return replace(state, ended="budget", cap=cap)
-    execute = partial(
-        run.collector.run,
-        version=state.policy_version,
-        temperature=config.rollout.temperature,
-        capture=config.train.credit == "predictor",
-        on_rollout=run.metrics.counting("slow", rollouts),
-    )
-    others = spare_examples(run.trainset_at(state), batch, config, state.step, state.success)
-    spare = map(group_of, schedule.unlearned(config, state, others))
-    left = schedule.rollouts_left(config, state)
-    found = gather(groups, execute, config, known=known, spare=spare, left=left)
-    run.meter.add_reused(found.reused)
+    found = collect(run, state, groups)
     collected_s = run.metrics.time_s
-    collected = grouped(found.rollouts)
-    credited = credit(collected, config)
+    credited = credit(grouped(found.rollouts), config)
     run.warn_once(state, credited.unlearned)
     report = run.trainer.step(credited.rows)
     version = run.policy.publish() if report.updated else state.policy_version
-    state = schedule.after_slow_step(config, state, found.rollouts, len(found.ran), report.updated)
-    state = replace(state, population=population, step=state.step + 1, policy_version=version, for_groups=())
-    if config.rollout.order == "undecided":
-        state = replace(state, success_now=with_groups(state.success_now, collected))
+    state = schedule.after_slow_step(config, state, found, updated=report.updated)
+    state = replace(state, population=population, step=state.step + 1, policy_version=version)
     if state.phase == schedule.FIRST_STEP:  # the sample kept to read
         keep_rollouts(run.files, state.cycle, found.rollouts)
     fields = step_fields(found.ran, credited, report, run.metrics.time_s - collected_s)

@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fst_optimizer.config.run import FSTConfig
+from fst_optimizer.data import with_groups
 from fst_optimizer.rollout.credit import is_flat, reward
+from fst_optimizer.rollout.gather import Gathered
 from fst_optimizer.rollout.groups import grouped
 from fst_optimizer.run.allocation import (
     Allocation,
@@ -26,7 +28,7 @@ from fst_optimizer.run.allocation import (
 )
 from fst_optimizer.run.gains import worth_training
 from fst_optimizer.run.state import State, Stream
-from fst_optimizer.types import Item, Population, Rollout
+from fst_optimizer.types import Item, Population
 
 if TYPE_CHECKING:
     from fst_optimizer.evolve.round import FastRound
@@ -150,17 +152,17 @@ def unlearned(config: FSTConfig, state: State, batch: Sequence[Item]) -> tuple[I
     return tuple(item for item in batch if item.id not in known)
 
 
-def after_slow_step(
-    config: FSTConfig, state: State, rollouts: Sequence[Rollout] = (), ran: int = 0, updated: bool = False
-) -> State:
-    """The state, with what a slow step says of the next ones; it may have had no example with signal left.
-
-    `ran` of its rollouts were run in it; the others were known.
-    """
+def after_slow_step(config: FSTConfig, state: State, found: Gathered | None = None, *, updated: bool = False) -> State:
+    """The state, with what a slow step says of the next ones. None: it had no example with signal left."""
+    collected = grouped(found.rollouts) if found else []
+    state = replace(state, for_groups=()) if found else state
+    if config.rollout.order == "undecided":
+        state = replace(state, success_now=with_groups(state.success_now, collected))
     if not config.adapts or state.ledger is None:
         return state
-    groups = grouped([one for one in rollouts if not one.lost])
+    groups = grouped([one for one in found.rollouts if not one.lost]) if found else []
     rewards = {one.example_id: [reward(rollout, config.rollout) for rollout in one.rollouts] for one in groups}
+    ran = len(found.ran) if found else 0
     ledger = after_step(
         state.ledger,
         {name: sum(some) / len(some) for name, some in rewards.items()},

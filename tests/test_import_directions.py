@@ -16,8 +16,8 @@ LEVELS = (
     "children errors failpoints finding sandbox stats task_kit text",
     "logs",
     *("types", "data", "store", "config", "progress", "model", "engines", "train", "policy", "program", "rollout"),
-    *("dspy_jobs", "evolve", "run", "schedule", "planned", "stream", "phases", "cycle", "ends", "distill", "parts"),
-    *("dry_run", "optimizer"),
+    *("dspy_jobs", "evolve", "run", "schedule", "planned", "collect", "stream", "phases", "cycle", "ends", "distill"),
+    *("parts", "dry_run", "optimizer"),
     *("tasks", "finished", "task_run", "task_distill", "task_check"),
     *("testing", "lab", "tuning", "cli"),
 )
