@@ -35,8 +35,9 @@ def groups_of_step(run: Run, state: State, population: Population, batch: Sequen
     """A group for each example of a batch, under a population's prompts at the newest version."""
     config = run.config
     group_of = group_requests(population, config, run.teachers, step=state.step)
-    groups = [group_of(item) for item in batch]
-    others = spare_examples(run.trainset_at(state), batch, config, state.step, state.success)
+    groups, others = [group_of(item) for item in batch], list[Item]()
+    if config.rollout.refill:
+        others = spare_examples(run.trainset_at(state), batch, config, state.step, state.success)
     return StepGroups(
         groups,
         known_places(groups, state.for_groups, state.policy_version),

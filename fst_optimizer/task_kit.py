@@ -82,8 +82,8 @@ def feedback(
         told: The sentence that names the rule, added where the kind is `told`.
         other: Gives another example's right answer, never this one's. Only `shuffled` asks, and it shows that even for
             a right answer: else it would say what is right.
-        given: What the predictor was given, where the feedback is to repeat it beside what is right: next to each
-            other a small reflection model relates them ten times sooner (docs/decisions.md).
+        given: What the predictor was given, where the feedback is to repeat it: a small reflection model relates more
+            easily what stands side by side (docs/decisions.md).
     """
     if kind == "scored":
         return f"Score {score:.2f}."

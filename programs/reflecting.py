@@ -249,7 +249,7 @@ def train(recipe: Recipe, out: Path, steps: int, seed: int, snapshot: Path, bf16
 def optimizers_of(model: Model, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the matrices inside, AdamW for embeddings and norms. Muon came with torch 2.9.
 
-    With AdamW for all, the letters reflector was worse after 28 million tokens than so after 2 (docs/decisions.md).
+    docs/decisions.md has what the letters reflector learned with AdamW for all, on feedback that was worded otherwise.
     """
     inside, rest = list[torch.nn.Parameter](), list[torch.nn.Parameter]()
     for name, parameter in model.named_parameters():
